@@ -1,0 +1,121 @@
+"""datasets: where data comes from; every loader yields the same frames, in eV and Angstrom.
+
+A data set is a file, a sample shipped with the package, or a public set that was fetched by name:
+
+    frames = load_frames("sample:ethanol")                       # shipped with the package
+    frames = load_frames("rmd17_ethanol.npz")                    # MD17, rMD17, MD22
+    frames = load_frames("mine.extxyz", energy_key="dft_energy", energy_unit="Hartree", length_unit="Bohr")
+"""
+
+if __name__ == "datasets":
+    raise ImportError(
+        "This folder is `mdrelax.datasets`, not the top-level package `datasets`: import it as `mdrelax.datasets`, or "
+        "run Python from another folder if you meant the package of that name."
+    )
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch_geometric.data import Data
+
+from mdrelax import units
+from mdrelax.datasets.catalogue import CATALOGUE
+from mdrelax.datasets.download import Fetched, cached_path, fetch
+from mdrelax.datasets.extxyz import load_extxyz, read_atoms
+from mdrelax.datasets.frames import Frames, LabelReport, data_hash, make_frame, to_atoms
+from mdrelax.datasets.generate import GenerateSettings, generate
+from mdrelax.datasets.md17 import load_md17, warn_about_md17_noise
+from mdrelax.datasets.predictions import write_predictions
+from mdrelax.datasets.sample import SAMPLES, provenance, sample_path
+from mdrelax.datasets.split import Split, index_split, load_split, random_split, read_indices, save_split
+from mdrelax.datasets.stats import CheckLimits, check_frames, dataset_stats, min_distance
+
+__all__ = [
+    "CATALOGUE",
+    "FORMATS",
+    "LOADERS",
+    "SAMPLES",
+    "CheckLimits",
+    "Fetched",
+    "Frames",
+    "GenerateSettings",
+    "LabelReport",
+    "Split",
+    "cached_path",
+    "check_frames",
+    "data_hash",
+    "dataset_stats",
+    "fetch",
+    "generate",
+    "index_split",
+    "load",
+    "load_extxyz",
+    "load_frames",
+    "load_md17",
+    "load_split",
+    "make_frame",
+    "min_distance",
+    "provenance",
+    "random_split",
+    "read_atoms",
+    "read_indices",
+    "sample_path",
+    "save_split",
+    "to_atoms",
+    "warn_about_md17_noise",
+    "write_predictions",
+]
+
+LOADERS: dict[str, Callable[..., Frames]] = {"extxyz": load_extxyz, "md17": load_md17}
+FORMATS = {".npz": "md17", ".xyz": "extxyz", ".extxyz": "extxyz", ".xyz.gz": "extxyz", ".extxyz.gz": "extxyz"}
+
+
+def load(source: str | Path, *, format: str | None = None, **options: Any) -> list[Data]:
+    """The frames of a data set as a list; see ``load_frames``, which gives isolated atoms and a report too."""
+    return load_frames(source, format=format, **options).data
+
+
+def load_frames(source: str | Path, *, format: str | None = None, **options: Any) -> Frames:
+    """Read a data set: a file, ``sample:NAME`` (shipped), or a name that was fetched, such as ``rmd17:ethanol``.
+
+    The format (a key of ``LOADERS``) follows from the file's ending unless given; options go to its loader, e.g.
+    ``energy_key`` for ``extxyz``, ``labels`` for ``md17``. Options of value ``None`` count as not given. Raises
+    ``ValueError`` for an unknown format or option (naming the nearest), ``FileNotFoundError`` for a missing file.
+    """
+    path = _resolve(str(source))
+    name = format or _format(path)
+    if name not in LOADERS:
+        raise ValueError(f"There is no data format `{name}`; {units.nearest_name(name, LOADERS)}")
+    given = {key: value for key, value in options.items() if value is not None}
+    known = list(inspect.signature(LOADERS[name]).parameters)[1:]
+    for key in given:
+        if key not in known:
+            raise ValueError(f"The format {name} has no option `{key}`; {units.nearest_name(key, known)}")
+    return LOADERS[name](path, **given)
+
+
+def _resolve(source: str) -> Path:
+    """The file behind a source."""
+    if source.startswith("sample:"):
+        return sample_path(source.removeprefix("sample:"))
+    if source.split(":")[0] in {name.split(":")[0] for name in CATALOGUE} and ":" in source:
+        return cached_path(source)
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no file `{source}`; a data set is a file, `sample:NAME` ({', '.join(SAMPLES)}), or a name that "
+            "`mdrelax data fetch` knows."
+        )
+    return path
+
+
+def _format(path: Path) -> str:
+    for ending in sorted(FORMATS, key=len, reverse=True):
+        if path.name.lower().endswith(ending):
+            return FORMATS[ending]
+    raise ValueError(
+        f"The format of `{path.name}` does not follow from its ending; known endings are {', '.join(FORMATS)}. Name it "
+        f"with `format` ({', '.join(LOADERS)})."
+    )

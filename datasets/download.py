@@ -1,0 +1,279 @@
+"""Fetch a public data set by name: several mirrors, checksums, resumed downloads, one clear sentence without network.
+
+    fetch("rmd17:ethanol")                               # downloads, verifies, unpacks; the second call finds the file
+    fetch("rmd17:ethanol", from_file="rmd17.tar.bz2")    # an archive that was brought here by other means
+
+What is known of each file's checksum stands in the catalogue.
+"""
+
+import errno
+import hashlib
+import logging
+import os
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ase.formula import Formula
+from ase.symbols import Symbols
+
+from mdrelax import units
+from mdrelax.datasets.catalogue import CATALOGUE, Item, Source
+from mdrelax.datasets.split import read_indices
+
+__all__ = ["Fetched", "cached_path", "data_folder", "fetch"]
+
+CHUNK = 1 << 20  # bytes
+TIMEOUT = 60.0  # seconds without an answer
+Progress = Callable[[int, int], None]  # bytes so far, bytes in all (0 where the server does not say)
+
+
+class Fetched(NamedTuple):
+    """A data file on this machine, its sha256, and a sentence that says how far it was verified."""
+
+    path: Path
+    sha256: str
+    verdict: str
+
+
+def fetch(
+    name: str,
+    *,
+    folder: str | Path | None = None,
+    from_file: str | Path | None = None,
+    progress: Progress = lambda done, total: None,
+    catalogue: Mapping[str, Item] = CATALOGUE,
+) -> Fetched:
+    """Get the data set ``name`` (such as ``rmd17:ethanol``) into ``folder``, the user's cache unless given.
+
+    A file that is there already is verified and returned. ``from_file`` takes the archive or the single file from this
+    machine instead of the network. Mirrors are tried in order and an interrupted download goes on where it stopped.
+    Raises ``ValueError`` for an unknown name or wrong content, ``ConnectionError`` when no mirror could be reached.
+    """
+    item = _item(name, catalogue)
+    folder = data_folder(folder)
+    target = folder / item.filename
+    folder.mkdir(parents=True, exist_ok=True)
+    if from_file is not None:
+        verdict = _take(Path(from_file), item, target)
+    elif target.is_file():
+        verdict = "It was here already."
+    else:
+        verdict = _try_sources(name, item, target, progress)
+    return _verified(item, target, verdict)
+
+
+def cached_path(name: str, *, folder: str | Path | None = None, catalogue: Mapping[str, Item] = CATALOGUE) -> Path:
+    """Where ``fetch`` put a data set; raises ``FileNotFoundError`` with the command to run when it did not yet."""
+    path = data_folder(folder) / _item(name, catalogue).filename
+    if not path.is_file():
+        raise FileNotFoundError(f"`{name}` is not on this machine yet; run `mdrelax data fetch {name}` first.")
+    return path
+
+
+def data_folder(folder: str | Path | None = None) -> Path:
+    """The folder for downloads: the one given, else ``$MDRELAX_CACHE``, else the user's cache folder."""
+    if folder is None:
+        import pooch
+
+        folder = os.environ.get("MDRELAX_CACHE") or pooch.os_cache("mdrelax")
+    return Path(folder).expanduser()
+
+
+def _item(name: str, catalogue: Mapping[str, Item]) -> Item:
+    if name not in catalogue:
+        raise ValueError(f"There is no data set `{name}` to fetch; {units.nearest_name(name, catalogue)}")
+    return catalogue[name]
+
+
+# --- get the file ---
+
+
+def _try_sources(name: str, item: Item, target: Path, progress: Progress) -> str:
+    """Download from the first mirror that gives the right bytes; returns what is known of their origin."""
+    failures = []
+    for source in item.sources:
+        try:
+            _from_source(source, target, progress)
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+                raise
+            failures.append(f"{source.url}: {_reason(error)}")
+        else:
+            return f"It came from {source.url}{_checksum_clause(source)}."
+    raise ConnectionError(
+        f"`{name}` could not be downloaded; either this machine has no network, or the mirrors have changed. Download "
+        f"{item.sources[0].url} (or another mirror) elsewhere and pass it with `--from-file`. "
+        f"Tried: {'; '.join(failures)}."
+    )
+
+
+def _from_source(source: Source, target: Path, progress: Progress) -> None:
+    """One mirror: download (or find) the file or archive, verify its checksum, put the file at ``target``."""
+    import pooch
+
+    pooch.get_logger().setLevel(logging.WARNING)
+    filename = source.archive or target.name
+    part = target.parent / f"{filename}.part"
+    got = pooch.retrieve(
+        source.url, source.checksum, fname=filename, path=target.parent, downloader=_Resuming(part, progress)
+    )
+    if source.member is not None:
+        _unpack(Path(got), source.member, target)
+
+
+class _Resuming:
+    """A downloader for pooch that keeps what has arrived in a ``.part`` file, and asks only for the rest."""
+
+    def __init__(self, part: Path, progress: Progress) -> None:
+        self.part, self.progress = part, progress
+
+    def __call__(self, url: str, output_file: str | Path, pooch: Any) -> None:
+        """Download ``url`` into ``output_file``; raises ``OSError`` when the connection fails or breaks off."""
+        start = self.part.stat().st_size if self.part.exists() else 0
+        headers = {"User-Agent": "mdrelax", **({"Range": f"bytes={start}-"} if start else {})}
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
+                self._save(response, start)
+        except urllib.error.HTTPError as error:
+            if error.code != 416:  # range not satisfiable: the part is the whole file; its checksum decides
+                raise
+        os.replace(self.part, output_file)
+
+    def _save(self, response: Any, start: int) -> None:
+        status = response.status
+        if status not in (None, 200, 206):
+            raise OSError(f"the server answered with status {status}")
+        if response.headers.get_content_type() == "text/html":
+            raise OSError("the server sent a web page instead of the file")
+        done = start if status == 206 else 0
+        length = response.headers.get("Content-Length")
+        total = done + int(length) if length else 0
+        with self.part.open("ab" if done else "wb") as file:
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                done += len(chunk)
+                self.progress(done, total)
+        if total and done < total:
+            raise OSError(f"the connection broke after {done} of {total} bytes; the next try goes on from there")
+
+
+def _reason(error: Exception) -> str:
+    """Why a mirror failed, on one line."""
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    return " ".join(str(reason).split()).rstrip(".")
+
+
+def _checksum_clause(source: Source) -> str:
+    if source.checksum is None:
+        return ", whose publisher gives no checksum"
+    kind = source.checksum.split(":")[0]
+    return f", with the published {kind} sum"
+
+
+# --- take it from this machine ---
+
+
+def _take(path: Path, item: Item, target: Path) -> str:
+    """Copy the file out of the user's archive (its checksum verified), or take the user's single file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file `{path}` to take `{item.filename}` from.")
+    if not tarfile.is_tarfile(path):
+        _copy(path, target)
+        return f"It was taken from `{path.name}`."
+    archived = next((source for source in item.sources if source.member is not None), None)
+    if archived is None or archived.member is None:
+        raise ValueError(f"`{item.filename}` is published as a single file, but `{path}` is an archive.")
+    _require_checksum(path, archived)
+    _unpack(path, archived.member, target)
+    return f"It was unpacked from `{path.name}`{_checksum_clause(archived)}."
+
+
+def _require_checksum(path: Path, source: Source) -> None:
+    if source.checksum is None:
+        return
+    kind, expected = source.checksum.split(":")
+    found = _digest(path, kind)
+    if found != expected:
+        raise ValueError(
+            f"`{path}` is not the published archive, or was cut off: its {kind} sum is {found}, expected {expected}. "
+            "Download it again; or unpack it yourself and pass the npz file."
+        )
+
+
+def _unpack(archive: Path, member: str, target: Path) -> None:
+    """Write one member of a tar archive to ``target``; raises ``ValueError`` when it is not inside."""
+    try:
+        with tarfile.open(archive) as tar:
+            found = next((entry for entry in tar if entry.name.removeprefix("./") == member and entry.isfile()), None)
+            content = tar.extractfile(found) if found is not None else None
+            if content is None:
+                raise ValueError(f"The archive `{archive}` holds no `{member}`.")
+            _write_whole(target, content)
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"The archive `{archive}` is damaged ({error}).") from error
+
+
+def _copy(path: Path, target: Path) -> None:
+    if path.resolve() != target.resolve():
+        with path.open("rb") as content:
+            _write_whole(target, content)
+
+
+def _write_whole(target: Path, content: Any) -> None:
+    """Copy a stream to ``target``, which appears only when it is whole."""
+    part = target.with_name(target.name + ".unpacked")
+    with part.open("wb") as file:
+        while chunk := content.read(CHUNK):
+            file.write(chunk)
+    os.replace(part, target)
+
+
+# --- verify it ---
+
+
+def _verified(item: Item, target: Path, verdict: str) -> Fetched:
+    """Check the content, compare the sha256 with the one kept beside the file, and keep it when there is none."""
+    _check_content(item, target)
+    sha256 = _digest(target, "sha256")
+    kept = target.with_name(target.name + ".sha256")
+    known = kept.read_text().split()[0] if kept.is_file() else None
+    if known is None:
+        kept.write_text(f"{sha256}  {target.name}\n")
+        return Fetched(target, sha256, f"{verdict} Its content is right; its sha256 is kept from now on.")
+    if known != sha256:
+        raise ValueError(
+            f"`{target}` has changed: its sha256 is {sha256}, and `{kept.name}` beside it says {known}. Delete both "
+            "to fetch it anew."
+        )
+    return Fetched(target, sha256, f"{verdict} Its content is right, and its sha256 the one first seen.")
+
+
+def _check_content(item: Item, path: Path) -> None:
+    """Raise ``ValueError`` when the file is not what its name says: right keys, shapes and molecule."""
+    if item.formula is None:
+        read_indices(path)
+        return
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            numbers = arrays["nuclear_charges" if "nuclear_charges" in arrays else "z"].ravel()
+            shape = arrays["coords" if "coords" in arrays else "R"].shape
+    except Exception as error:  # zip, zlib, numpy and key errors: whatever a wrong file provokes
+        raise ValueError(
+            f"`{path}` is no MD17 npz file, or was cut off ({error}); delete it, then fetch again."
+        ) from error
+    found = Symbols(numbers.astype(int)).get_chemical_formula()
+    if Formula(found).count() != Formula(item.formula).count() or shape[1:] != (len(numbers), 3):
+        raise ValueError(f"`{path}` holds {found} with coordinates {shape}; expected is {item.formula}.")
+
+
+def _digest(path: Path, kind: str) -> str:
+    digest = hashlib.new(kind)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,56 @@
+"""Journal: an append-only file of JSON lines, so that an interrupted job goes on where it stopped."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """Rows of a job, each safe on disk before the next begins; a torn last line, as a killed process leaves it, is cut.
+
+    The first row is the header: the settings that decide the content. Opening a journal with another header raises
+    ``ValueError``, because its rows would not belong together.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+        self.path = path
+        first = {"kind": "header", **json.loads(json.dumps(header))}
+        self.lines = _whole_lines(path)
+        if not self.lines:
+            self.add(first)
+        elif self.lines[0] != first:
+            raise ValueError(
+                f"`{path}` was made with other settings or another start; use the same ones to resume, or delete it."
+            )
+
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        """The rows of one kind, in order."""
+        return [line for line in self.lines if line["kind"] == kind]
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row and force it to disk."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.lines.append(row)
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete rows of a journal; an incomplete last one is cut off the file."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"`{path}` is no journal of mdrelax, or was edited ({error}); delete it to start anew."
+        ) from error

@@ -1,0 +1,172 @@
+"""MD17, rMD17 and MD22: molecular trajectories in npz files, read into eV and Angstrom.
+
+Two layouts are known by their keys:
+
+- rMD17 (Christensen & von Lilienfeld 2020, doi 10.6084/m9.figshare.12672038): ``nuclear_charges`` (N,), ``coords``
+  (F, N, 3), ``energies`` (F,), ``forces`` (F, N, 3), and the original MD17 labels of the same frames as
+  ``old_energies``, ``old_forces``; kcal/mol and Angstrom.
+- sGDML (MD17, MD22; Chmiela et al. 2017, 2023): ``z`` (N,), ``R`` (F, N, 3), ``E`` (F,) or (F, 1), ``F`` (F, N, 3);
+  kcal/mol and Angstrom unless the file's own ``e_unit``, ``r_unit`` say otherwise.
+"""
+
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ase.formula import Formula
+from ase.symbols import Symbols
+from torch_geometric.data import Data
+
+from mdrelax import units
+from mdrelax.datasets.frames import Frames, LabelReport, make_frame, require_finite, summarize
+
+__all__ = ["MD17_FORMULAS", "RMD17_MAX_TRAIN", "load_md17", "warn_about_md17_noise"]
+
+MD17_FORMULAS = {
+    "aspirin": "C9H8O4",
+    "azobenzene": "C12H10N2",
+    "benzene": "C6H6",
+    "ethanol": "C2H6O",
+    "malonaldehyde": "C3H4O2",
+    "naphthalene": "C10H8",
+    "paracetamol": "C8H9NO2",
+    "salicylic": "C7H6O3",
+    "toluene": "C7H8",
+    "uracil": "C4H4N2O2",
+}
+RMD17_MAX_TRAIN = 1000  # what the data set's authors ask for: its frames are correlated in time
+SGDML_UNITS = {"Ang": "Angstrom", "A": "Angstrom", "a0": "Bohr", "bohr": "Bohr", "au": "Bohr", "Ha": "Hartree"}
+
+
+class _Layout(NamedTuple):
+    """The key of each array in one kind of npz file, and the ``config_type`` its frames get."""
+
+    numbers: str
+    positions: str
+    energy: str
+    forces: str
+    config_type: str
+
+
+RMD17 = _Layout("nuclear_charges", "coords", "energies", "forces", "rmd17")
+RMD17_OLD = _Layout("nuclear_charges", "coords", "old_energies", "old_forces", "rmd17-original")
+SGDML = _Layout("z", "R", "E", "F", "sgdml")
+
+
+def load_md17(
+    path: str | Path, *, labels: str | None = None, energy_unit: str | None = None, length_unit: str | None = None
+) -> Frames:
+    """Read an MD17, rMD17 or MD22 npz file into frames in eV and Angstrom.
+
+    ``labels`` chooses between the ``"revised"`` (default) and the ``"original"`` labels of an rMD17 file. Units are
+    those of the publishers (kcal/mol, Angstrom) unless given. Warns when the noisy original MD17 labels are taken.
+    Raises ``ValueError`` for a file of another kind (listing its keys), wrong shapes, or NaN (naming frame and atom).
+    """
+    source = Path(path).name
+    arrays = _read_npz(Path(path))
+    layout = _layout(arrays, labels, source)
+    energy_name = energy_unit or _declared(arrays, "e_unit", "kcal/mol", units.ENERGY_UNITS)
+    length_name = length_unit or _declared(arrays, "r_unit", "Angstrom", units.LENGTH_UNITS)
+    energy, length = units.energy_unit(energy_name), units.length_unit(length_name)
+    numbers, positions, energies, forces = _labels(arrays, layout, source)
+    data = [
+        make_frame(numbers, x, energy=e, forces=f, config_type=layout.config_type)
+        for x, e, f in zip(positions * length, energies * energy, forces * (energy / length), strict=True)
+    ]
+    if _is_noisy(layout, numbers, arrays):
+        warnings.warn(_noise_sentence(source), UserWarning, stacklevel=2)
+    elements, energy_range, largest_force = summarize(data)
+    keys = {"energy": layout.energy, "forces": layout.forces}
+    report = LabelReport(source, keys, len(data), 0, elements, energy_name, length_name, energy_range, largest_force)
+    return Frames(data, {}, report)
+
+
+def warn_about_md17_noise(train: Sequence[Data]) -> None:
+    """Warn when more than 1,000 frames of rMD17 are trained on: more leak the test set, as neighbours in time."""
+    n_frames = sum(str(frame.config_type).startswith("rmd17") for frame in train)
+    if n_frames > RMD17_MAX_TRAIN:
+        warnings.warn(
+            f"Training takes {n_frames} frames of rMD17; its authors ask for at most {RMD17_MAX_TRAIN}, because frames "
+            f"close in time make the test error too good. Take those of one of the published index files.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file `{path}`.")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, AttributeError) as error:
+        raise ValueError(
+            f"`{path}` cannot be read as an npz file ({error}); it is (a) cut off, (b) another kind of file, or "
+            "(c) holds pickled objects, which are refused."
+        ) from error
+
+
+def _layout(arrays: dict[str, np.ndarray], labels: str | None, source: str) -> _Layout:
+    if labels not in (None, "revised", "original"):
+        raise ValueError(f"`labels` must be revised or original, got `{labels}`.")
+    if RMD17.positions in arrays or RMD17.numbers in arrays:
+        layout = RMD17_OLD if labels == "original" else RMD17
+    elif labels == "revised" and SGDML.positions in arrays:
+        raise ValueError(f"`{source}` is in the original MD17 format and has no revised labels; fetch rMD17 instead.")
+    else:
+        layout = SGDML
+    missing = [key for key in layout[:4] if key not in arrays]
+    if missing:
+        raise ValueError(
+            f"`{source}` lacks {', '.join(missing)}; keys found: {', '.join(sorted(arrays)) or 'none'}. Expected are "
+            f"{', '.join(RMD17[:4])} (rMD17) or {', '.join(SGDML[:4])} (MD17, MD22)."
+        )
+    return layout
+
+
+def _declared(arrays: dict[str, np.ndarray], key: str, default: str, known: dict[str, float]) -> str:
+    """The unit that an sGDML file declares; the publishers' unit where it is silent."""
+    if key not in arrays:
+        return default
+    value = arrays[key].item()
+    text = value.decode() if isinstance(value, bytes) else str(value)
+    folded = {name.lower(): name for name in known}
+    return folded.get(text.lower(), SGDML_UNITS.get(text, text))
+
+
+def _labels(
+    arrays: dict[str, np.ndarray], layout: _Layout, source: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers (N,), positions (F, N, 3), energies (F,), forces (F, N, 3); raises ``ValueError`` on wrong shapes."""
+    numbers, positions = arrays[layout.numbers].astype(np.int64).ravel(), arrays[layout.positions]
+    energies, forces = arrays[layout.energy].ravel(), arrays[layout.forces]
+    expected = (len(energies), len(numbers), 3)
+    if positions.shape != expected or forces.shape != expected:
+        raise ValueError(
+            f"`{source}` has {len(energies)} energies and {len(numbers)} atoms, but {layout.positions} of shape "
+            f"{positions.shape} and {layout.forces} of shape {forces.shape}; both must be {expected}."
+        )
+    if not positions.size:
+        raise ValueError(f"`{source}` holds no frames.")
+    for label, values in (("energy", energies), ("positions", positions), ("forces", forces)):
+        require_finite(label, values, source=source)
+    return numbers, positions.astype(np.float64), energies.astype(np.float64), forces.astype(np.float64)
+
+
+def _is_noisy(layout: _Layout, numbers: np.ndarray, arrays: dict[str, np.ndarray]) -> bool:
+    """Original MD17 labels: the old ones of an rMD17 file, or one of its ten molecules at DFT level."""
+    if layout is not SGDML:
+        return layout is RMD17_OLD
+    formula = Formula(Symbols(numbers).get_chemical_formula()).count()
+    theory = str(arrays.get("theory", np.array("")).item())
+    return "CC" not in theory and any(Formula(known).count() == formula for known in MD17_FORMULAS.values())
+
+
+def _noise_sentence(source: str) -> str:
+    return (
+        f"`{source}`: the original MD17 labels carry numerical noise (loose SCF and integration grids), which bounds "
+        "the error that any model can reach; the revised labels (`mdrelax data fetch rmd17:...`) do not."
+    )

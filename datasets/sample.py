@@ -1,0 +1,33 @@
+"""Samples: the data sets that the package ships, and the provenance written in them."""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from mdrelax import units
+from mdrelax.datasets.extxyz import read_atoms
+
+__all__ = ["SAMPLES", "provenance", "sample_path"]
+
+SAMPLES = {"ethanol": "ethanol_pbe.extxyz"}
+
+
+def sample_path(name: str) -> Path:
+    """Where a shipped data set lies; raises ``ValueError`` for an unknown name, ``FileNotFoundError`` if it is gone."""
+    if name not in SAMPLES:
+        raise ValueError(f"There is no sample `{name}`; {units.nearest_name(name, SAMPLES)}")
+    path = Path(str(resources.files("mdrelax.datasets") / "samples" / SAMPLES[name]))
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"The sample file `{SAMPLES[name]}` is missing from this installation; install mdrelax again."
+        )
+    return path
+
+
+def provenance(path: str | Path) -> dict[str, Any]:
+    """How a file made with ``mdrelax data generate`` came about (method, settings, versions); empty for other files."""
+    value = read_atoms(path)[0].info.get("provenance")
+    if isinstance(value, str):  # ASE parses some JSON by itself
+        value = json.loads(value)
+    return dict(value) if value else {}

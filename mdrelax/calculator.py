@@ -1,0 +1,171 @@
+"""MDRelaxCalculator: a projected model as an ASE calculator.
+
+    atoms.calc = MDRelaxCalculator.from_file("model.safetensors")
+
+Energies in eV, forces in eV/A, stress in eV/A^3 (ASE's sign and Voigt order xx, yy, zz, yz, xz, xy). Only a model that
+is exactly equivariant may drive a simulation, so a model with relaxed layers, or without its certificate, is refused.
+"""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from mdrelax.forcefield import ForceField, Prediction
+from mdrelax.graph import Graph, collate
+from mdrelax.modelfile import load_model
+from mdrelax.neighbors import VerletList, build_graph
+from mdrelax.relaxation import is_relaxed
+from mdrelax.units import nearest_name
+
+__all__ = ["MDRelaxCalculator", "UnprojectedModelError"]
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+Results = dict[str, Any]
+
+
+class UnprojectedModelError(ValueError):
+    """A model that was not projected to exact equivariance, or not certified."""
+
+
+class MDRelaxCalculator(Calculator):
+    """Energy, free energy, per-atom energies, forces and (for cells periodic in three directions) stress.
+
+    ``dtype`` is the network's precision, ``"float32"`` or ``"float64"``; ``None`` keeps the model's own. ``skin``
+    (Angstrom) is the reach of the Verlet list beyond the cut-off. The force field is copied: later training does not
+    change the calculator. One calculator may serve several ``Atoms``.
+
+    Raises ``UnprojectedModelError`` for a model with relaxed layers. Asked for results it raises ``ValueError`` for no
+    atoms, positions that are not finite and singular periodic cells, ``UnknownElementError`` for an element without
+    training data, ``PropertyNotImplementedError`` for the stress of what has no volume.
+    """
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
+    ignored_changes: ClassVar[set[str]] = {"initial_charges", "initial_magmoms"}  # the model does not read these
+
+    def __init__(
+        self,
+        force_field: ForceField,
+        *,
+        dtype: str | None = None,
+        device: str | torch.device = "cpu",
+        skin: float = 0.5,
+        certificate: Any = None,
+    ) -> None:
+        super().__init__()
+        _refuse_relaxed(force_field)
+        self.force_field = _own_copy(force_field, dtype, device)
+        self.device = device
+        self.certificate = certificate
+        self.neighbors = VerletList(force_field.cutoff, skin)
+
+    @classmethod
+    def from_file(
+        cls, path: str | Path, *, dtype: str | None = None, device: str | torch.device = "cpu", skin: float = 0.5
+    ) -> "MDRelaxCalculator":
+        """The calculator of a finished model file.
+
+        Raises ``UnprojectedModelError`` when the file holds no certificate, and the errors of ``load_model``.
+        """
+        model = load_model(path)
+        if model.certificate is None:
+            raise UnprojectedModelError(
+                f"`{path}` carries no projection certificate, so its forces need not be equivariant: run "
+                "`mdrelax project` on it (or on the checkpoint it came from) and use the file that this writes."
+            )
+        return cls(model.force_field, dtype=dtype, device=device, skin=skin, certificate=model.certificate)
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """Everything the model offers for ``atoms``, into ``self.results``; ASE's cache decides when this is called."""
+        structure = self.atoms if atoms is None else atoms
+        if structure is None:
+            raise ValueError("`calculate` needs a structure: pass `atoms`, or set `atoms.calc` and ask `atoms`.")
+        _refuse_empty(structure, "The structure")
+        if "stress" in properties and not _has_volume(structure):
+            raise PropertyNotImplementedError(
+                f"Stress needs a cell that is periodic in three directions, got pbc = {structure.pbc.tolist()}; "
+                "energy and forces are available."
+            )
+        super().calculate(structure, list(properties), list(system_changes))
+        self.results = {}  # an error below must not leave the results of another structure behind
+        graph = self.neighbors.graph(structure.positions, structure.numbers, structure.cell, structure.pbc)
+        (self.results,) = self._evaluate(graph, [structure])
+
+    def calculate_many(self, structures: Sequence[Atoms], *, batch_size: int = 32) -> list[Results]:
+        """The results of many structures, ``batch_size`` of them in one pass of the network; a dict for each.
+
+        Leaves the cache alone. Errors as in ``calculate``.
+        """
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be >= 1, got {batch_size}.")
+        results: list[Results] = []
+        for start in range(0, len(structures), batch_size):
+            chunk = structures[start : start + batch_size]
+            for number, atoms in enumerate(chunk, start):
+                _refuse_empty(atoms, f"Structure {number}")
+            graphs = [build_graph(a.positions, a.numbers, a.cell, a.pbc, self.neighbors.cutoff) for a in chunk]
+            results += self._evaluate(collate(graphs), chunk)
+        return results
+
+    def _evaluate(self, graph: Graph, structures: Sequence[Atoms]) -> list[Results]:
+        volumes = [_has_volume(atoms) for atoms in structures]
+        prediction = self.force_field(graph.to(self.device), stress=any(volumes))
+        return _split(prediction, [len(atoms) for atoms in structures], volumes)
+
+
+def _split(prediction: Prediction, sizes: Sequence[int], volumes: Sequence[bool]) -> list[Results]:
+    """ASE's results of each structure in a batch."""
+    energy, energies, forces = (tensor.cpu().numpy() for tensor in prediction[:3])
+    stress = None if prediction.stress is None else prediction.stress.cpu().numpy()
+    results: list[Results] = []
+    end = 0
+    for number, (size, volume) in enumerate(zip(sizes, volumes, strict=True)):
+        start, end = end, end + size
+        total = float(energy[number])
+        result: Results = {"energy": total, "free_energy": total}
+        result |= {"energies": energies[start:end].copy(), "forces": forces[start:end].copy()}
+        if volume and stress is not None:
+            result["stress"] = full_3x3_to_voigt_6_stress(stress[number])
+        results.append(result)
+    return results
+
+
+def _refuse_relaxed(force_field: ForceField) -> None:
+    relaxed = [name for name, module in force_field.named_modules() if is_relaxed(module)]
+    if relaxed:
+        raise UnprojectedModelError(
+            f"The model still has {len(relaxed)} relaxed layers (the first: `{relaxed[0]}`), so its forces are not "
+            "equivariant; call `project(model)` first."
+        )
+
+
+def _refuse_empty(atoms: Atoms, name: str) -> None:
+    if len(atoms) == 0:
+        raise ValueError(f"{name} has no atoms; an energy needs at least one.")
+
+
+def _own_copy(force_field: ForceField, dtype: str | None, device: str | torch.device) -> ForceField:
+    """A frozen copy in evaluation mode, of the wanted precision, on the wanted device."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"Unknown `dtype` {dtype!r}; {nearest_name(str(dtype), DTYPES)}")
+    own = copy.deepcopy(force_field).eval().requires_grad_(False)
+    if dtype is not None:
+        own.to_dtype(DTYPES[dtype])
+    return own.to(device)
+
+
+def _has_volume(atoms: Atoms) -> bool:
+    """True where stress means something: periodic in all three directions."""
+    return bool(np.all(atoms.pbc))

@@ -1,0 +1,149 @@
+"""ForceField: per-atom energies of a potential -> total energy, forces and stress.
+
+    E   = sum_i ( E_ref(Z_i) + scale * e_i )
+    F_k = -dE/dx_k            sigma = (1 / V) sum_edges r (x) dE/dr
+
+A potential is a function of the edge vectors r only, so both derivatives come from one gradient with respect to r. The
+stress is the derivative with respect to a homogeneous strain divided by the volume, in ASE's sign (tension positive).
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mdrelax.graph import Graph, edge_vectors
+
+__all__ = ["ForceField", "Potential", "Prediction", "UnknownElementError", "fit_reference_energies"]
+
+
+class Potential(Protocol):
+    """What every network keeps: a smooth function of species and edge vectors, zero influence beyond the cut-off.
+
+    | argument | shape | unit |
+    | --- | --- | --- |
+    | species | (N,) int64, index into the force field's elements | - |
+    | edge_index | (2, E) int64, source and target, sorted by target | - |
+    | edge_vectors | (E, 3) | Angstrom |
+    | returned energies | (N,) | the force field's scale (eV after scaling) |
+    """
+
+    cutoff: float  # Angstrom
+
+    def __call__(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor: ...
+
+
+class Prediction(NamedTuple):
+    """Energies in eV, forces in eV/A, stress in eV/A^3 (ASE's sign); float64."""
+
+    energy: Tensor  # (G,)
+    energies: Tensor  # (N,)
+    forces: Tensor  # (N, 3)
+    stress: Tensor | None  # (G, 3, 3), zero for graphs without a cell
+
+
+class UnknownElementError(ValueError):
+    """An element that the model was not trained on."""
+
+
+class ForceField(nn.Module):
+    """A potential with its elements, reference energies and scale: everything that makes a number in eV.
+
+    ``reference_energies`` (eV, one an element) and ``scale`` (eV) are kept in float64 whatever the network's dtype.
+    """
+
+    species: Tensor
+    reference_energies: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, potential: nn.Module, *, elements: tuple[int, ...], reference_energies: Tensor | None = None, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        if not elements or list(elements) != sorted(set(elements)):
+            raise ValueError(f"`elements` must be distinct atomic numbers in rising order, got {elements}.")
+        self.potential = potential
+        self.elements = elements
+        species = torch.full((max(elements) + 1,), -1)
+        species[list(elements)] = torch.arange(len(elements))
+        references = torch.zeros(len(elements)) if reference_energies is None else reference_energies
+        self.register_buffer("species", species, persistent=False)
+        self.register_buffer("reference_energies", references.double())
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
+
+    @property
+    def cutoff(self) -> float:
+        """The potential's cut-off radius in Angstrom."""
+        return float(self.potential.cutoff)  # type: ignore[arg-type]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The network's floating-point type."""
+        return next(self.potential.parameters()).dtype
+
+    def to_dtype(self, dtype: torch.dtype) -> "ForceField":
+        """Cast the network in place; reference energies and scale stay float64."""
+        self.potential.to(dtype)
+        return self
+
+    def forward(self, graph: Graph, *, stress: bool = False, create_graph: bool = False) -> Prediction:
+        """Energy, forces and (on request) stress of each structure.
+
+        ``create_graph=True`` keeps the result differentiable, as training on forces needs. Works under ``no_grad``.
+        Raises ``UnknownElementError`` for an element the model does not know.
+        """
+        with torch.enable_grad():
+            vectors = edge_vectors(graph).detach().requires_grad_()
+            raw = self.potential(self._species(graph.numbers), graph.edge_index, vectors.to(self.dtype))
+            energies = self.scale * raw.double()
+            gradient = _gradient(energies, vectors, create_graph)
+        species = self._species(graph.numbers)
+        energies = energies + self.reference_energies[species]
+        energy = energies.new_zeros(graph.n_graphs).index_add(0, graph.batch, energies)
+        result = Prediction(energy, energies, _forces(graph, gradient), _stress(graph, vectors, gradient) if stress else None)
+        return result if create_graph else Prediction(*(None if t is None else t.detach() for t in result))  # type: ignore[arg-type]
+
+    def _species(self, numbers: Tensor) -> Tensor:
+        known = numbers.clamp(0, len(self.species) - 1)
+        species = self.species[known]
+        wrong = (species < 0) | (known != numbers)
+        if wrong.any():
+            unknown = sorted(set(numbers[wrong].tolist()))
+            raise UnknownElementError(
+                f"Atomic numbers {unknown} are unknown to this model, which was trained on {list(self.elements)}; "
+                "train on data with these elements or remove the atoms."
+            )
+        return species
+
+
+def _gradient(energies: Tensor, vectors: Tensor, create_graph: bool) -> Tensor:
+    """dE/dr of each edge, (E, 3); zeros where there are no edges."""
+    if not energies.requires_grad or len(vectors) == 0:
+        return torch.zeros_like(vectors)
+    (gradient,) = torch.autograd.grad(energies.sum(), vectors, create_graph=create_graph, allow_unused=True)
+    return torch.zeros_like(vectors) if gradient is None else gradient
+
+
+def _forces(graph: Graph, gradient: Tensor) -> Tensor:
+    """F_i = sum over edges into i of dE/dr, minus the sum over edges out of i: net force zero by construction."""
+    source, target = graph.edge_index
+    zeros = gradient.new_zeros(len(graph.numbers), 3)
+    return zeros.index_add(0, target, gradient).index_add(0, source, -gradient)
+
+
+def _stress(graph: Graph, vectors: Tensor, gradient: Tensor) -> Tensor:
+    """(G, 3, 3) symmetric stress in eV/A^3; zero where the cell has no volume."""
+    outer = vectors.unsqueeze(2) * gradient.unsqueeze(1)  # (E, 3, 3)
+    virial = outer.new_zeros(graph.n_graphs, 3, 3).index_add(0, graph.batch[graph.edge_index[1]], outer)
+    volume = torch.linalg.det(graph.cell).abs()[:, None, None]
+    symmetric = (virial + virial.transpose(1, 2)) / 2
+    return torch.where(volume > 0, symmetric / volume.clamp(min=1e-30), torch.zeros_like(symmetric))
+
+
+def fit_reference_energies(numbers: list[Tensor], energies: Tensor, elements: tuple[int, ...]) -> Tensor:
+    """Least-squares energy of each element (eV, float64) over structures with the given total energies (eV).
+
+    The minimum-norm solution is taken where compositions do not tell the elements apart (one molecule only).
+    """
+    counts = torch.stack([torch.stack([(z == element).sum() for element in elements]) for z in numbers]).double()
+    return torch.linalg.lstsq(counts, energies.double()[:, None], driver="gelsd").solution[:, 0]

@@ -1,0 +1,77 @@
+"""Graph: atoms and the edges between them, as one immutable tuple of tensors.
+
+Letters used in the whole package: N atoms, E edges, G graphs (molecules or cells of a batch), C channels, D = 2l+1.
+
+An edge goes from a source atom j to a target atom i, which collects messages: ``edge_index[0]`` is j,
+``edge_index[1]`` is i, and the edge vector is
+
+    r = x_j - x_i + S h
+
+with the integer cell shift ``S`` and the cell ``h`` whose rows are the lattice vectors (ASE's convention). Edges are
+sorted by target. Lengths are in Angstrom.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Graph", "collate", "edge_vectors", "rotate"]
+
+
+class Graph(NamedTuple):
+    """A batch of structures. Every tensor of lengths is float64; the networks cast the edge vectors themselves."""
+
+    positions: Tensor  # (N, 3) Angstrom
+    numbers: Tensor  # (N,) atomic numbers, int64
+    cell: Tensor  # (G, 3, 3) Angstrom, rows are lattice vectors, zeros where not periodic
+    edge_index: Tensor  # (2, E) source j, target i; int64, sorted by target
+    edge_shift: Tensor  # (E, 3) cell shifts S, whole numbers as floats
+    batch: Tensor  # (N,) the graph each atom belongs to, int64, sorted
+
+    @property
+    def n_graphs(self) -> int:
+        """G, the number of structures."""
+        return self.cell.shape[0]
+
+    def to(self, device: torch.device | str) -> "Graph":
+        """The same graph on another device."""
+        return Graph(*(tensor.to(device) for tensor in self))
+
+
+def edge_vectors(graph: Graph) -> Tensor:
+    """Vectors (E, 3) from target to source, in Angstrom, through the cell's periodic images."""
+    source, target = graph.edge_index
+    vectors = graph.positions[source] - graph.positions[target]
+    if not graph.cell.any():
+        return vectors
+    cells = graph.cell[graph.batch[target]]  # (E, 3, 3)
+    return vectors + (graph.edge_shift.unsqueeze(1) @ cells).squeeze(1)
+
+
+def collate(graphs: Sequence[Graph]) -> Graph:
+    """Several graphs as one; raises ``ValueError`` when there are none."""
+    if not graphs:
+        raise ValueError("`collate` needs at least one graph.")
+    if len(graphs) == 1:
+        return graphs[0]
+    n_atoms = [len(graph.numbers) for graph in graphs]
+    n_graphs = [graph.n_graphs for graph in graphs]
+    atom_offset = [sum(n_atoms[:k]) for k in range(len(graphs))]
+    graph_offset = [sum(n_graphs[:k]) for k in range(len(graphs))]
+    return Graph(
+        positions=torch.cat([graph.positions for graph in graphs]),
+        numbers=torch.cat([graph.numbers for graph in graphs]),
+        cell=torch.cat([graph.cell for graph in graphs]),
+        edge_index=torch.cat([g.edge_index + k for g, k in zip(graphs, atom_offset, strict=True)], dim=1),
+        edge_shift=torch.cat([graph.edge_shift for graph in graphs]),
+        batch=torch.cat([g.batch + k for g, k in zip(graphs, graph_offset, strict=True)]),
+    )
+
+
+def rotate(graph: Graph, rotations: Tensor) -> Graph:
+    """Each structure turned by its own matrix: ``rotations`` is (G, 3, 3), acting as x -> R x on positions and cell."""
+    per_atom = rotations[graph.batch]  # (N, 3, 3)
+    positions = (per_atom @ graph.positions.unsqueeze(-1)).squeeze(-1)
+    return graph._replace(positions=positions, cell=graph.cell @ rotations.transpose(1, 2))

@@ -1,0 +1,83 @@
+"""What the calculator refuses: structures without an energy, models without certified symmetry."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError
+
+from lennard_jones import SmoothLennardJones, assert_like_ase, cluster, crystal, lj_calculator, lj_force_field
+from mdrelax.calculator import MDRelaxCalculator, UnprojectedModelError
+from mdrelax.forcefield import UnknownElementError
+
+
+@pytest.mark.parametrize(
+    ("atoms", "error", "sentence"),
+    [
+        (Atoms(), ValueError, "The structure has no atoms"),
+        (Atoms("HO", [[0, 0, 0], [0, 0, 1]]), UnknownElementError, r"\[8\] are unknown to this model"),
+        (Atoms("H", pbc=True), ValueError, "singular cell"),
+        (Atoms("H", pbc=[0, 0, 1], cell=[4, 4, 0]), ValueError, "periodic along c"),
+        (Atoms("H", [[0, 0, np.inf]]), ValueError, "NaN or infinite"),
+    ],
+)
+def test_impossible_structures_raise_a_sentence(atoms: Atoms, error: type[Exception], sentence: str) -> None:
+    """No atoms, unknown elements, singular cells and broken positions are errors, never numbers."""
+    atoms.calc = lj_calculator()
+    with pytest.raises(error, match=sentence):
+        atoms.get_potential_energy()
+
+
+@pytest.mark.parametrize("pbc", [False, (True, True, False)])
+def test_stress_without_volume_is_refused_and_forces_remain(pbc: object) -> None:
+    """Stress exists for cells periodic in three directions; asking for it elsewhere does not spoil the rest."""
+    atoms = crystal()
+    atoms.pbc = pbc
+    atoms.calc = lj_calculator()
+    atoms.get_forces()
+    with pytest.raises(PropertyNotImplementedError, match="periodic in three directions"):
+        atoms.get_stress()
+    assert "stress" not in atoms.calc.results
+    assert_like_ase(atoms)
+
+
+def test_a_model_with_relaxed_layers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relaxed layers break the symmetry of the forces: the constructor names one of them."""
+    monkeypatch.setattr("mdrelax.calculator.is_relaxed", lambda module: isinstance(module, SmoothLennardJones))
+    with pytest.raises(UnprojectedModelError, match=r"1 relaxed layers \(the first: `potential`\).*project"):
+        lj_calculator()
+
+
+def test_a_file_without_certificate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``from_file`` takes only certified models, and passes the certificate on."""
+    model = SimpleNamespace(force_field=lj_force_field(), certificate=None, header={})
+    monkeypatch.setattr("mdrelax.calculator.load_model", lambda path: model)
+    with pytest.raises(UnprojectedModelError, match=r"`m\.safetensors` carries no projection certificate"):
+        MDRelaxCalculator.from_file("m.safetensors")
+    model.certificate = "passed"
+    calculator = MDRelaxCalculator.from_file("m.safetensors", dtype="float32", skin=0.2)
+    assert (calculator.certificate, calculator.neighbors.skin) == ("passed", 0.2)
+    assert calculator.force_field.dtype == torch.float32
+
+
+def test_unknown_dtype_names_the_known_ones() -> None:
+    """A misspelt precision is an error with the nearest name."""
+    with pytest.raises(ValueError, match="did you mean `float64`"):
+        lj_calculator(dtype="flaot64")
+
+
+def test_a_refused_structure_leaves_no_results_behind() -> None:
+    """After an error the same structure raises again, and a good one is right."""
+    calculator = lj_calculator()
+    good, bad = cluster(), cluster()
+    good.calc = bad.calc = calculator
+    good.get_potential_energy()
+    bad.positions[2, 1] = np.nan
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"Positions of atoms \[2\]"):
+            calculator.calculate(bad, ["energy"])
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            bad.get_potential_energy()
+    assert_like_ase(good)
