@@ -98,7 +98,7 @@ def _try_sources(name: str, item: Item, target: Path, progress: Progress) -> str
     failures = []
     for source in item.sources:
         try:
-            _from_source(source, target, progress)
+            _from_source(item, source, target, progress)
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
                 raise
@@ -112,18 +112,18 @@ def _try_sources(name: str, item: Item, target: Path, progress: Progress) -> str
     )
 
 
-def _from_source(source: Source, target: Path, progress: Progress) -> None:
+def _from_source(item: Item, source: Source, target: Path, progress: Progress) -> None:
     """One mirror: download (or find) the file or archive, verify its checksum, put the file at ``target``."""
     import pooch
 
     pooch.get_logger().setLevel(logging.WARNING)
-    filename = source.archive or target.name
-    part = target.parent / f"{filename}.part"
-    got = pooch.retrieve(
-        source.url, source.checksum, fname=filename, path=target.parent, downloader=_Resuming(part, progress)
-    )
+    resuming = _Resuming(target.parent / f"{source.archive or target.name}.part", progress)
+    filename = source.archive or f"{target.name}.unchecked"
+    got = Path(pooch.retrieve(source.url, source.checksum, fname=filename, path=target.parent, downloader=resuming))
     if source.member is not None:
-        _unpack(Path(got), source.member, target)
+        _unpack(got, source.member, item, target)
+    else:
+        _adopt(got, item, target)
 
 
 class _Resuming:
@@ -183,13 +183,13 @@ def _take(path: Path, item: Item, target: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file `{path}` to take `{item.filename}` from.")
     if not tarfile.is_tarfile(path):
-        _copy(path, target)
+        _copy(path, item, target)
         return f"It was taken from `{path.name}`."
     archived = next((source for source in item.sources if source.member is not None), None)
     if archived is None or archived.member is None:
         raise ValueError(f"`{item.filename}` is published as a single file, but `{path}` is an archive.")
     _require_checksum(path, archived)
-    _unpack(path, archived.member, target)
+    _unpack(path, archived.member, item, target)
     return f"It was unpacked from `{path.name}`{_checksum_clause(archived)}."
 
 
@@ -205,7 +205,7 @@ def _require_checksum(path: Path, source: Source) -> None:
         )
 
 
-def _unpack(archive: Path, member: str, target: Path) -> None:
+def _unpack(archive: Path, member: str, item: Item, target: Path) -> None:
     """Write one member of a tar archive to ``target``; raises ``ValueError`` when it is not inside."""
     try:
         with tarfile.open(archive) as tar:
@@ -213,27 +213,37 @@ def _unpack(archive: Path, member: str, target: Path) -> None:
             content = tar.extractfile(found) if found is not None else None
             if content is None:
                 raise ValueError(f"The archive `{archive}` holds no `{member}`.")
-            _write_whole(target, content)
+            _write_whole(content, item, target)
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"The archive `{archive}` is damaged ({error}).") from error
 
 
-def _copy(path: Path, target: Path) -> None:
+def _copy(path: Path, item: Item, target: Path) -> None:
     if path.resolve() != target.resolve():
         with path.open("rb") as content:
-            _write_whole(target, content)
+            _write_whole(content, item, target)
 
 
-def _write_whole(target: Path, content: Any) -> None:
-    """Copy a stream to ``target``, which appears only when it is whole."""
-    part = target.with_name(target.name + ".unpacked")
+def _write_whole(content: Any, item: Item, target: Path) -> None:
+    """Copy a stream to ``target``, which appears only when it is whole and right."""
+    part = target.with_name(target.name + ".unchecked")
     with part.open("wb") as file:
         while chunk := content.read(CHUNK):
             file.write(chunk)
-    os.replace(part, target)
+    _adopt(part, item, target)
 
 
 # --- verify it ---
+
+
+def _adopt(path: Path, item: Item, target: Path) -> None:
+    """Move a file to ``target`` when its content is right, else delete it and raise ``ValueError``."""
+    try:
+        _check_content(item, path)
+    except ValueError:
+        path.unlink()
+        raise
+    os.replace(path, target)
 
 
 def _verified(item: Item, target: Path, verdict: str) -> Fetched:
@@ -259,16 +269,14 @@ def _check_content(item: Item, path: Path) -> None:
         read_indices(path)
         return
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             numbers = arrays["nuclear_charges" if "nuclear_charges" in arrays else "z"].ravel()
             shape = arrays["coords" if "coords" in arrays else "R"].shape
     except Exception as error:  # zip, zlib, numpy and key errors: whatever a wrong file provokes
-        raise ValueError(
-            f"`{path}` is no MD17 npz file, or was cut off ({error}); delete it, then fetch again."
-        ) from error
+        raise ValueError(f"`{item.filename}` is no MD17 npz file, or was cut off ({error}); fetch it again.") from error
     found = Symbols(numbers.astype(int)).get_chemical_formula()
     if Formula(found).count() != Formula(item.formula).count() or shape[1:] != (len(numbers), 3):
-        raise ValueError(f"`{path}` holds {found} with coordinates {shape}; expected is {item.formula}.")
+        raise ValueError(f"`{item.filename}` holds {found} with coordinates {shape}; expected is {item.formula}.")
 
 
 def _digest(path: Path, kind: str) -> str:

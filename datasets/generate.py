@@ -156,11 +156,12 @@ def _sample(start: Atoms, settings: GenerateSettings, journal: Journal, progress
 
 
 def _equilibrate(atoms: Atoms, settings: GenerateSettings, rng: np.random.Generator) -> None:
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+    """Relax to the nearest minimum, draw momenta from the Maxwell-Boltzmann distribution, run to equilibrium."""
     from ase.optimize import BFGS
 
     BFGS(atoms, logfile=None).run(fmax=0.05, steps=200)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=settings.temperature, rng=rng)
+    widths = np.sqrt(atoms.get_masses() * ase_units.kB * settings.temperature)[:, None]
+    atoms.set_momenta(rng.standard_normal((len(atoms), 3)) * widths)
     _langevin(atoms, settings, rng, settings.equilibration_fs)
 
 

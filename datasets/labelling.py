@@ -1,5 +1,6 @@
 """Labelling: energy and forces of a molecule at a level of theory, GFN2-xTB (tblite) or DFT (pyscf)."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -77,9 +78,11 @@ class _Dft:
         except ImportError as error:
             raise ImportError("DFT labels need pyscf; install it with `pip install 'mdrelax[generate]'`.") from error
         try:
-            dft.libxc.parse_xc(functional)
-            for symbol in symbols:
-                gto.basis.load(basis, symbol)
+            with warnings.catch_warnings():  # pyscf advertises another package before it gives up on a basis
+                warnings.simplefilter("ignore")
+                dft.libxc.parse_xc(functional)
+                for symbol in symbols:
+                    gto.basis.load(basis, symbol)
         except (KeyError, ValueError, RuntimeError) as error:  # pyscf's BasisNotFoundError is a RuntimeError
             raise ValueError(
                 f"pyscf does not know `{functional}/{basis}` for {', '.join(symbols)} ({error}); an example of a "

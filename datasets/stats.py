@@ -3,16 +3,14 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from ase.data import chemical_symbols
 from ase.neighborlist import primitive_neighbor_list
 from torch_geometric.data import Data
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["CheckLimits", "check_frames", "dataset_stats", "min_distance"]
 
@@ -36,19 +34,15 @@ class _Finding(NamedTuple):
     sentence: str
 
 
-def dataset_stats(data: Sequence[Data]) -> "pd.DataFrame":
+def dataset_stats(data: Sequence[Data]) -> pd.DataFrame:
     """One row a quantity with its unit: count, min, mean, max, std over the frames (or atoms) that have it."""
-    import pandas as pd
-
     columns = ["quantity", "unit", "count", "min", "mean", "max", "std"]
     rows = [_row(name, unit, np.array(values, dtype=float)) for name, unit, values in _quantities(data) if len(values)]
     return pd.DataFrame(rows, columns=columns)
 
 
-def check_frames(data: Sequence[Data], *, limits: CheckLimits | None = None) -> "pd.DataFrame":
+def check_frames(data: Sequence[Data], *, limits: CheckLimits | None = None) -> pd.DataFrame:
     """One row a check: ``check``, ``passed``, ``frames`` (list of indices), ``message`` (a sentence when it failed)."""
-    import pandas as pd
-
     limits = CheckLimits() if limits is None else limits
     rows = []
     for name, check in CHECKS.items():
@@ -200,8 +194,8 @@ def _check_energies(data: Sequence[Data], limits: CheckLimits) -> _Finding:
         frames += [indices[k] for k in _outliers(energies, limits.energy_widths)]
     return _Finding(
         sorted(frames),
-        f"An energy is over {limits.energy_widths:g} times the width of its composition's 5-95 % range away from it: an "
-        "unconverged calculation, another level of theory, or a broken geometry.",
+        f"An energy is over {limits.energy_widths:g} times the width of its composition's 5-95 % range away from it: "
+        "an unconverged calculation, another level of theory, or a broken geometry.",
     )
 
 

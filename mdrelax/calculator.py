@@ -9,7 +9,7 @@ is exactly equivariant may drive a simulation, so a model with relaxed layers, o
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +19,8 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from mdrelax.forcefield import ForceField, Prediction
 from mdrelax.graph import Graph, collate
-from mdrelax.modelfile import load_model
 from mdrelax.neighbors import VerletList, build_graph
-from mdrelax.relaxation import is_relaxed
+from mdrelax.relaxation import relaxed_layers
 from mdrelax.units import nearest_name
 
 __all__ = ["MDRelaxCalculator", "UnprojectedModelError"]
@@ -47,8 +46,9 @@ class MDRelaxCalculator(Calculator):
     training data, ``PropertyNotImplementedError`` for the stress of what has no volume.
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
-    ignored_changes: ClassVar[set[str]] = {"initial_charges", "initial_magmoms"}  # the model does not read these
+    # ASE's interface: mutable, and declared on the instance.
+    implemented_properties: list[str] = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
+    ignored_changes: set[str] = {"initial_charges", "initial_magmoms"}  # noqa: RUF012 (the model does not read these)
 
     def __init__(
         self,
@@ -74,6 +74,8 @@ class MDRelaxCalculator(Calculator):
 
         Raises ``UnprojectedModelError`` when the file holds no certificate, and the errors of ``load_model``.
         """
+        from mdrelax.modelfile import load_model  # here: a force field in memory needs no file format
+
         model = load_model(path)
         if model.certificate is None:
             raise UnprojectedModelError(
@@ -143,7 +145,7 @@ def _split(prediction: Prediction, sizes: Sequence[int], volumes: Sequence[bool]
 
 
 def _refuse_relaxed(force_field: ForceField) -> None:
-    relaxed = [name for name, module in force_field.named_modules() if is_relaxed(module)]
+    relaxed = list(relaxed_layers(force_field))
     if relaxed:
         raise UnprojectedModelError(
             f"The model still has {len(relaxed)} relaxed layers (the first: `{relaxed[0]}`), so its forces are not "

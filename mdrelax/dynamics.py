@@ -18,6 +18,7 @@ import pandas as pd
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
+from ase.io.trajectory import Trajectory
 from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
 
@@ -156,14 +157,17 @@ def kinetic_temperature(kinetic_energy_eV: float, freedom: int) -> float:
 
 
 def energy_drift(time_ps: npt.ArrayLike, energy_eV: npt.ArrayLike, n_atoms: int) -> float:
-    """Slope of the total energy against time in meV/atom/ps, by least squares; NaN for fewer than two times."""
+    """Slope of the total energy against time in meV/atom/ps, by least squares.
+
+    NaN for fewer than two times and for energies that are not finite; ``ValueError`` for shapes that do not fit.
+    """
     time, energy = np.asarray(time_ps, dtype=float), np.asarray(energy_eV, dtype=float)
     if time.shape != energy.shape or time.ndim != 1 or n_atoms < 1:
         raise ValueError(
             f"`energy_drift` needs as many times as energies and at least one atom, got shapes {time.shape} and "
             f"{energy.shape} and {n_atoms} atoms."
         )
-    if np.unique(time).size < 2:
+    if np.unique(time).size < 2 or not np.isfinite(energy).all():
         return math.nan
     centred = time - time.mean()
     return float(1000.0 * (centred @ (energy - energy.mean())) / (centred @ centred) / n_atoms)
@@ -262,7 +266,8 @@ class _Journal:
         frame.info["time_fs"] = time_fs
         if self._trajectory.suffix == ".traj":
             frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
-            write(self._trajectory, frame, append=True)
+            with Trajectory(str(self._trajectory), "a") as file:
+                file.write(frame)
             return
         if not self._trajectory.exists():
             frame.info["units"] = FRAME_UNITS

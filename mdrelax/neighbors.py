@@ -41,7 +41,7 @@ class _System(NamedTuple):
 class _Candidates(NamedTuple):
     """Pairs that may be edges, sorted by target, source and shift."""
 
-    index: Indices  # (2, P) source j, target i
+    pairs: Indices  # (2, P) source j, target i
     shift: Array | None  # (P, 3) S; None where nothing is periodic
     offset: Array | None  # (P, 3) S h
 
@@ -83,9 +83,10 @@ class VerletList:
         """The graph of one structure; arguments and errors as in ``build_graph``."""
         system = _system(positions, numbers, cell, pbc)
         if not self._covers(system):
-            self._searched = None  # an error below must not leave half a list behind
             self._found = _candidates(system, self.cutoff + self.skin)
-            self._searched = _System(*(array.copy() for array in system))
+            self._searched = _System(
+                system.positions.copy(), system.numbers.copy(), system.cell.copy(), system.pbc.copy()
+            )
             self.searches += 1
         return _graph(system, self._found, self.cutoff)
 
@@ -184,11 +185,11 @@ def _dense(positions: Array, radius: float) -> _Candidates:
 
 def _graph(system: _System, found: _Candidates, cutoff: float) -> Graph:
     """The candidates that lie within the cut-off, as tensors that share no memory with the caller's arrays."""
-    vectors = system.positions.take(found.index[0], axis=0) - system.positions.take(found.index[1], axis=0)
+    vectors = system.positions.take(found.pairs[0], axis=0) - system.positions.take(found.pairs[1], axis=0)
     if found.offset is not None:
         vectors += found.offset
     near = _squares(vectors) < cutoff**2  # (P,)
-    index = found.index.compress(near, axis=1)
+    index = found.pairs.compress(near, axis=1)
     shift = np.zeros((index.shape[1], 3)) if found.shift is None else found.shift.compress(near, axis=0)
     return Graph(
         positions=torch.from_numpy(system.positions.copy()),

@@ -1,1 +1,75 @@
-"""potentials."""
+"""potentials: the networks that give per-atom energies, by name, and their presets.
+
+| name | paper |
+| --- | --- |
+| equiformer | Liao & Smidt, ICLR 2023, arXiv 2206.11990 |
+
+A preset is a set of arguments; `md17` is the published MD17 configuration (L = 2, SE(3)), `small` and `tiny` are E(3)
+networks sized for a few CPU cores.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from mdrelax import units
+from mdrelax.potentials.equiformer import Equiformer
+
+__all__ = ["POTENTIALS", "PRESETS", "Equiformer", "build_potential", "preset"]
+
+POTENTIALS: dict[str, Callable[..., nn.Module]] = {"equiformer": Equiformer}
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "equiformer": {
+        "tiny": {
+            "irreps": "32x0e+16x1o+8x2e",
+            "n_blocks": 2,
+            "nonlinear_messages": False,
+            "expansion": 2,
+            "n_features": 64,
+            "radial_basis": "bessel",
+            "n_basis": 8,
+        },
+        "small": {
+            "irreps": "64x0e+32x1o+16x2e",
+            "n_blocks": 3,
+            "nonlinear_messages": False,
+            "expansion": 2,
+            "n_features": 128,
+            "radial_basis": "bessel",
+            "n_basis": 8,
+        },
+        "md17": {
+            "irreps": "128x0e+64x1e+32x2e",
+            "n_blocks": 6,
+            "nonlinear_messages": True,
+            "expansion": 3,
+            "n_features": 512,
+            "radial_basis": "expnormal",
+            "n_basis": 32,
+        },
+    }
+}
+
+
+def preset(potential: str, name: str) -> dict[str, Any]:
+    """The arguments of a preset; raises ``ValueError`` naming the nearest known one."""
+    known = PRESETS[_known(potential)]
+    if name not in known:
+        raise ValueError(f"`{potential}` has no preset `{name}`; {units.nearest_name(name, known)}")
+    return dict(known[name])
+
+
+def build_potential(name: str, n_species: int, arguments: Mapping[str, Any]) -> nn.Module:
+    """The network ``name`` for so many elements; raises ``ValueError`` for unknown names and impossible arguments."""
+    try:
+        return POTENTIALS[_known(name)](n_species, **arguments)
+    except TypeError as error:  # an argument that the network does not have
+        raise ValueError(f"The potential `{name}` cannot be built: {error}.") from error
+
+
+def _known(name: str) -> str:
+    if name not in POTENTIALS:
+        raise ValueError(f"There is no potential `{name}`; {units.nearest_name(name, POTENTIALS)}")
+    return name

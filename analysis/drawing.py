@@ -1,0 +1,123 @@
+"""Drawing: the pens and paper that all figures share: colours, style, panels, scales, and heat maps.
+
+Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color), which colour-blind readers can tell apart; heat
+maps use cividis, made for the same readers.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "THETA_FILL",
+    "VERMILION",
+    "WIDTH",
+    "NothingToDrawError",
+    "decades",
+    "heat_map",
+    "log_scale",
+    "panels",
+    "shared_legend",
+    "styled",
+]
+
+Arguments = ParamSpec("Arguments")
+
+BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
+THETA_FILL = "#EFE3C2"  # pale, so that curves stay readable on it
+WIDTH = 9.5  # inches; 950 pixels of a report, so 9 points are read as 12 pixels
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+
+
+class NothingToDrawError(ValueError):
+    """The table or record that was handed in holds nothing that the figure shows."""
+
+
+def styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
+    """Draw with our fonts and lines and leave the user's settings as they were."""
+
+    @wraps(draw)
+    def inner(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
+        with mpl.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return inner
+
+
+def panels(count: int, problem: str, *, height: float = 3.3) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` panels side by side; raises ``NothingToDrawError`` with the problem when there are none."""
+    if not count:
+        raise NothingToDrawError(f"{problem}: there is nothing to draw.")
+    width = WIDTH if count > 1 else 0.6 * WIDTH
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def log_scale(ax: Axes) -> None:
+    """A log axis with plain numbers, readable over one decade and over five."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def shared_legend(figure: Figure) -> None:
+    """One legend above all panels, each label once."""
+    entries = {}
+    for ax in figure.axes:
+        entries |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    figure.legend(entries.values(), entries.keys(), loc="outside upper left", ncols=len(entries))
+
+
+def heat_map(figure: Figure, ax: Axes, table: npt.NDArray[np.float64]) -> None:
+    """Cells with their numbers; the colour spans at most eight decades below the largest entry."""
+    positive = table[table > 0]
+    high = float(positive.max()) if positive.size else 1.0
+    low = max(float(positive.min()) if positive.size else 0.1, 1e-8 * high)
+    norm = LogNorm(min(low, 0.1 * high), high)
+    colours = mpl.colormaps["cividis"].with_extremes(under="#DDDDDD", bad="white")
+    shown = np.ma.masked_invalid(np.where(table == 0, 1e-300, table))
+    image = ax.imshow(shown, norm=norm, cmap=colours, aspect="auto")
+    for (row, column), value in np.ndenumerate(table):
+        if np.isfinite(value):
+            dark = 0 < value < np.sqrt(norm.vmin * high)  # type: ignore[operator]
+            ax.text(
+                column,
+                row,
+                f"{value:.0e}" if value else "0",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="w" if dark else "k",
+            )
+    figure.colorbar(image, ax=ax, label="$||W_J||^2$")
+    ax.grid(visible=False)
+
+
+def decades(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Whole powers of ten around the finite positive values, with room for a label."""
+    finite = values[np.isfinite(values) & (values > 0)]
+    return float(10 ** (np.floor(np.log10(finite.min())) - 1)), float(10 ** (np.ceil(np.log10(finite.max())) + 2))

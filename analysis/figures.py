@@ -1,0 +1,240 @@
+"""Figures: the pictures of a run, each a ``matplotlib.figure.Figure`` made from tables and records.
+
+pyplot and its global state are not used: a figure belongs to the caller, who saves it with ``figure.savefig``. Colours
+are those of Okabe and Ito (https://jfly.uni-koeln.de/color), which colour-blind readers can tell apart; heat maps use
+cividis, made for the same readers. A figure without anything to show raises ``NothingToDrawError``, a ``ValueError``.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mdrelax.analysis.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    THETA_FILL,
+    VERMILION,
+    WIDTH,
+    NothingToDrawError,
+    decades,
+    heat_map,
+    log_scale,
+    panels,
+    shared_legend,
+    styled,
+)
+from mdrelax.analysis.metrics import Predictions, errors
+from mdrelax.dynamics import energy_drift
+from mdrelax.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, Certificate
+
+__all__ = [
+    "equivariance_bars",
+    "learning_curves",
+    "md_energy",
+    "parity",
+    "schedule_plot",
+    "symmetry_spectra",
+]
+
+Array = npt.NDArray[np.float64]
+
+MANY_POINTS = 2000  # from here on points cover each other and are counted in hexagons
+VALIDATION = {
+    "val_forces_mae_meV_per_A": "force MAE (meV/Å)",
+    "val_energy_mae_meV_per_atom": "energy MAE (meV/atom)",
+    "val_stress_mae_meV_per_A3": "stress MAE (meV/Å³)",
+}
+STEERING = {"theta": "relaxation θ", "lr": "learning rate", "penalty": "penalty"}
+
+
+@styled
+def learning_curves(
+    metrics: pd.DataFrame, standard: pd.DataFrame | None = None, *, best_step: int | None = None
+) -> Figure:
+    """Validation errors against the optimiser step on a log scale, one panel a quantity, with theta as a filled curve.
+
+    ``metrics`` and ``standard`` (the run that was never relaxed, dashed) are ``metrics.csv`` tables; a circle marks
+    ``best_step``, the model that was kept. Raises ``ValueError`` when no validation error is in the table.
+    """
+    shown = {name: label for name, label in VALIDATION.items() if _has(metrics, name)}
+    figure, axes = panels(len(shown), "`metrics` holds no validation error")
+    for ax, (name, label) in zip(axes, shown.items(), strict=True):
+        _fill_theta(ax, metrics)
+        train = name.replace("val_", "train_")
+        if _has(metrics, train):
+            ax.plot(metrics.step, metrics[train], color=GREY, linewidth=0.9, label="training")
+        if standard is not None and _has(standard, name):
+            ax.plot(standard.step, standard[name], "--", color=VERMILION, label="standard arm, validation")
+        ax.plot(metrics.step, metrics[name], color=BLUE, label="this run, validation (projected)")
+        kept = metrics[metrics.step == best_step]
+        ax.plot(kept.step, kept[name], "o", color=BLUE, markerfacecolor="white", label="model kept")
+        ax.set(title=label, xlabel="optimiser step")
+        log_scale(ax)
+    shared_legend(figure)
+    return figure
+
+
+@styled
+def schedule_plot(metrics: pd.DataFrame) -> Figure:
+    """How a run was steered: theta, learning rate and penalty against the step, those that were not always zero."""
+    shown = {name: label for name, label in STEERING.items() if _has(metrics, name) and metrics[name].any()}
+    figure, axes = panels(len(shown), "`metrics` holds no theta, learning rate or penalty", height=2.4)
+    for ax, (name, label) in zip(axes, shown.items(), strict=True):
+        ax.plot(metrics.step, metrics[name], color=BLUE)
+        ax.set(title=label, xlabel="optimiser step")
+        ax.set_ylim(bottom=0)
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))
+    return figure
+
+
+@styled
+def parity(predictions: Predictions) -> Figure:
+    """Predicted against reference energies (relative to the mean reference), force and stress components.
+
+    Energies are per atom where structures differ in size. The MAE stands in the titles. Raises ``ValueError`` when
+    there are no labels.
+    """
+    table = errors(predictions)
+    same_size = len(np.unique(predictions.n_atoms)) == 1
+    unit, key = ("eV", "meV") if same_size else ("eV/atom", "meV_per_atom")
+    sizes = 1 if same_size else predictions.n_atoms
+    energies = (predictions.energy_true / sizes, predictions.energy_pred / sizes)
+    centre = np.nanmean(energies[0]) if np.isfinite(energies[0]).any() else 0.0
+    candidates = [
+        (f"energy_mae_{key}", f"Energy − mean ({unit})", energies[0] - centre, energies[1] - centre),
+        ("forces_mae_meV_per_A", "Force components (eV/Å)", predictions.forces_true, predictions.forces_pred),
+        ("stress_mae_meV_per_A3", "Stress components (eV/Å³)", predictions.stress_true, predictions.stress_pred),
+    ]
+    shown = [(name, label, true, pred) for name, label, true, pred in candidates if name in table]
+    figure, axes = panels(len(shown), "`predictions` holds no labels", height=4.3)
+    for ax, (name, label, true, pred) in zip(axes, shown, strict=True):
+        quantity, _, error_unit = name.partition("_mae_")
+        _parity_panel(ax, np.ravel(true), np.ravel(pred))
+        readable = error_unit.replace("_per_", "/").replace("A3", "Å³").replace("/A", "/Å")
+        ax.set(title=f"{quantity}: MAE {table[name]:.3g} {readable}", xlabel=f"reference: {label}", ylabel="prediction")
+    return figure
+
+
+@styled
+def symmetry_spectra(certificate: Certificate) -> Figure:
+    """Heat map of the free maps' ||W_J||^2, layer by J, log colour; J = 0 commutes with rotations, the others do not.
+
+    Zeros are grey, and J that a layer cannot have are left white. Raises ``ValueError`` when no layer has a spectrum.
+    """
+    layers = [layer for layer in certificate.layers if layer.spectrum]
+    if not layers:
+        raise NothingToDrawError(
+            "The certificate holds no symmetry spectrum: nothing was relaxed, or the group is finite."
+        )
+    table = np.full((len(layers), max(len(layer.spectrum) for layer in layers)), np.nan)
+    for row, layer in zip(table, layers, strict=True):
+        row[: len(layer.spectrum)] = layer.spectrum
+    figure = Figure(figsize=(min(WIDTH, 3.4 + 0.8 * table.shape[1]), 1.3 + 0.33 * len(layers)), layout="constrained")
+    ax = figure.add_subplot()
+    heat_map(figure, ax, table)
+    ax.set(xlabel="J", title="symmetry spectrum of the free maps at projection")
+    ax.set_yticks(range(len(layers)), _short([layer.name for layer in layers]))
+    ax.set_xticks(range(table.shape[1]), ["0\nequivariant", *map(str, range(1, table.shape[1]))])
+    return figure
+
+
+@styled
+def equivariance_bars(certificate: Certificate) -> Figure:
+    """The largest relative errors of a certificate on a log scale, with the limits they must stay under.
+
+    Symmetries that the network does not claim (reflections in SE(3)) are pale; an infinite error fills its row.
+    """
+    figure, axes = panels(2, "", height=2.3)
+    claimed = [certificate.symmetry == "E(3)" or name != "reflection" for name in certificate.float64._fields]
+    limits = (("float64", LARGEST_ERROR_FLOAT64), ("float32", LARGEST_ERROR_FLOAT32))
+    for ax, (dtype, limit) in zip(axes, limits, strict=True):
+        values = np.array(getattr(certificate, dtype), dtype=float)
+        low, high = decades(np.append(values, [limit * 1e-3, limit]))
+        lengths = np.clip(np.nan_to_num(values, nan=np.inf), low, high)
+        colours = [GREEN if value < limit else VERMILION for value in values]
+        bars = ax.barh(list(certificate.float64._fields), lengths - low, left=low, color=colours, height=0.6)
+        for bar, own in zip(bars, claimed, strict=True):
+            bar.set_alpha(1.0 if own else 0.3)
+        ax.axvline(limit, color="black", linestyle="--", linewidth=1.2)
+        ax.set(xscale="log", xlim=(low, high), title=f"{dtype} (limit {limit:.0e}, dashed)", xlabel="error / RMS force")
+        ax.bar_label(bars, [f" {value:.1e}" if value else " 0" for value in values], color="black")
+        ax.invert_yaxis()
+        ax.grid(axis="y", visible=False)
+    return figure
+
+
+@styled
+def md_energy(log: pd.DataFrame, *, n_atoms: int | None = None) -> Figure:
+    """Total energy relative to its start with its drift (meV/atom, or meV without ``n_atoms``), and temperature (K).
+
+    ``log`` has the columns of ``mdrelax.dynamics.LOG_COLUMNS``. Raises ``ValueError`` for fewer than two rows.
+    """
+    figure, axes = panels(2 if len(log) > 1 else 0, "`log` needs at least two rows to show molecular dynamics")
+    unit = "meV/atom" if n_atoms else "meV"
+    time = log.time_ps.to_numpy(dtype=float)
+    energy = 1000 * (log.total_energy_eV.to_numpy(dtype=float) - log.total_energy_eV.iloc[0]) / (n_atoms or 1)
+    drift = energy_drift(time, energy / 1000, 1)  # the energy is per atom already
+    axes[0].plot(time, energy, color=BLUE, linewidth=0.9)
+    axes[0].plot(time, energy.mean() + drift * (time - time.mean()), "--", color=VERMILION)
+    axes[0].set(title=f"total energy: drift {drift:.2g} {unit}/ps (dashed)", ylabel=f"E − E(0) ({unit})")
+    mean = log.temperature_K.mean()
+    axes[1].plot(time, log.temperature_K, color=BLUE, linewidth=0.9)
+    axes[1].axhline(mean, color=VERMILION, linestyle="--")
+    axes[1].set(title=f"temperature: mean {mean:.0f} K (dashed)", ylabel="temperature (K)")
+    for ax in axes:
+        ax.set_xlabel("time (ps)")
+        ax.ticklabel_format(axis="y", useOffset=False)
+    return figure
+
+
+# --- parts ---
+
+
+def _has(table: pd.DataFrame, name: str) -> bool:
+    return name in table and bool(table[name].notna().any())
+
+
+def _fill_theta(ax: Axes, metrics: pd.DataFrame) -> None:
+    """theta as a pale area behind the curves, with its own axis on the right; nothing for a standard run."""
+    if not _has(metrics, "theta") or not metrics.theta.any():
+        return
+    twin = ax.twinx()
+    twin.fill_between(metrics.step, metrics.theta, color=THETA_FILL, linewidth=0, label="relaxation θ (right axis)")
+    twin.set(ylim=(0, 1.05), yticks=(0, 0.5, 1))
+    twin.grid(visible=False)
+    twin.tick_params(axis="y", colors=GREY, length=2)
+    ax.set_zorder(twin.get_zorder() + 1)
+    ax.patch.set_visible(False)
+
+
+def _parity_panel(ax: Axes, true: Array, pred: Array) -> None:
+    """Points, or hexagons with counts where there are many, and the diagonal; only finite pairs are drawn."""
+    finite = np.isfinite(true) & np.isfinite(pred)
+    true, pred = true[finite], pred[finite]
+    both = np.concatenate([true, pred, [0.0]])
+    margin = 0.04 * max(float(np.ptp(both)), 1e-6)
+    limits = (float(both.min()) - margin, float(both.max()) + margin)
+    if len(true) > MANY_POINTS:
+        hexagons = ax.hexbin(
+            true, pred, gridsize=60, extent=limits * 2, bins="log", cmap="cividis", mincnt=1, linewidths=0.1
+        )
+        if ax.figure is not None:
+            ax.figure.colorbar(hexagons, ax=ax, label="components in a hexagon", shrink=0.75)
+    else:
+        ax.scatter(true, pred, s=14, color=BLUE, alpha=0.5, linewidths=0)
+    ax.plot(limits, limits, color="black", linewidth=0.7, zorder=3)
+    ax.set(xlim=limits, ylim=limits, aspect="equal")
+
+
+def _short(names: list[str]) -> list[str]:
+    """The names without the dotted beginning that they share."""
+    parts = [name.split(".") for name in names]
+    shared = 0
+    while all(len(part) > shared + 1 for part in parts) and len({part[shared] for part in parts}) == 1:
+        shared += 1
+    return [".".join(part[shared:]) for part in parts]

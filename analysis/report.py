@@ -1,0 +1,261 @@
+"""Report: a run folder becomes plots/*.png and report.html, one offline file with its images inside.
+
+Read are config.yaml and metrics.csv, which every run folder has, and what else is there of env.json, split.json,
+results.json, test_predictions.npz, md_log.csv and standard/metrics.csv; a part that is missing is left out of the report.
+Nothing is trusted: text is escaped, and whether the certificate passed is judged again from its numbers.
+"""
+
+import base64
+import contextlib
+import io
+import json
+import math
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import jinja2
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mdrelax.analysis import figures
+from mdrelax.analysis.drawing import NothingToDrawError
+from mdrelax.analysis.metrics import Predictions, error_percentiles, errors_by_element, load_predictions
+from mdrelax.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, Certificate
+
+__all__ = ["Run", "read_run", "write_report"]
+
+REQUIRED = ("config.yaml", "metrics.csv")
+DOTS_PER_INCH = 160
+ROWS = {
+    "forces_mae_meV_per_A": ("Force MAE", "meV/Å"),
+    "forces_rmse_meV_per_A": ("Force RMSE", "meV/Å"),
+    "energy_mae_meV": ("Energy MAE", "meV"),
+    "energy_mae_meV_per_atom": ("Energy MAE", "meV/atom"),
+    "energy_rmse_meV_per_atom": ("Energy RMSE", "meV/atom"),
+    "stress_mae_meV_per_A3": ("Stress MAE", "meV/Å³"),
+    "stress_rmse_meV_per_A3": ("Stress RMSE", "meV/Å³"),
+    "forces_mae_kcal_per_mol_per_A": ("Force MAE", "kcal/mol/Å"),
+    "energy_mae_kcal_per_mol": ("Energy MAE", "kcal/mol"),
+}
+
+
+class Run(NamedTuple):
+    """What a run folder holds; ``None`` or empty for the parts that it lacks."""
+
+    name: str
+    config: str  # YAML text
+    environment: dict[str, Any]
+    split: dict[str, Any]
+    metrics: pd.DataFrame
+    standard: pd.DataFrame | None
+    results: dict[str, Any]
+    certificate: Certificate | None
+    predictions: Predictions | None
+    md_log: pd.DataFrame | None
+
+
+def write_report(run: Path) -> Path:
+    """Write ``plots/*.png`` and ``report.html`` into a run folder and return the path of the latter.
+
+    An older report is replaced only by a whole one. Raises ``ValueError`` when the folder is no run folder or a file in
+    it cannot be read.
+    """
+    folder = Path(run)
+    contents = read_run(folder)
+    page = _template().render(
+        run=contents,
+        headline=_headline(contents.results),
+        verdict=_verdict(contents.results),
+        images=_draw_all(contents, folder / "plots"),
+        by_element=_rows(errors_by_element, contents.predictions),
+        percentiles=_rows(error_percentiles, contents.predictions),
+        limits={"float64": LARGEST_ERROR_FLOAT64, "float32": LARGEST_ERROR_FLOAT32},
+    )
+    _replace(folder / "report.html", page.encode())
+    return folder / "report.html"
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder; raises ``ValueError`` when it is none, or naming the file that cannot be read."""
+    lacking = [name for name in REQUIRED if not (folder / name).is_file()]
+    if lacking:
+        raise ValueError(
+            f"`{folder}` is no run folder: it lacks {' and '.join(lacking)}. "
+            "Name the folder that `mdrelax train` wrote with `--out`."
+        )
+    return Run(
+        name=folder.resolve().name,
+        config=(folder / "config.yaml").read_text(encoding="utf-8"),
+        environment=_read(folder / "env.json", _json, {}),
+        split=_read(folder / "split.json", _json, {}),
+        metrics=_read(folder / "metrics.csv", _table, pd.DataFrame()),
+        standard=_read(folder / "standard" / "metrics.csv", _table, None),
+        results=_read(folder / "results.json", _json, {}),
+        certificate=_read(folder / "results.json", _certificate, None),
+        predictions=_read(folder / "test_predictions.npz", load_predictions, None),
+        md_log=_read(folder / "md_log.csv", _table, None),
+    )
+
+
+# --- read ---
+
+
+def _read(path: Path, reader: Callable[[Path], Any], default: Any = None) -> Any:
+    """What the reader makes of a file, the default without the file, and an error that names it otherwise."""
+    if not path.is_file():
+        return default
+    try:
+        return reader(path)
+    except (ValueError, KeyError, TypeError, OSError, EOFError, BadZipFile) as error:
+        raise ValueError(f"`{path}` cannot be read: {error!r}. Restore it; optional files may be removed.") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"expected an object, got {type(content).__name__}")
+    return content
+
+
+def _certificate(path: Path) -> Certificate | None:
+    content = _json(path).get("certificate")
+    return Certificate.from_dict(content) if content else None
+
+
+def _table(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path)
+    known = ("step", "time_ps")  # one of them counts the rows of every table of a run
+    if not any(name in table for name in known):
+        raise ValueError(f"expected a column {' or '.join(known)}, got {', '.join(table.columns)}")
+    return table
+
+
+# --- tables ---
+
+
+def _headline(results: dict[str, Any]) -> dict[str, Any]:
+    """Column titles, and rows of (quantity, unit, one value a column); empty without test metrics."""
+    baselines = results.get("baselines") or {}
+    sources = {
+        "this run, test": results.get("test"),
+        "this run, validation": results.get("validation"),
+        "standard arm, test": baselines.get("standard"),
+        "mean baseline, test": baselines.get("mean"),
+    }
+    known = {title: metrics for title, metrics in sources.items() if metrics}
+    rows = [
+        (*label, [metrics.get(key) for metrics in known.values()])
+        for key, label in ROWS.items()
+        if any(metrics.get(key) is not None for metrics in known.values())
+    ]
+    return {"columns": list(known), "rows": rows}
+
+
+def _verdict(results: dict[str, Any]) -> str:
+    """One sentence: the first test error and how it compares with the baselines."""
+    test, baselines = results.get("test") or {}, results.get("baselines") or {}
+    key = next((key for key in ("forces_mae_meV_per_A", "energy_mae_meV") if test.get(key) is not None), None)
+    if key is None:
+        return ""
+    label, unit = ROWS[key]
+    parts = [
+        f"{_ratio(test[key], baselines[arm][key])} {title}'s {_number(baselines[arm][key])}"
+        for arm, title in (("mean", "the mean baseline"), ("standard", "the standard arm"))
+        if (baselines.get(arm) or {}).get(key)
+    ]
+    comparison = f": {' and '.join(parts)}" if parts else ""
+    return f"{label} on the test set {_number(test[key])} {unit}{comparison}."
+
+
+def _ratio(value: float, reference: float) -> str:
+    """In words, how a value compares with a positive reference."""
+    if not math.isfinite(value):
+        return "not comparable with"
+    if value < 0.5 * reference:
+        return f"{_number(reference / value)} times smaller than" if value > 0 else "smaller than"
+    change = 100 * (value / reference - 1)
+    return f"{abs(change):.1f} % {'smaller' if change < 0 else 'larger'} than"
+
+
+def _rows(make: Callable[[Predictions], pd.DataFrame], predictions: Predictions | None) -> list[dict[str, Any]]:
+    if predictions is None:
+        return []
+    return [{str(name): value for name, value in row.items()} for row in make(predictions).to_dict("records")]
+
+
+def _number(value: Any) -> str:
+    """Three digits, a dash for what is missing, words for what is not finite."""
+    if value is None or isinstance(value, str):
+        return value or "–"
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "infinite"
+    if value and not 1e-3 <= abs(value) < 1e5:
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
+def _duration(seconds: float) -> str:
+    """Seconds in the unit that reads best."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+# --- draw and write ---
+
+
+def _draw_all(run: Run, folder: Path) -> dict[str, str]:
+    """Every figure that has something to show, written into ``folder``: name -> data URI of the PNG."""
+    best = run.results.get("best_step")
+    n_atoms = (run.results.get("md") or {}).get("n_atoms")
+    drawings: dict[str, Callable[[], Figure]] = {
+        "learning_curves": lambda: figures.learning_curves(run.metrics, run.standard, best_step=best),
+        "schedule": lambda: figures.schedule_plot(run.metrics),
+    }
+    if run.predictions is not None:
+        drawings["parity"] = partial(figures.parity, run.predictions)
+    if run.certificate is not None:
+        drawings["equivariance"] = partial(figures.equivariance_bars, run.certificate)
+        drawings["symmetry_spectra"] = partial(figures.symmetry_spectra, run.certificate)
+    if run.md_log is not None:
+        drawings["md_energy"] = partial(figures.md_energy, run.md_log, n_atoms=n_atoms)
+    folder.mkdir(exist_ok=True)
+    images = {}
+    for stale in folder.glob("*.png"):
+        stale.unlink()  # an older picture must not stand beside new numbers
+    for name, draw in drawings.items():
+        with contextlib.suppress(NothingToDrawError):
+            content = _png(draw())
+            _replace(folder / f"{name}.png", content)
+            images[name] = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    return images
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    return buffer.getvalue()
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {"number": _number, "error": "{:.1e}".format, "duration": _duration, "text": json.dumps}
+    return environment.get_template("report.html.j2")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,70 @@
+"""The front door: the command `mdrelax` and its verbs. Nothing heavy is imported before a verb is chosen.
+
+Exit codes: 0 done, 1 anything unforeseen, 2 config, 3 data, 4 certificate refused.
+"""
+
+import sys
+import traceback
+
+import typer
+
+from mdrelax.cli import configs, data, models, simulate, train
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="mdrelax",
+    help="Interatomic potentials trained with relaxed equivariance and projected back to exact symmetry. (`relax` here "
+    "means the symmetry constraint, not a geometry: to relax a geometry, use the calculator with an ASE optimiser.)",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train.train)
+app.add_typer(data.app, name="data")
+app.add_typer(configs.app, name="config")
+app.command("md")(simulate.md)
+app.command("audit")(models.audit)
+app.command("project")(models.project)
+app.command("predict")(models.predict)
+app.command("report")(train.report)
+app.command("info")(models.info)
+
+CONFIG, DATA, CERTIFICATE, OTHER = 2, 3, 4, 1
+
+
+def main() -> None:
+    """Run the command line; the message of an error comes last and alone, the traceback only with MDRELAX_DEBUG=1."""
+    try:
+        app(standalone_mode=False)
+    except typer.Abort:
+        _fail("Interrupted.", OTHER)
+    except KeyboardInterrupt:
+        _fail("Interrupted; a training run goes on with `--restart auto`.", OTHER)
+    except Exception as error:
+        if hasattr(error, "show"):  # click's own usage errors
+            error.show()
+            sys.exit(CONFIG)
+        _explain(error)
+
+
+def _explain(error: Exception) -> None:
+    import os
+
+    if os.environ.get("MDRELAX_DEBUG"):
+        traceback.print_exc()
+    from mdrelax.config import ConfigError
+    from mdrelax.projection import CertificateError
+
+    if isinstance(error, ConfigError):
+        _fail(str(error), CONFIG)
+    if isinstance(error, CertificateError):
+        _fail(str(error), CERTIFICATE)
+    if isinstance(error, (ValueError, FileNotFoundError, KeyError)):
+        _fail(str(error), DATA)
+    _fail(f"{type(error).__name__}: {error}", OTHER)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(message, err=True)
+    sys.exit(code)

@@ -1,0 +1,71 @@
+"""`mdrelax data`: fetch public sets, make one's own, look at them and check them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Fetch, generate, describe and check data sets.", no_args_is_help=True)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="Such as rmd17:ethanol.")],
+    from_file: Annotated[Path | None, typer.Option(help="Take this file instead of downloading.")] = None,
+) -> None:
+    """Download a public data set, verify it and keep it in the data folder."""
+    from mdrelax import datasets
+
+    fetched = datasets.fetch(name, from_file=from_file)
+    typer.echo(fetched)
+
+
+@app.command()
+def stats(data: Annotated[str, typer.Argument(help="A file, sample:NAME or a fetched name.")]) -> None:
+    """Counts, elements and ranges with their units."""
+    from mdrelax import datasets
+
+    frames = datasets.load_frames(data)
+    typer.echo(frames.report)
+    typer.echo(datasets.dataset_stats(frames.data).to_string())
+
+
+@app.command()
+def check(data: Annotated[str, typer.Argument(help="A file, sample:NAME or a fetched name.")]) -> None:
+    """Look for NaN, clashes, duplicates, net forces and outliers; exit code 3 when a check fails."""
+    from mdrelax import datasets
+
+    table = datasets.check_frames(datasets.load(data))
+    typer.echo(table.to_string())
+    if not table["passed"].all():
+        raise ValueError("Some checks failed; see the table above.")
+
+
+@app.command()
+def generate(
+    source: Annotated[str, typer.Argument(help="A geometry file, or a molecule that ASE knows, such as CH3CH2OH.")],
+    output: Annotated[Path, typer.Argument(help="The extxyz to write.")],
+    frames: Annotated[int, typer.Option(help="Number of frames.")] = 700,
+    temperature: Annotated[float, typer.Option(help="K, of the GFN2-xTB Langevin sampling.")] = 500.0,
+    method: Annotated[str, typer.Option(help="Labels: GFN2-xTB, or FUNCTIONAL/BASIS such as PBE/def2-SVP.")] = "GFN2-xTB",
+    interval: Annotated[float, typer.Option(help="fs between frames.")] = 100.0,
+    grid_level: Annotated[int, typer.Option(help="pyscf's integration grid, 0 to 9.")] = 3,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+) -> None:
+    """Make a data set of one's own molecule; an interrupted run goes on when the command is given again."""
+    from rich.progress import Progress
+
+    from mdrelax import datasets
+
+    settings = datasets.GenerateSettings(
+        n_frames=frames, temperature=temperature, method=method, interval_fs=interval, grid_level=grid_level, seed=seed
+    )
+    with Progress() as bar:
+        tasks = {stage: bar.add_task(stage, total=None) for stage in ("sampling", "labelling")}
+        datasets.generate(
+            source,
+            output,
+            settings=settings,
+            progress=lambda stage, done, total: bar.update(tasks[stage], completed=done, total=total),
+        )
+    typer.echo(f"Written: {output}")

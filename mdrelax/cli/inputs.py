@@ -1,0 +1,115 @@
+"""What a training run starts from: its config, its folder and its data."""
+
+import datetime
+import json
+import os
+import platform
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from torch_geometric.data import Data
+
+from mdrelax import datasets
+from mdrelax.checkpoint import write_atomically
+from mdrelax.config import Config, ConfigError, changed_keys, load_config, read_yaml
+from mdrelax.datasets import Frames, Split
+from mdrelax.modelfile import software_versions
+from mdrelax.units import nearest_name
+
+MAY_CHANGE = ("standard_baseline", "md_picoseconds")  # keys that a resumed run may be given anew
+
+
+class Parts(NamedTuple):
+    """The data of a run."""
+
+    train: list[Data]
+    validation: list[Data]
+    test: list[Data]
+    isolated_energies: dict[int, float]
+    split: Split
+    report: str
+
+
+def open_config(source: str, overrides: Sequence[str]) -> Config:
+    """A config from a YAML file or a preset that the package ships; raises ``ConfigError``."""
+    if Path(source).is_file():
+        return load_config(read_yaml(source), overrides=overrides)
+    folder = resources.files("mdrelax") / "presets"
+    names = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    if source not in names:
+        raise ConfigError(f"There is no config file `{source}`, and no preset of that name; {nearest_name(source, names)}")
+    with resources.as_file(folder / f"{source}.yaml") as path:
+        return load_config(read_yaml(path), overrides=overrides)
+
+
+def prepare_folder(config: Config, folder: Path, *, restart: bool) -> bool:
+    """Make or re-enter the run folder; True when there is a checkpoint to go on from.
+
+    Raises ``ConfigError`` when the folder holds a run and ``restart`` is off, or a run with another config.
+    """
+    saved = folder / "config.yaml"
+    document = config.model_dump(mode="json")
+    if saved.exists():
+        if not restart:
+            raise ConfigError(f"`{folder}` holds a run already; add `--restart auto` to go on, or choose another `--out`.")
+        frozen = [{k: v for k, v in d.items() if k not in MAY_CHANGE} for d in (read_yaml(saved), document)]
+        if difference := changed_keys(*frozen):
+            raise ConfigError(f"`{folder}` was made with another config; changed lines:\n" + "\n".join(difference))
+    write_atomically(saved, yaml.safe_dump(document, sort_keys=False).encode())
+    write_atomically(folder / "env.json", json.dumps(environment(config), indent=2).encode())
+    return restart and (folder / "checkpoints" / "last.pt").exists()
+
+
+def environment(config: Config) -> dict[str, Any]:
+    """What a number needs beside it: versions, machine, date and seed."""
+    return {
+        **software_versions(),
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": config.training.device,
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "seed": config.training.seed,
+    }
+
+
+def load_parts(config: Config) -> Parts:
+    """Read the data and split them; raises ``ValueError`` and ``FileNotFoundError`` with the remedy."""
+    settings = config.data
+    options = {
+        key: getattr(settings, key)
+        for key in ("labels", "energy_key", "forces_key", "stress_key", "energy_unit", "length_unit")
+    }
+    frames: Frames = datasets.load_frames(settings.source, format=settings.format, **options)
+    report, apart = str(frames.report), None
+    if settings.test_source is not None:
+        apart = datasets.load_frames(settings.test_source, format=settings.format, **options)
+        report += f"\n{apart.report}"
+    split = _split(config, len(frames.data), separate_test=apart is not None)
+    test = [frames.data[k] for k in split.test]
+    if apart is not None:
+        test = apart.data if settings.test is None else apart.data[: int(settings.test)]
+    train = [frames.data[k] for k in split.train]
+    if settings.source.startswith("rmd17:") or (settings.format or settings.source).endswith(("md17", ".npz")):
+        datasets.warn_about_md17_noise(train)
+    return Parts(train, [frames.data[k] for k in split.valid], test, frames.isolated_energies, split, report)
+
+
+def _split(config: Config, n_frames: int, *, separate_test: bool) -> Split:
+    settings = config.data
+    generator = np.random.default_rng(settings.seed)
+    if settings.train_indices is not None:
+        valid = settings.validation_indices or int(settings.validation)
+        return datasets.index_split(
+            n_frames, train=settings.train_indices, valid=valid, test=settings.test_indices or (), generator=generator
+        )
+    test = 0 if separate_test else settings.test
+    return datasets.random_split(
+        n_frames, train=settings.train, valid=settings.validation, test=test, generator=generator
+    )

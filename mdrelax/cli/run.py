@@ -1,0 +1,211 @@
+"""One training run from data to model file: where the rooms meet.
+
+data -> split -> network -> relaxation -> training -> projection -> certificate -> model file -> test errors
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+import mdrelax.analysis.metrics as metrics
+from mdrelax import datasets, potentials
+from mdrelax.checkpoint import write_atomically
+from mdrelax.cli.inputs import Parts, environment, load_parts, prepare_folder
+from mdrelax.config import Config, ConfigError, load_config, read_yaml
+from mdrelax.forcefield import ForceField, fit_reference_energies
+from mdrelax.loader import Batch, Loader, distinct_elements, frames_from_data, join
+from mdrelax.modelfile import save_model
+from mdrelax.projection import Certificate, certify, require
+from mdrelax.relaxation import relax_constraints, relaxed_layers
+from mdrelax.training import FitResult, Progress, Trainer, predict
+
+CERTIFIED_STRUCTURES = 8
+
+
+class Frames(NamedTuple):
+    """The parts of the data with their neighbour lists."""
+
+    train: list[Batch]
+    validation: list[Batch]
+    test: list[Batch]
+
+
+class Outcome(NamedTuple):
+    """A finished run."""
+
+    fit: FitResult
+    certificate: Certificate
+    results: dict[str, Any]
+    parts: Parts
+
+
+def network_arguments(config: Config, frames: Sequence[Batch]) -> dict[str, Any]:
+    """The arguments of the network: preset, the config's own, cut-off and the neighbours of the training set."""
+    edges = sum(frame.graph.edge_index.shape[1] for frame in frames)
+    atoms = sum(len(frame.graph.numbers) for frame in frames)
+    return {
+        **potentials.preset(config.potential.name, config.potential.preset),
+        "cutoff": config.potential.cutoff,
+        "average_neighbors": max(1.0, round(edges / atoms, 3)),
+        **config.potential.arguments,
+    }
+
+
+def build_force_field(config: Config, parts: Parts, frames: Sequence[Batch], arguments: dict[str, Any]) -> ForceField:
+    """The untrained force field: seeded weights, reference energies, scale (RMS force of the training set)."""
+    elements = distinct_elements([frame.graph.numbers for frame in frames])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        network = potentials.build_potential(config.potential.name, len(elements), arguments)
+    forces = torch.cat([frame.targets.forces for frame in frames])
+    scale = float(forces[~forces.isnan()].square().mean().sqrt()) if not forces.isnan().all() else 1.0
+    references = _references(config, parts, frames, elements)
+    force_field = ForceField(network, elements=elements, reference_energies=references, scale=scale)
+    return force_field.to_dtype(getattr(torch, config.training.dtype))
+
+
+def _references(config: Config, parts: Parts, frames: Sequence[Batch], elements: tuple[int, ...]) -> torch.Tensor:
+    """Energies of the elements: least squares, or isolated atoms plus the mean binding energy per atom."""
+    numbers = [frame.graph.numbers for frame in frames]
+    energies = torch.cat([frame.targets.energy for frame in frames])
+    if config.reference_energies == "fit":
+        return fit_reference_energies(numbers, energies, elements)
+    missing = [z for z in elements if z not in parts.isolated_energies]
+    if missing:
+        raise ConfigError(
+            f"`reference_energies: isolated` needs a frame with config_type=IsolatedAtom for atomic numbers {missing}; "
+            "add them to the data or use `fit`."
+        )
+    isolated = torch.tensor([parts.isolated_energies[z] for z in elements], dtype=torch.float64)
+    sums = torch.stack([isolated[torch.searchsorted(torch.tensor(elements), z)].sum() for z in numbers])
+    counts = torch.tensor([len(z) for z in numbers])
+    return isolated + ((energies - sums) / counts).mean()
+
+
+def run_training(
+    config: Config,
+    folder: Path,
+    *,
+    restart: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+    listener: Callable[[Progress], None] = lambda progress: None,
+) -> Outcome:
+    """Train, project, certify, save and test one network in ``folder``; ``tell`` hears one line a stage."""
+    resume = prepare_folder(config, folder, restart=restart)
+    parts = load_parts(config)
+    tell(parts.report)
+    datasets.save_split(folder / "split.json", parts.split, data_hash=datasets.data_hash(parts.train))
+    frames = Frames(
+        *(frames_from_data(data, cutoff=config.potential.cutoff) for data in (parts.train, parts.validation, parts.test))
+    )
+    arguments = network_arguments(config, frames.train)
+    force_field = build_force_field(config, parts, frames.train, arguments)
+    trainer = _trainer(config, force_field, frames, folder, listener)
+    if resume:
+        trainer.resume()
+        tell(f"Resumed at step {trainer.step} of {trainer.n_steps}.")
+    n_free = sum(layer.weight.numel() for layer in relaxed_layers(force_field).values())
+    n_parameters = sum(p.numel() for p in force_field.parameters()) - n_free
+    tell(
+        f"{len(frames.train)} training, {len(frames.validation)} validation and {len(frames.test)} test frames; "
+        f"{config.potential.name} `{config.potential.preset}`: {n_parameters:,} parameters, {n_free:,} free ones while "
+        "the constraint is relaxed."
+    )
+    fit = trainer.run()
+    certificate = certify(fit.force_field, _to_certify(frames), layers=fit.layers)
+    results = {
+        "n_parameters": n_parameters, "n_free_parameters": n_free, "steps": fit.steps, "best_step": fit.best_step,
+        "seconds": fit.seconds, "certificate": certificate.to_dict(), "environment": environment(config),
+        **_test_results(config, fit.force_field, parts, frames, folder),
+    }  # fmt: skip
+    card = {"source": Path(config.data.source).name, "test": results.get("test"), "seed": config.training.seed}
+    save_model(
+        folder / "model.safetensors", fit.force_field, potential=config.potential.name, arguments=arguments,
+        certificate=certificate, card=card,
+    )  # fmt: skip
+    write_results(folder, results)
+    return Outcome(fit, certificate, results, parts)
+
+
+def write_results(folder: Path, results: dict[str, Any]) -> None:
+    """Write results.json atomically."""
+    write_atomically(folder / "results.json", json.dumps(results, indent=2).encode())
+
+
+def _trainer(
+    config: Config, force_field: ForceField, frames: Frames, folder: Path, listener: Callable[[Progress], None]
+) -> Trainer:
+    """Relax the force field where the schedule asks for it, and hand everything to the trainer."""
+    relaxation, training = config.relaxation, config.training
+    if relaxation.schedule != "off":
+        generator = torch.Generator().manual_seed(training.seed)
+        relax_constraints(
+            force_field, where=relaxation.where, initial_std=relaxation.initial_std, generator=generator
+        )
+    loader = Loader(frames.train, batch_size=training.batch_size, max_edges=training.max_edges, seed=training.seed)
+    return Trainer(
+        force_field, loader, frames.validation, training=training, relaxation=relaxation, folder=folder,
+        listener=listener,
+    )  # fmt: skip
+
+
+def _to_certify(frames: Frames) -> Any:
+    """A few structures from all over the test set (or validation set)."""
+    pool = frames.test or frames.validation
+    chosen = np.linspace(0, len(pool) - 1, min(CERTIFIED_STRUCTURES, len(pool))).round().astype(int)
+    return join([pool[k] for k in chosen]).graph
+
+
+def _test_results(
+    config: Config, force_field: ForceField, parts: Parts, frames: Frames, folder: Path
+) -> dict[str, Any]:
+    """Errors on validation and test frames and the trivial baseline; the test predictions go to a file."""
+    stress = config.training.stress_weight > 0
+    results: dict[str, Any] = {"validation": metrics.errors(_predictions(force_field, frames.validation, stress=stress))}
+    if frames.test:
+        predictions = _predictions(force_field, frames.test, stress=stress)
+        baseline = metrics.mean_baseline(metrics.labels_of(parts.train), metrics.labels_of(parts.test))
+        results |= {"test": metrics.errors(predictions), "baselines": {"mean": metrics.errors(baseline)}}
+        arrays = {name: array for name, array in predictions._asdict().items() if array is not None}
+        with (folder / "test_predictions.npz").open("wb") as file:
+            np.savez_compressed(file, **arrays)
+    return results
+
+
+def _predictions(force_field: ForceField, frames: Sequence[Batch], *, stress: bool) -> metrics.Predictions:
+    """The labels of the frames beside what the force field says."""
+    predicted, batch = predict(force_field, frames, stress=stress)
+    targets, n_atoms = batch.targets, torch.bincount(batch.graph.batch)
+    no_forces = bool(targets.forces.isnan().all())
+    return metrics.Predictions(
+        numbers=batch.graph.numbers.numpy(),
+        n_atoms=n_atoms.numpy(),
+        energy_true=targets.energy.numpy(),
+        energy_pred=predicted.energy.numpy(),
+        forces_true=None if no_forces else targets.forces.numpy(),
+        forces_pred=None if no_forces else predicted.forces.numpy(),
+        stress_true=targets.stress.numpy() if predicted.stress is not None else None,
+        stress_pred=predicted.stress.numpy() if predicted.stress is not None else None,
+    )
+
+
+def project_checkpoint(folder: Path, output: Path) -> Certificate:
+    """Project and save the best network of the last checkpoint in a run folder; raises on a failed certificate."""
+    config = load_config(read_yaml(folder / "config.yaml"))
+    parts = load_parts(config)
+    frames = Frames(
+        *(frames_from_data(data, cutoff=config.potential.cutoff) for data in (parts.train, parts.validation, parts.test))
+    )
+    arguments = network_arguments(config, frames.train)
+    trainer = _trainer(config, build_force_field(config, parts, frames.train, arguments), frames, folder, lambda _: None)
+    trainer.resume()
+    fit = trainer.result()
+    certificate = require(certify(fit.force_field, _to_certify(frames), layers=fit.layers))
+    save_model(
+        output, fit.force_field, potential=config.potential.name, arguments=arguments, certificate=certificate
+    )
+    return certificate

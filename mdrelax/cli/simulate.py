@@ -1,0 +1,60 @@
+"""`mdrelax md`: molecular dynamics with a finished model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def md(
+    model: Annotated[Path, typer.Argument(help="A model file (.safetensors).")],
+    structure: Annotated[Path, typer.Argument(help="A structure that ASE reads.")],
+    ensemble: Annotated[str, typer.Option(help="nve or nvt (Langevin).")] = "nve",
+    temperature: Annotated[float, typer.Option(help="K; for NVE that of the initial momenta.")] = 300.0,
+    picoseconds: Annotated[float, typer.Option("--ps", help="Length of the run in ps.")] = 10.0,
+    timestep: Annotated[float, typer.Option(help="fs.")] = 0.5,
+    friction: Annotated[float, typer.Option(help="Langevin friction, 1/fs.")] = 0.01,
+    seed: Annotated[int, typer.Option(help="Seed of momenta and noise.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32 or float64; the default is the model's own.")] = "",
+    equilibrate: Annotated[float, typer.Option(help="ps of NVT before an NVE run.")] = 0.0,
+    trajectory: Annotated[Path, typer.Option(help="Output (.traj, .extxyz).")] = Path("md.traj"),
+    log: Annotated[Path, typer.Option(help="CSV with units in the column names.")] = Path("md.csv"),
+    plot: Annotated[Path | None, typer.Option(help="A picture of energy drift and temperature.")] = None,
+) -> None:
+    """Run NVE or NVT molecular dynamics and report the energy drift."""
+    from ase import Atoms, io
+    from rich.progress import Progress
+
+    from mdrelax.calculator import MDRelaxCalculator
+    from mdrelax.dynamics import run_md
+
+    if ensemble not in ("nve", "nvt"):
+        raise ValueError(f"`--ensemble` must be nve or nvt, got {ensemble!r}.")
+    atoms = io.read(structure)
+    if not isinstance(atoms, Atoms):
+        raise ValueError(f"`{structure}` holds no single structure.")
+    atoms.calc = MDRelaxCalculator.from_file(model, dtype=dtype or None)
+    if equilibrate > 0:
+        warm = run_md(
+            atoms, ensemble="nvt", temperature_K=temperature, duration_ps=equilibrate, timestep_fs=timestep, seed=seed,
+            friction_per_fs=friction,
+        )  # fmt: skip
+        warm.atoms.calc, atoms = atoms.calc, warm.atoms
+    with Progress(transient=True) as bar:
+        task = bar.add_task(ensemble.upper(), total=None)
+        result = run_md(
+            atoms, ensemble=ensemble, temperature_K=temperature, duration_ps=picoseconds, timestep_fs=timestep,
+            friction_per_fs=friction, seed=seed, trajectory=trajectory, log=log,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # type: ignore[arg-type]  # fmt: skip
+    if plot is not None:
+        from mdrelax.analysis.figures import md_energy
+
+        md_energy(result.log).savefig(plot)
+    mean = result.log["temperature_K"].mean()
+    typer.echo(f"{picoseconds:g} ps {ensemble.upper()} of {len(atoms)} atoms: mean temperature {mean:.1f} K.")
+    if ensemble == "nve":
+        typer.echo(f"Energy drift {result.drift_meV_per_atom_ps:+.5f} meV/atom/ps.")
+    if result.exploded:
+        raise RuntimeError(f"The run exploded: {result.reason}")
+    typer.echo(f"Trajectory: {trajectory}\nLog: {log}")

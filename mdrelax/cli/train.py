@@ -1,0 +1,224 @@
+"""`mdrelax train` and `mdrelax report`: a run with its progress bar, its paired standard run, its MD and its report."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mdrelax.cli.run import Outcome
+    from mdrelax.config import Config
+    from mdrelax.training import Progress
+
+
+def train(
+    config: Annotated[str, typer.Argument(help="A YAML file or the name of a preset, such as ethanol-tiny.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder; the default is runs/NAME.")] = None,
+    override: Annotated[list[str] | None, typer.Option("-r", help="section.key=value, any number of times.")] = None,
+    restart: Annotated[str, typer.Option(help="`auto` goes on from the last checkpoint; `never` refuses.")] = "never",
+    tensorboard: Annotated[bool, typer.Option(help="Write logs for TensorBoard (extra `tensorboard`).")] = False,
+) -> None:
+    """Train a potential, project it to exact equivariance, certify, test and report it."""
+    from mdrelax.cli.inputs import open_config
+    from mdrelax.cli.run import run_training, write_results
+    from mdrelax.config import ConfigError
+    from mdrelax.projection import require
+
+    if restart not in ("auto", "never"):
+        raise ConfigError(f"`--restart` must be auto or never, got {restart!r}.")
+    settings = open_config(config, override or [])
+    folder = out or Path("runs") / Path(config).stem
+    log = _Log(folder)
+    with _standard_arm(settings, folder, restart=restart) as standard, _progress_bar(folder, tensorboard) as listener:
+        outcome = run_training(settings, folder, restart=restart == "auto", tell=log, listener=listener)
+        standard_results = standard()
+    results = outcome.results
+    if standard_results:
+        results["baselines"]["standard"] = {**standard_results["test"], "seconds": standard_results["seconds"]}
+    log(_certificate_text(outcome))
+    require(outcome.certificate)
+    log(_errors_text(results))
+    if settings.md_picoseconds > 0:
+        results["md"] = _molecular_dynamics(settings, folder, outcome)
+        log(
+            f"NVE at 300 K, {settings.md_picoseconds:g} ps: energy drift {results['md']['drift_meV_per_atom_per_ps']:+.4f} "
+            f"meV/atom/ps, {'EXPLODED' if results['md']['exploded'] else 'stable'}."
+        )
+    write_results(folder, results)
+    log(f"Model: {folder / 'model.safetensors'}\nReport: {write_report(folder)}")
+
+
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write the plots and report.html of a run folder again."""
+    typer.echo(write_report(run))
+
+
+def write_report(folder: Path) -> Path:
+    """plots/ and report.html of a run."""
+    from mdrelax.analysis.report import write_report as write
+
+    return write(folder)
+
+
+class _Log:
+    """Says a line and keeps it in train.log."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "train.log"
+
+    def __call__(self, line: str) -> None:
+        typer.echo(line)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(line + "\n")
+
+
+@contextlib.contextmanager
+def _standard_arm(config: "Config", folder: Path, *, restart: str) -> Iterator["Callable[[], dict[str, Any] | None]"]:
+    """Run the same config without relaxation as a process of its own; gives a function that waits for its results.
+
+    The two processes share the cores evenly, so that both get the same budget in steps and in time.
+    """
+    if not config.standard_baseline:
+        yield lambda: None
+        return
+    import torch
+    import yaml
+
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    torch.set_num_threads(threads)
+    document = config.model_dump(mode="json")
+    document |= {"standard_baseline": False, "md_picoseconds": 0.0}
+    document["relaxation"]["schedule"] = "off"
+    path = folder / "standard.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    command = [sys.executable, "-m", "mdrelax", "train", str(path), "--out", str(folder / "standard"), "--restart", restart]
+    with (folder / "standard.log").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
+        )
+
+        def wait() -> dict[str, Any] | None:
+            if process.wait() != 0:
+                typer.echo(f"The standard run failed; see {folder / 'standard.log'}.", err=True)
+                return None
+            results: dict[str, Any] = json.loads((folder / "standard" / "results.json").read_text())
+            return results
+
+        try:
+            yield wait
+        finally:
+            if process.poll() is None:
+                process.terminate()
+
+
+@contextlib.contextmanager
+def _progress_bar(folder: Path, tensorboard: bool) -> Iterator["Callable[[Progress], None]"]:
+    """A bar with the time left and the four numbers that matter: force and energy MAE, theta, penalty."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    writer = _tensorboard(folder) if tensorboard else None
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, console=console) as bar:
+        task = bar.add_task("first validation to come", total=None)
+
+        def listen(progress: "Progress") -> None:
+            text = None
+            if progress.row is not None:
+                text = _numbers(progress.row)
+                if not console.is_terminal:
+                    typer.echo(f"step {progress.step}/{progress.n_steps}  {text}", err=True)
+                if writer is not None:
+                    for name, value in progress.row.items():
+                        writer.add_scalar(name, value, progress.step)
+            bar.update(task, total=progress.n_steps, completed=progress.step, description=text)
+
+        yield listen
+    if writer is not None:
+        writer.close()
+
+
+def _numbers(row: dict[str, float]) -> str:
+    return (
+        f"forces {row['val_forces_mae_meV_per_A']:.1f} meV/A  energy {row['val_energy_mae_meV']:.1f} meV  "
+        f"theta {row['theta']:.2f}  penalty {row['penalty']:.3f}"
+    )
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("`--tensorboard` needs `pip install 'mdrelax[tensorboard]'`.") from error
+    return SummaryWriter(str(folder / "tb"))
+
+
+def _certificate_text(outcome: "Outcome") -> str:
+    """The certificate in a few lines."""
+    certificate = outcome.certificate
+    verdict: Literal["PASSED", "FAILED"] = "PASSED" if certificate.passed else "FAILED"
+    rows = [
+        f"  {name}: rotation {e.rotation:.1e}  reflection {e.reflection:.1e}  translation {e.translation:.1e}  "
+        f"permutation {e.permutation:.1e}"
+        for name, e in (("float64", certificate.float64), ("float32", certificate.float32))
+    ]
+    layers = [
+        f"  {layer.name}: ||W|| {layer.norm:.3f}, non-equivariant part {layer.distance:.3f}, {layer.how}"
+        for layer in certificate.layers
+    ]
+    head = (
+        f"Certificate {verdict}: {certificate.symmetry}, largest errors of energy and forces relative to the RMS force, "
+        f"{certificate.n_structures} structures (limits 1e-09 and 1e-04)"
+    )
+    return "\n".join([head, *rows, *layers])
+
+
+def _errors_text(results: dict[str, Any]) -> str:
+    """Test errors beside the baselines."""
+    if "test" not in results:
+        return "There are no test frames; validation errors are in results.json."
+    rows = {"this model": results["test"], "mean of the training set": results["baselines"]["mean"]}
+    if "standard" in results["baselines"]:
+        rows["standard (never relaxed)"] = results["baselines"]["standard"]
+    lines = [f"{'test MAE':28s}{'forces meV/A':>14s}{'energy meV':>12s}{'meV/atom':>10s}"]
+    for name, errors in rows.items():
+        lines.append(
+            f"{name:28s}{errors.get('forces_mae_meV_per_A', float('nan')):14.2f}{errors['energy_mae_meV']:12.2f}"
+            f"{errors['energy_mae_meV_per_atom']:10.3f}"
+        )
+    return "\n".join(lines)
+
+
+def _molecular_dynamics(config: "Config", folder: Path, outcome: "Outcome") -> dict[str, Any]:
+    """NVE at 300 K from an equilibrated test frame; md_log.csv and the summary."""
+    from mdrelax.calculator import MDRelaxCalculator
+    from mdrelax.datasets import to_atoms
+    from mdrelax.dynamics import run_md
+
+    data = (outcome.parts.test or outcome.parts.validation)[0]
+    atoms = to_atoms(data)
+    atoms.calc = MDRelaxCalculator(outcome.fit.force_field, certificate=outcome.certificate)
+    warm = run_md(atoms, ensemble="nvt", temperature_K=300.0, duration_ps=0.25, friction_per_fs=0.02)
+    start = warm.atoms
+    start.calc = atoms.calc
+    result = run_md(start, temperature_K=300.0, duration_ps=config.md_picoseconds, log=folder / "md_log.csv")
+    return {
+        "drift_meV_per_atom_per_ps": result.drift_meV_per_atom_ps,
+        "temperature_K": float(result.log["temperature_K"].mean()),
+        "duration_ps": config.md_picoseconds,
+        "timestep_fs": 0.5,
+        "exploded": result.exploded,
+        "reason": result.reason,
+    }

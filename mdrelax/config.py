@@ -1,0 +1,186 @@
+"""Config: everything that decides a training run, as typed sections read from YAML.
+
+An unknown key is an error that names the nearest known one. Names come from hand-written registries: a config is data,
+never code. Every default is written into the run's own config.yaml.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mdrelax.units import nearest_name
+
+__all__ = ["Config", "ConfigError", "load_config", "read_yaml"]
+
+Size = Annotated[int | float, Field(ge=0)]
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message names the key, the value and the remedy."""
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """Where the frames come from and how they are split."""
+
+    source: str = Field(description="A file, `sample:ethanol` (shipped), or a fetched name such as `rmd17:ethanol`.")
+    test_source: str | None = Field(None, description="A separate file of test frames; else they are split off.")
+    format: str | None = Field(None, description="`extxyz` or `md17`, when the file's ending does not tell.")
+    labels: str | None = Field(None, description="rMD17 files: `revised` or `original` labels.")
+    energy_key: str | None = Field(None, description="extxyz: the key of the energies.")
+    forces_key: str | None = Field(None, description="extxyz: the key of the forces.")
+    stress_key: str | None = Field(None, description="extxyz: the key of the stress.")
+    energy_unit: str | None = Field(None, description="The file's unit of energy.")
+    length_unit: str | None = Field(None, description="The file's unit of length.")
+    train: Size = Field(0.8, description="Training frames: a number, or a fraction below 1.")
+    validation: Size = Field(0.1, description="Validation frames: a number, or a fraction below 1.")
+    test: Size | None = Field(None, description="Test frames; none given: all that are left.")
+    train_indices: str | None = Field(None, description="A file with one frame number a line, instead of `train`.")
+    validation_indices: str | None = Field(None, description="Likewise for validation.")
+    test_indices: str | None = Field(None, description="Likewise for test.")
+    seed: int = Field(0, description="Seed of the random split.")
+
+
+class PotentialConfig(Section):
+    """The network."""
+
+    name: str = Field("equiformer", description="A key of `mdrelax.potentials.POTENTIALS`.")
+    preset: str = Field("tiny", description="`tiny`, `small` or `md17`.")
+    cutoff: float = Field(5.0, gt=0, description="Cut-off radius in Angstrom.")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="Arguments that replace the preset's.")
+
+
+class RelaxationConfig(Section):
+    """The relaxed constraint: schedule `off` trains the standard, always equivariant network."""
+
+    schedule: Literal["constant", "cosine", "linear", "off", "trapezoid", "triangle"] = Field(
+        "triangle", description="theta over the training time."
+    )
+    peak: float = Field(1.0, gt=0, le=1, description="Largest theta.")
+    ramp: float = Field(0.2, gt=0, le=0.5, description="Rise and fall of the trapezoid, as a fraction of training.")
+    where: list[str] | None = Field(None, description="Name patterns of the layers; none: the paper's places.")
+    initial_std: float = Field(1e-4, ge=0, description="Standard deviation of the free maps at the start.")
+    penalty: Literal["activation", "weight"] = Field("activation", description="The paper's, or the closed form in W.")
+    weight: float = Field(0.01, ge=0, description="lambda, the weight of the penalty in the loss.")
+    projection: Literal["drop", "fold"] = Field("drop", description="How the network becomes equivariant again.")
+
+
+class TrainingConfig(Section):
+    """Optimisation."""
+
+    steps: int | None = Field(None, ge=1, description="Optimiser steps; or give `epochs`.")
+    epochs: int | None = Field(None, ge=1, description="Passes over the training frames; or give `steps`.")
+    batch_size: int = Field(8, ge=1, description="Structures a batch.")
+    max_edges: int | None = Field(None, ge=1, description="Largest number of edges a batch, for mixed sizes.")
+    loss: Literal["huber", "l2norm", "mae", "mse"] = Field("l2norm", description="Error function, see `mdrelax.loss`.")
+    energy_weight: float = Field(4.0, ge=0, description="Weight of the energy error per atom, 1/eV.")
+    forces_weight: float = Field(1.0, ge=0, description="Weight of the force error, A/eV.")
+    stress_weight: float = Field(0.0, ge=0, description="Weight of the stress error, A^3/eV.")
+    huber_delta: float = Field(0.01, gt=0, description="Where the Huber loss turns linear.")
+    learning_rate: float = Field(5e-3, gt=0, description="Peak learning rate of AdamW.")
+    learning_rate_schedule: Literal["constant", "cosine", "plateau"] = Field("cosine", description="After warm-up.")
+    warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
+    final_learning_rate: float = Field(0.01, ge=0, le=1, description="Last rate of the cosine, as a fraction of the peak.")
+    plateau_factor: float = Field(0.5, gt=0, lt=1, description="Reduction at a plateau.")
+    plateau_patience: int = Field(10, ge=1, description="Validations without improvement before a reduction.")
+    betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW's moment decays.")
+    weight_decay: float = Field(1e-6, ge=0, description="AdamW's decay of weight matrices.")
+    ema: float = Field(0.999, ge=0, lt=1, description="Decay of the weights' moving average; 0 turns it off.")
+    gradient_clip: float = Field(10.0, gt=0, description="Largest norm of the gradient.")
+    early_stopping: int | None = Field(None, ge=1, description="Stop after so many validations without improvement.")
+    validate_every: int = Field(500, ge=1, description="Steps between validations, each with a checkpoint.")
+    rotate: bool = Field(True, description="Turn each structure at random in each batch.")
+    dtype: Literal["float32", "float64"] = Field("float32", description="The network's precision.")
+    device: str = Field("cpu", description="`cpu` or `cuda`.")
+    seed: int = Field(0, description="Seed of the weights, the order of frames and the rotations.")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainingConfig":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either `steps` or `epochs`")
+        return self
+
+
+class Config(Section):
+    """One training run."""
+
+    data: DataConfig
+    potential: PotentialConfig = PotentialConfig()
+    relaxation: RelaxationConfig = RelaxationConfig()
+    training: TrainingConfig
+    reference_energies: Literal["fit", "isolated"] = Field(
+        "fit", description="Energies of the elements: least squares over the training set, or the file's isolated atoms."
+    )
+    standard_baseline: bool = Field(False, description="Train the standard network beside it: same budget, data and seed.")
+    md_picoseconds: float = Field(0.0, ge=0, description="Length of an NVE run at 300 K at the end; 0: none.")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The document of a YAML file, which must be a mapping; raises ``ConfigError`` with the place otherwise."""
+    try:
+        document = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"The config `{path}` cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The config `{path}` is not valid YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"The config `{path}` is empty or no mapping; `mdrelax config template` prints one.")
+    return document
+
+
+def load_config(document: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Config:
+    """Check a document, with ``section.key=value`` overrides (values in YAML); raises ``ConfigError``."""
+    merged: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in document.items()}
+    for override in overrides:
+        _override(merged, override)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentence(e) for e in error.errors())) from error
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"An override is written section.key=value, got `{override}`.")
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        document = document.setdefault(parent, {})
+        if not isinstance(document, dict):
+            raise ConfigError(f"`{path}` cannot be set: `{parent}` is no section.")
+    document[leaf] = yaml.safe_load(text)
+
+
+def _sentence(error: Any) -> str:
+    """One pydantic error as a sentence."""
+    place = [str(part) for part in error["loc"]]
+    where = ".".join(place) or "config"
+    if error["type"] == "extra_forbidden":
+        return f"Unknown config key `{where}`; {nearest_name(place[-1], _keys(place[:-1]))}"
+    if error["type"] == "missing":
+        return f"The config key `{where}` is missing; `mdrelax config template` shows all keys."
+    message = error["msg"].removeprefix("Value error, ")
+    return f"`{where}`: {message[0].lower() + message[1:]}, got {error['input']!r}."
+
+
+def _keys(sections: Sequence[str]) -> list[str]:
+    model: Any = Config
+    for section in sections:
+        field = model.model_fields.get(section)
+        model = field.annotation if field else Config
+    return list(getattr(model, "model_fields", {}))
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """A unified diff, line by line, of two resolved configs as YAML; empty when they are equal."""
+    texts = [yaml.safe_dump(dict(document), sort_keys=True).splitlines() for document in (old, new)]
+    return [line for line in difflib.unified_diff(*texts, "saved", "given", lineterm="", n=0)][2:]

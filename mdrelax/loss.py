@@ -1,0 +1,72 @@
+"""Loss: weighted errors of energy (per atom), forces and stress, plus lambda times the penalty.
+
+    L = w_E <e(dE / n_atoms)> + w_F <e(dF)> + w_S <e(dS)>
+
+with e one of ``mae`` |d|, ``mse`` d^2, ``huber`` (delta as given) over components, or ``l2norm``, the mean length of the
+force error of an atom (for energy and stress the same as ``mae``). Averages run over the labels that exist: a missing
+label is NaN in ``Targets``.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mdrelax.forcefield import Prediction
+from mdrelax.graph import Graph
+
+__all__ = ["LossKind", "LossWeights", "Targets", "task_loss"]
+
+LossKind = Literal["huber", "l2norm", "mae", "mse"]
+
+
+class Targets(NamedTuple):
+    """Labels of a batch, float64; NaN where a structure has none."""
+
+    energy: Tensor  # (G,) eV
+    forces: Tensor  # (N, 3) eV/A
+    stress: Tensor  # (G, 3, 3) eV/A^3
+
+    def has_stress(self) -> bool:
+        """Whether any structure has a stress label."""
+        return not bool(self.stress.isnan().all())
+
+
+class LossWeights(NamedTuple):
+    """Weights of energy per atom (1/eV), forces (A/eV) and stress (A^3/eV), and the Huber loss's delta."""
+
+    energy: float = 1.0
+    forces: float = 1.0
+    stress: float = 0.0
+    delta: float = 0.01
+
+
+def task_loss(
+    prediction: Prediction, targets: Targets, graph: Graph, *, kind: LossKind, weights: LossWeights
+) -> Tensor:
+    """The weighted sum, a scalar; terms of weight 0 and labels that no structure has contribute nothing."""
+    n_atoms = torch.bincount(graph.batch, minlength=graph.n_graphs)
+    terms = [(weights.energy, (prediction.energy - targets.energy) / n_atoms)]
+    terms.append((weights.forces, prediction.forces - targets.forces))
+    if prediction.stress is not None:
+        terms.append((weights.stress, prediction.stress - targets.stress))
+    total = prediction.energy.new_zeros(())
+    for weight, difference in terms:
+        known = difference[~difference.isnan().flatten(1).any(1)] if difference.ndim > 1 else _known(difference)
+        if weight and len(known):
+            total = total + weight * _mean_error(known, kind, weights.delta)
+    return total
+
+
+def _known(difference: Tensor) -> Tensor:
+    return difference[~difference.isnan()]
+
+
+def _mean_error(difference: Tensor, kind: LossKind, delta: float) -> Tensor:
+    if kind == "mse":
+        return difference.square().mean()
+    if kind == "huber":
+        return torch.nn.functional.huber_loss(difference, torch.zeros_like(difference), delta=delta)
+    if kind == "l2norm" and difference.shape[1:] == (3,):
+        return difference.norm(dim=1).mean()
+    return difference.abs().mean()

@@ -1,0 +1,174 @@
+"""Model file: a finished, projected force field in one `.safetensors` file that never executes code when loaded.
+
+The tensors are the force field's state; the header holds one JSON document:
+
+| key | content |
+| --- | --- |
+| format_version | 1; older versions are migrated, newer ones refused |
+| potential, elements, dtype | what builds the network |
+| certificate | the proof of equivariance, see `projection` |
+| card | free text and numbers: data, training, errors, citation |
+| versions, coupling_fingerprint | of the libraries, and of e3nn's Clebsch-Gordan coefficients |
+| content | SHA-256 over the tensors and the rest of the header |
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from e3nn import o3
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+import mdrelax.potentials as networks
+from mdrelax.checkpoint import write_atomically
+from mdrelax.forcefield import ForceField
+from mdrelax.projection import Certificate, require
+from mdrelax.relaxation import is_relaxed
+
+__all__ = ["LoadedModel", "ModelFileError", "load_model", "save_model", "software_versions"]
+
+FORMAT_VERSION = 1
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # from version k to k + 1
+CITATION = "Pertigkiozoglou, Chatzipantazis, Trivedi, Daniilidis, NeurIPS 2024 (arXiv 2408.13242)"
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class ModelFileError(RuntimeError):
+    """A file that is no model, or not the one that was saved."""
+
+
+class LoadedModel(NamedTuple):
+    """A force field in evaluation mode on the CPU, its certificate and the whole header."""
+
+    force_field: ForceField
+    certificate: Certificate
+    header: dict[str, Any]
+
+
+def save_model(
+    path: str | Path,
+    force_field: ForceField,
+    *,
+    potential: str,
+    arguments: dict[str, Any],
+    certificate: Certificate,
+    card: dict[str, Any] | None = None,
+) -> Path:
+    """Write a projected, certified force field atomically; ``potential`` and ``arguments`` are what built its network.
+
+    Raises ``CertificateError`` when the certificate did not pass, ``ValueError`` for a network with free maps, and
+    ``OSError`` when the disk is full (the old file stays).
+    """
+    require(certificate)
+    if is_relaxed(force_field):
+        raise ValueError("The network still has free maps; `project` it before it is saved.")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in force_field.state_dict().items()}
+    header = {
+        "format_version": FORMAT_VERSION,
+        "potential": {"name": potential, "arguments": arguments},
+        "elements": list(force_field.elements),
+        "dtype": str(force_field.dtype).removeprefix("torch."),
+        "units": {"energy": "eV", "length": "Angstrom", "forces": "eV/Angstrom", "stress": "eV/Angstrom^3"},
+        "certificate": certificate.to_dict(),
+        "card": card or {},
+        "citation": CITATION,
+        "versions": software_versions(),
+        "coupling_fingerprint": coupling_fingerprint(),
+    }
+    header["content"] = _content_hash(tensors, header)
+    path = Path(path)
+    write_atomically(path, save(tensors, metadata={"mdrelax": json.dumps(header)}))
+    return path
+
+
+def load_model(path: str | Path) -> LoadedModel:
+    """Read a model file; raises ``ModelFileError`` when it is missing, truncated, foreign, altered or too new."""
+    path = Path(path)
+    header, tensors = _read(path)
+    if header.get("content") != _content_hash(tensors, {k: v for k, v in header.items() if k != "content"}):
+        raise ModelFileError(f"`{path}` was altered after it was saved: its content does not match its hash.")
+    header = _migrate(path, header)
+    if header["coupling_fingerprint"] != coupling_fingerprint():
+        raise ModelFileError(
+            f"`{path}` was made with e3nn {header['versions']['e3nn']}, whose Clebsch-Gordan coefficients differ from "
+            f"those of the installed {metadata.version('e3nn')}; install that version to use the model."
+        )
+    force_field = _build(header)
+    force_field.load_state_dict(tensors)
+    certificate = require(Certificate.from_dict(header["certificate"]))
+    return LoadedModel(force_field.eval(), certificate, header)
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide numbers."""
+    packages = ("mdrelax", "torch", "e3nn", "ase", "numpy", "torch-geometric", "vesin")
+    return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # mdrelax itself, run from a bare checkout
+        return "not installed"
+
+
+def coupling_fingerprint() -> str:
+    """SHA-256 of the Clebsch-Gordan coefficients up to l = 3, rounded to 10 digits."""
+    digest = hashlib.sha256()
+    for a in range(4):
+        for b in range(4):
+            for c in range(abs(a - b), min(a + b, 3) + 1):
+                table = o3.wigner_3j(a, b, c, dtype=torch.float64)
+                digest.update((torch.round(table, decimals=10) + 0.0).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise ModelFileError(f"There is no model file `{path}`.")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            document = (file.metadata() or {}).get("mdrelax")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(f"`{path}` is truncated or no safetensors file ({error}).") from error
+    if document is None:
+        raise ModelFileError(f"`{path}` is a safetensors file, but not one of mdrelax.")
+    try:
+        return json.loads(document), tensors
+    except json.JSONDecodeError as error:
+        raise ModelFileError(f"The header of `{path}` is damaged ({error}).") from error
+
+
+def _migrate(path: Path, header: dict[str, Any]) -> dict[str, Any]:
+    version = header.get("format_version", 0)
+    if version > FORMAT_VERSION:
+        raise ModelFileError(
+            f"`{path}` has format version {version}; this mdrelax reads up to {FORMAT_VERSION}: upgrade it."
+        )
+    for step in range(version, FORMAT_VERSION):
+        header = MIGRATIONS[step](header)
+    return header
+
+
+def _build(header: dict[str, Any]) -> ForceField:
+    elements = tuple(header["elements"])
+    spec = header["potential"]
+    network: nn.Module = networks.build_potential(spec["name"], len(elements), spec["arguments"])
+    force_field = ForceField(network, elements=elements)
+    return force_field.to_dtype(DTYPES[header["dtype"]])
+
+
+def _content_hash(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
