@@ -6,11 +6,12 @@ maps use cividis, made for the same readers.
 
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -28,6 +29,7 @@ __all__ = [
     "heat_map",
     "log_scale",
     "panels",
+    "scientific",
     "shared_legend",
     "styled",
 ]
@@ -37,7 +39,7 @@ Arguments = ParamSpec("Arguments")
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
 THETA_FILL = "#EFE3C2"  # pale, so that curves stay readable on it
 WIDTH = 9.5  # inches; 950 pixels of a report, so 9 points are read as 12 pixels
-STYLE = {
+STYLE: dict[Any, Any] = {  # matplotlib lists all its settings as one literal type
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
@@ -68,7 +70,7 @@ def styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
 
 
 def panels(count: int, problem: str, *, height: float = 3.3) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` panels side by side; raises ``NothingToDrawError`` with the problem when there are none."""
+    """A figure with ``count`` panels side by side; none: ``NothingToDrawError`` with the problem."""
     if not count:
         raise NothingToDrawError(f"{problem}: there is nothing to draw.")
     width = WIDTH if count > 1 else 0.6 * WIDTH
@@ -86,28 +88,29 @@ def log_scale(ax: Axes) -> None:
 
 def shared_legend(figure: Figure) -> None:
     """One legend above all panels, each label once."""
-    entries = {}
+    entries: dict[str, Artist] = {}
     for ax in figure.axes:
-        entries |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    figure.legend(entries.values(), entries.keys(), loc="outside upper left", ncols=len(entries))
+        handles, labels = ax.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    figure.legend(list(entries.values()), list(entries), loc="outside upper left", ncols=len(entries))
 
 
 def heat_map(figure: Figure, ax: Axes, table: npt.NDArray[np.float64]) -> None:
     """Cells with their numbers; the colour spans at most eight decades below the largest entry."""
     positive = table[table > 0]
     high = float(positive.max()) if positive.size else 1.0
-    low = max(float(positive.min()) if positive.size else 0.1, 1e-8 * high)
-    norm = LogNorm(min(low, 0.1 * high), high)
+    low = float(np.clip(positive.min(initial=high), 1e-8 * high, 0.1 * high))
+    norm = LogNorm(low, high)
     colours = mpl.colormaps["cividis"].with_extremes(under="#DDDDDD", bad="white")
     shown = np.ma.masked_invalid(np.where(table == 0, 1e-300, table))
     image = ax.imshow(shown, norm=norm, cmap=colours, aspect="auto")
     for (row, column), value in np.ndenumerate(table):
         if np.isfinite(value):
-            dark = 0 < value < np.sqrt(norm.vmin * high)  # type: ignore[operator]
+            dark = low <= value < np.sqrt(low * high)
             ax.text(
                 column,
                 row,
-                f"{value:.0e}" if value else "0",
+                f"{value:.1g}",
                 ha="center",
                 va="center",
                 fontsize=8,
@@ -121,3 +124,11 @@ def decades(values: npt.NDArray[np.float64]) -> tuple[float, float]:
     """Whole powers of ten around the finite positive values, with room for a label."""
     finite = values[np.isfinite(values) & (values > 0)]
     return float(10 ** (np.floor(np.log10(finite.min())) - 1)), float(10 ** (np.ceil(np.log10(finite.max())) + 2))
+
+
+def scientific(value: float) -> str:
+    """Two digits and the exponent without padding: 3.0e-14, 1e-9; plain 0 and words for what is not finite."""
+    if not np.isfinite(value) or value == 0:
+        return "NaN" if np.isnan(value) else "infinite" if value else "0"
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(exponent)}"

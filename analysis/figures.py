@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from mdrelax.analysis.drawing import (
     BLUE,
@@ -24,6 +24,7 @@ from mdrelax.analysis.drawing import (
     heat_map,
     log_scale,
     panels,
+    scientific,
     shared_legend,
     styled,
 )
@@ -58,7 +59,7 @@ def learning_curves(
     """Validation errors against the optimiser step on a log scale, one panel a quantity, with theta as a filled curve.
 
     ``metrics`` and ``standard`` (the run that was never relaxed, dashed) are ``metrics.csv`` tables; a circle marks
-    ``best_step``, the model that was kept. Raises ``ValueError`` when no validation error is in the table.
+    ``best_step``, the model that was kept. Raises ``NothingToDrawError`` when no validation error is in the table.
     """
     shown = {name: label for name, label in VALIDATION.items() if _has(metrics, name)}
     figure, axes = panels(len(shown), "`metrics` holds no validation error")
@@ -71,7 +72,8 @@ def learning_curves(
             ax.plot(standard.step, standard[name], "--", color=VERMILION, label="standard arm, validation")
         ax.plot(metrics.step, metrics[name], color=BLUE, label="this run, validation (projected)")
         kept = metrics[metrics.step == best_step]
-        ax.plot(kept.step, kept[name], "o", color=BLUE, markerfacecolor="white", label="model kept")
+        if len(kept):
+            ax.plot(kept.step, kept[name], "o", color=BLUE, markerfacecolor="white", label="model kept")
         ax.set(title=label, xlabel="optimiser step")
         log_scale(ax)
     shared_legend(figure)
@@ -88,7 +90,7 @@ def schedule_plot(metrics: pd.DataFrame) -> Figure:
         ax.set(title=label, xlabel="optimiser step")
         ax.set_ylim(bottom=0)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     return figure
 
 
@@ -96,8 +98,8 @@ def schedule_plot(metrics: pd.DataFrame) -> Figure:
 def parity(predictions: Predictions) -> Figure:
     """Predicted against reference energies (relative to the mean reference), force and stress components.
 
-    Energies are per atom where structures differ in size. The MAE stands in the titles. Raises ``ValueError`` when
-    there are no labels.
+    Energies are per atom where structures differ in size. The MAE stands in the titles. Raises
+    ``NothingToDrawError`` when there are no labels.
     """
     table = errors(predictions)
     same_size = len(np.unique(predictions.n_atoms)) == 1
@@ -106,17 +108,21 @@ def parity(predictions: Predictions) -> Figure:
     energies = (predictions.energy_true / sizes, predictions.energy_pred / sizes)
     centre = np.nanmean(energies[0]) if np.isfinite(energies[0]).any() else 0.0
     candidates = [
-        (f"energy_mae_{key}", f"Energy − mean ({unit})", energies[0] - centre, energies[1] - centre),
-        ("forces_mae_meV_per_A", "Force components (eV/Å)", predictions.forces_true, predictions.forces_pred),
-        ("stress_mae_meV_per_A3", "Stress components (eV/Å³)", predictions.stress_true, predictions.stress_pred),
+        (f"energy_mae_{key}", f"− mean ({unit})", energies[0] - centre, energies[1] - centre),
+        ("forces_mae_meV_per_A", "component (eV/Å)", predictions.forces_true, predictions.forces_pred),
+        ("stress_mae_meV_per_A3", "component (eV/Å³)", predictions.stress_true, predictions.stress_pred),
     ]
     shown = [(name, label, true, pred) for name, label, true, pred in candidates if name in table]
-    figure, axes = panels(len(shown), "`predictions` holds no labels", height=4.3)
+    figure, axes = panels(len(shown), "`predictions` holds no labels", height=4.3 if len(shown) < 3 else 3.0)
     for ax, (name, label, true, pred) in zip(axes, shown, strict=True):
         quantity, _, error_unit = name.partition("_mae_")
-        _parity_panel(ax, np.ravel(true), np.ravel(pred))
+        _parity_panel(ax, np.asarray(true, dtype=float).ravel(), np.asarray(pred, dtype=float).ravel())
         readable = error_unit.replace("_per_", "/").replace("A3", "Å³").replace("/A", "/Å")
-        ax.set(title=f"{quantity}: MAE {table[name]:.3g} {readable}", xlabel=f"reference: {label}", ylabel="prediction")
+        ax.set(
+            title=f"{quantity}: MAE {table[name]:.3g} {readable}",
+            xlabel=f"reference {label}",
+            ylabel=f"predicted {label}",
+        )
     return figure
 
 
@@ -124,7 +130,8 @@ def parity(predictions: Predictions) -> Figure:
 def symmetry_spectra(certificate: Certificate) -> Figure:
     """Heat map of the free maps' ||W_J||^2, layer by J, log colour; J = 0 commutes with rotations, the others do not.
 
-    Zeros are grey, and J that a layer cannot have are left white. Raises ``ValueError`` when no layer has a spectrum.
+    Zeros are grey, and J that a layer cannot have are left white. Raises ``NothingToDrawError`` when no
+    layer has a spectrum.
     """
     layers = [layer for layer in certificate.layers if layer.spectrum]
     if not layers:
@@ -137,9 +144,9 @@ def symmetry_spectra(certificate: Certificate) -> Figure:
     figure = Figure(figsize=(min(WIDTH, 3.4 + 0.8 * table.shape[1]), 1.3 + 0.33 * len(layers)), layout="constrained")
     ax = figure.add_subplot()
     heat_map(figure, ax, table)
-    ax.set(xlabel="J", title="symmetry spectrum of the free maps at projection")
+    ax.set(xlabel="J (0: equivariant)", title="symmetry spectrum of the free maps at projection")
     ax.set_yticks(range(len(layers)), _short([layer.name for layer in layers]))
-    ax.set_xticks(range(table.shape[1]), ["0\nequivariant", *map(str, range(1, table.shape[1]))])
+    ax.set_xticks(range(table.shape[1]))
     return figure
 
 
@@ -161,8 +168,13 @@ def equivariance_bars(certificate: Certificate) -> Figure:
         for bar, own in zip(bars, claimed, strict=True):
             bar.set_alpha(1.0 if own else 0.3)
         ax.axvline(limit, color="black", linestyle="--", linewidth=1.2)
-        ax.set(xscale="log", xlim=(low, high), title=f"{dtype} (limit {limit:.0e}, dashed)", xlabel="error / RMS force")
-        ax.bar_label(bars, [f" {value:.1e}" if value else " 0" for value in values], color="black")
+        ax.set(
+            xscale="log",
+            xlim=(low, high),
+            title=f"{dtype} (limit {scientific(limit)}, dashed)",
+            xlabel="error / RMS force",
+        )
+        ax.bar_label(bars, [f" {scientific(value)}" for value in values], color="black")
         ax.invert_yaxis()
         ax.grid(axis="y", visible=False)
     return figure
@@ -172,9 +184,11 @@ def equivariance_bars(certificate: Certificate) -> Figure:
 def md_energy(log: pd.DataFrame, *, n_atoms: int | None = None) -> Figure:
     """Total energy relative to its start with its drift (meV/atom, or meV without ``n_atoms``), and temperature (K).
 
-    ``log`` has the columns of ``mdrelax.dynamics.LOG_COLUMNS``. Raises ``ValueError`` for fewer than two rows.
+    ``log`` has the columns of ``mdrelax.dynamics.LOG_COLUMNS``. Rows that are not finite are left
+    out. Raises ``NothingToDrawError`` for fewer than two others.
     """
-    figure, axes = panels(2 if len(log) > 1 else 0, "`log` needs at least two rows to show molecular dynamics")
+    log = log.loc[np.isfinite(log[["total_energy_eV", "temperature_K"]].to_numpy(dtype=float)).all(axis=1)]
+    figure, axes = panels(2 if len(log) > 1 else 0, "`log` has fewer than two finite rows")
     unit = "meV/atom" if n_atoms else "meV"
     time = log.time_ps.to_numpy(dtype=float)
     energy = 1000 * (log.total_energy_eV.to_numpy(dtype=float) - log.total_energy_eV.iloc[0]) / (n_atoms or 1)
@@ -221,10 +235,10 @@ def _parity_panel(ax: Axes, true: Array, pred: Array) -> None:
     limits = (float(both.min()) - margin, float(both.max()) + margin)
     if len(true) > MANY_POINTS:
         hexagons = ax.hexbin(
-            true, pred, gridsize=60, extent=limits * 2, bins="log", cmap="cividis", mincnt=1, linewidths=0.1
+            true, pred, gridsize=80, extent=limits * 2, bins="log", cmap="cividis", mincnt=1, linewidths=0.1
         )
         if ax.figure is not None:
-            ax.figure.colorbar(hexagons, ax=ax, label="components in a hexagon", shrink=0.75)
+            ax.figure.colorbar(hexagons, ax=ax, label="count", fraction=0.05, pad=0.02, shrink=0.8)
     else:
         ax.scatter(true, pred, s=14, color=BLUE, alpha=0.5, linewidths=0)
     ax.plot(limits, limits, color="black", linewidth=0.7, zorder=3)

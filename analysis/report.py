@@ -1,7 +1,7 @@
 """Report: a run folder becomes plots/*.png and report.html, one offline file with its images inside.
 
-Read are config.yaml and metrics.csv, which every run folder has, and what else is there of env.json, split.json,
-results.json, test_predictions.npz, md_log.csv and standard/metrics.csv; a part that is missing is left out of the report.
+Read are config.yaml and metrics.csv, which every run folder has, and what there is of env.json, split.json,
+results.json, test_predictions.npz, md_log.csv and standard/metrics.csv: a part that is missing is left out.
 Nothing is trusted: text is escaped, and whether the certificate passed is judged again from its numbers.
 """
 
@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import math
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,13 +21,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mdrelax.analysis import figures
-from mdrelax.analysis.drawing import NothingToDrawError
+from mdrelax.analysis.drawing import NothingToDrawError, scientific
 from mdrelax.analysis.metrics import Predictions, error_percentiles, errors_by_element, load_predictions
+from mdrelax.checkpoint import write_atomically
 from mdrelax.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, Certificate
 
 __all__ = ["Run", "read_run", "write_report"]
 
 REQUIRED = ("config.yaml", "metrics.csv")
+FIGURES = ("learning_curves", "schedule", "parity", "equivariance", "symmetry_spectra", "md_energy")
 DOTS_PER_INCH = 160
 ROWS = {
     "forces_mae_meV_per_A": ("Force MAE", "meV/Å"),
@@ -70,12 +71,16 @@ def write_report(run: Path) -> Path:
         run=contents,
         headline=_headline(contents.results),
         verdict=_verdict(contents.results),
+        facts=_facts(contents),
+        standard=(contents.results.get("baselines") or {}).get("standard"),
+        md=contents.results.get("md") or {},
+        exploded=bool((contents.results.get("md") or {}).get("exploded")),
         images=_draw_all(contents, folder / "plots"),
         by_element=_rows(errors_by_element, contents.predictions),
         percentiles=_rows(error_percentiles, contents.predictions),
         limits={"float64": LARGEST_ERROR_FLOAT64, "float32": LARGEST_ERROR_FLOAT32},
     )
-    _replace(folder / "report.html", page.encode())
+    write_atomically(folder / "report.html", page.encode())
     return folder / "report.html"
 
 
@@ -171,6 +176,23 @@ def _verdict(results: dict[str, Any]) -> str:
     return f"{label} on the test set {_number(test[key])} {unit}{comparison}."
 
 
+def _facts(run: Run) -> list[str]:
+    """What was trained, for how long and on how much, as far as the folder tells."""
+    phrases = {
+        "n_parameters": "{:,} parameters",
+        "n_free_parameters": "{:,} free ones while training, removed by projection",
+        "steps": "{:,} steps",
+        "best_step": "model of step {:,}",
+    }
+    facts = [phrase.format(run.results[key]) for key, phrase in phrases.items() if run.results.get(key)]
+    if run.results.get("seconds"):
+        facts.append(f"{_duration(run.results['seconds'])} of training")
+    parts = {part: members for part, members in run.split.items() if isinstance(members, list)}
+    return facts + [
+        f"{len(members):,} {'training' if part == 'train' else part} structures" for part, members in parts.items()
+    ]
+
+
 def _ratio(value: float, reference: float) -> str:
     """In words, how a value compares with a positive reference."""
     if not math.isfinite(value):
@@ -189,13 +211,16 @@ def _rows(make: Callable[[Predictions], pd.DataFrame], predictions: Predictions 
 
 def _number(value: Any) -> str:
     """Three digits, a dash for what is missing, words for what is not finite."""
-    if value is None or isinstance(value, str):
-        return value or "–"
-    if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "infinite"
-    if value and not 1e-3 <= abs(value) < 1e5:
-        return f"{value:.1e}"
+    if value is None:
+        return "–"
+    if not math.isfinite(value) or not 1e-3 <= abs(value) < 1e5:
+        return scientific(value)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
+def _plain(value: Any) -> str:
+    """A setting as it was typed: 0.5, 300; a dash for what is missing."""
+    return "–" if value is None else f"{value:g}"
 
 
 def _duration(seconds: float) -> str:
@@ -223,14 +248,13 @@ def _draw_all(run: Run, folder: Path) -> dict[str, str]:
         drawings["symmetry_spectra"] = partial(figures.symmetry_spectra, run.certificate)
     if run.md_log is not None:
         drawings["md_energy"] = partial(figures.md_energy, run.md_log, n_atoms=n_atoms)
-    folder.mkdir(exist_ok=True)
     images = {}
-    for stale in folder.glob("*.png"):
-        stale.unlink()  # an older picture must not stand beside new numbers
+    for name in FIGURES:
+        (folder / f"{name}.png").unlink(missing_ok=True)  # an older picture must not stand beside new numbers
     for name, draw in drawings.items():
         with contextlib.suppress(NothingToDrawError):
             content = _png(draw())
-            _replace(folder / f"{name}.png", content)
+            write_atomically(folder / f"{name}.png", content)
             images[name] = f"data:image/png;base64,{base64.b64encode(content).decode()}"
     return images
 
@@ -244,18 +268,11 @@ def _png(figure: Figure) -> bytes:
 def _template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"number": _number, "error": "{:.1e}".format, "duration": _duration, "text": json.dumps}
+    environment.filters |= {
+        "number": _number,
+        "error": scientific,
+        "plain": _plain,
+        "duration": _duration,
+        "text": json.dumps,
+    }
     return environment.get_template("report.html.j2")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

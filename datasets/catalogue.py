@@ -2,9 +2,10 @@
 
 Checksums, and how certain they are:
 
-- rMD17's archive: its sha256 is quoted by an independent user whose md5 and size agree with figshare's own, and its
-  first 12 digits are pinned by the load-atoms package.
-- rMD17's single files (figshare 12672038, version 4): the md5 sums that figshare publishes.
+- rMD17's archive: the sha256 is quoted in full by one independent user, whose md5 and size others quote too, and its
+  first 12 digits are pinned by the load-atoms package. It was not computed here.
+- rMD17's single files (figshare 12672038): file numbers and md5 sums as two independent users quote them from
+  figshare's interface. Where figshare should say otherwise, the archive is tried next.
 - MD17 and MD22: the publisher gives none, so ``None``: the first download is checked for its content, and its sha256
   is kept beside the file and compared from then on (trust on first use).
 """

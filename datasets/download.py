@@ -272,8 +272,11 @@ def _check_content(item: Item, path: Path) -> None:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             numbers = arrays["nuclear_charges" if "nuclear_charges" in arrays else "z"].ravel()
             shape = arrays["coords" if "coords" in arrays else "R"].shape
+            damaged = arrays.zip.testzip()  # every array has its own checksum
     except Exception as error:  # zip, zlib, numpy and key errors: whatever a wrong file provokes
         raise ValueError(f"`{item.filename}` is no MD17 npz file, or was cut off ({error}); fetch it again.") from error
+    if damaged is not None:
+        raise ValueError(f"`{item.filename}` is damaged: the checksum of {damaged} is wrong; fetch it again.")
     found = Symbols(numbers.astype(int)).get_chemical_formula()
     if Formula(found).count() != Formula(item.formula).count() or shape[1:] != (len(numbers), 3):
         raise ValueError(f"`{item.filename}` holds {found} with coordinates {shape}; expected is {item.formula}.")

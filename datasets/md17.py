@@ -54,6 +54,7 @@ class _Layout(NamedTuple):
 RMD17 = _Layout("nuclear_charges", "coords", "energies", "forces", "rmd17")
 RMD17_OLD = _Layout("nuclear_charges", "coords", "old_energies", "old_forces", "rmd17-original")
 SGDML = _Layout("z", "R", "E", "F", "sgdml")
+READ = {*RMD17[:4], *RMD17_OLD[:4], *SGDML[:4], "e_unit", "r_unit", "theory"}
 
 
 def load_md17(
@@ -78,7 +79,9 @@ def load_md17(
     ]
     if _is_noisy(layout, numbers, arrays):
         warnings.warn(_noise_sentence(source), UserWarning, stacklevel=2)
-    elements, energy_range, largest_force = summarize(data)
+    elements, _, _ = summarize(data[:1])  # of the others only numbers differ, and arrays are fast
+    energy_range = float(energies.min() * energy), float(energies.max() * energy)
+    largest_force = float(np.linalg.norm(forces, axis=2).max() * energy / length)
     keys = {"energy": layout.energy, "forces": layout.forces}
     report = LabelReport(source, keys, len(data), 0, elements, energy_name, length_name, energy_range, largest_force)
     return Frames(data, {}, report)
@@ -97,11 +100,12 @@ def warn_about_md17_noise(train: Sequence[Data]) -> None:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays by key; those that are not needed stay unread (empty)."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no file `{path}`.")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
+            return {key: archive[key] if key in READ else np.empty(0) for key in archive.files}
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, AttributeError) as error:
         raise ValueError(
             f"`{path}` cannot be read as an npz file ({error}); it is (a) cut off, (b) another kind of file, or "
@@ -161,7 +165,7 @@ def _is_noisy(layout: _Layout, numbers: np.ndarray, arrays: dict[str, np.ndarray
     if layout is not SGDML:
         return layout is RMD17_OLD
     formula = Formula(Symbols(numbers).get_chemical_formula()).count()
-    theory = str(arrays.get("theory", np.array("")).item())
+    theory = str(arrays.get("theory", ""))
     return "CC" not in theory and any(Formula(known).count() == formula for known in MD17_FORMULAS.values())
 
 

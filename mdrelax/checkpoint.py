@@ -4,10 +4,10 @@ A file is written beside its place, synced to the disk and moved over the old on
 hold tensors and primitives only and are read with ``weights_only=True``: loading one never runs code.
 """
 
+import contextlib
 import io
 import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,27 @@ class CheckpointError(RuntimeError):
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content``; on any failure (a full disk) the old file stays and ``OSError`` says why."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Replace ``path`` by ``content``; on any failure (a full disk) the old file stays and ``OSError`` says why.
+
+    The error's sentence is its ``strerror``.
+    """
+    part = path.with_name(f".{path.name}.part")  # always the same name: what a killed run leaves is overwritten
     try:
-        with os.fdopen(handle, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except OSError as error:
-        Path(name).unlink(missing_ok=True)
-        raise OSError(error.errno, f"`{path}` could not be written ({error.strerror}); the old file is untouched") from error
+        os.replace(part, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+            raise OSError(
+                error.errno, f"`{path}` could not be written ({reason}); an older one is untouched."
+            ) from error
+        raise
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -43,14 +51,17 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a resume file onto the CPU; raises ``CheckpointError`` when it is missing, truncated or foreign."""
+def load_checkpoint(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
+    """Read a resume file onto the CPU; raises ``CheckpointError`` when it is missing, truncated or foreign.
+
+    A file without exactly the ``keys`` is foreign, where some are given.
+    """
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint `{path}`; start without `--restart`.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several unrelated types for a broken file
         raise CheckpointError(f"`{path}` is truncated or no checkpoint of mdrelax; delete it and restart.") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"`{path}` is no checkpoint of mdrelax.")
+    if not isinstance(state, dict) or (keys and set(state) != set(keys)):
+        raise CheckpointError(f"`{path}` is no checkpoint of this mdrelax; delete it and restart.")
     return state

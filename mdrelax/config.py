@@ -4,17 +4,18 @@ An unknown key is an error that names the nearest known one. Names come from han
 never code. Every default is written into the run's own config.yaml.
 """
 
-import difflib
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from mdrelax.schedule import ScheduleKind
 from mdrelax.units import nearest_name
 
-__all__ = ["Config", "ConfigError", "load_config", "read_yaml"]
+__all__ = ["Config", "ConfigError", "changed_keys", "load_config", "read_yaml"]
 
 Size = Annotated[int | float, Field(ge=0)]
 
@@ -24,9 +25,9 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, no unknown keys."""
+    """Base of all sections: frozen, no unknown keys, no infinite numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -58,12 +59,18 @@ class PotentialConfig(Section):
     cutoff: float = Field(5.0, gt=0, description="Cut-off radius in Angstrom.")
     arguments: dict[str, Any] = Field(default_factory=dict, description="Arguments that replace the preset's.")
 
+    @model_validator(mode="after")
+    def _one_cutoff(self) -> "PotentialConfig":
+        if "cutoff" in self.arguments:
+            raise ValueError("set `potential.cutoff` instead of the argument `cutoff`: the neighbour lists need it too")
+        return self
+
 
 class RelaxationConfig(Section):
     """The relaxed constraint: schedule `off` trains the standard, always equivariant network."""
 
-    schedule: Literal["constant", "cosine", "linear", "off", "trapezoid", "triangle"] = Field(
-        "triangle", description="theta over the training time."
+    schedule: Annotated[ScheduleKind, BeforeValidator(lambda value: "off" if value is False else value)] = Field(
+        "triangle", description="theta over the training time; off: never relaxed (YAML reads a bare off as false)."
     )
     peak: float = Field(1.0, gt=0, le=1, description="Largest theta.")
     ramp: float = Field(0.2, gt=0, le=0.5, description="Rise and fall of the trapezoid, as a fraction of training.")
@@ -77,8 +84,8 @@ class RelaxationConfig(Section):
 class TrainingConfig(Section):
     """Optimisation."""
 
-    steps: int | None = Field(None, ge=1, description="Optimiser steps; or give `epochs`.")
-    epochs: int | None = Field(None, ge=1, description="Passes over the training frames; or give `steps`.")
+    steps: int | None = Field(None, ge=1, description="Optimiser steps (REQUIRED: this or `epochs`).")
+    epochs: int | None = Field(None, ge=1, description="Passes over the training frames, instead of `steps`.")
     batch_size: int = Field(8, ge=1, description="Structures a batch.")
     max_edges: int | None = Field(None, ge=1, description="Largest number of edges a batch, for mixed sizes.")
     loss: Literal["huber", "l2norm", "mae", "mse"] = Field("l2norm", description="Error function, see `mdrelax.loss`.")
@@ -89,7 +96,7 @@ class TrainingConfig(Section):
     learning_rate: float = Field(5e-3, gt=0, description="Peak learning rate of AdamW.")
     learning_rate_schedule: Literal["constant", "cosine", "plateau"] = Field("cosine", description="After warm-up.")
     warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
-    final_learning_rate: float = Field(0.01, ge=0, le=1, description="Last rate of the cosine, as a fraction of the peak.")
+    final_learning_rate: float = Field(0.01, ge=0, le=1, description="Last rate of the cosine, a fraction of the peak.")
     plateau_factor: float = Field(0.5, gt=0, lt=1, description="Reduction at a plateau.")
     plateau_patience: int = Field(10, ge=1, description="Validations without improvement before a reduction.")
     betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW's moment decays.")
@@ -106,7 +113,13 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _one_length(self) -> "TrainingConfig":
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give either `steps` or `epochs`")
+            raise ValueError(f"give either `steps` or `epochs`, got {self.steps} and {self.epochs}")
+        return self
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> "TrainingConfig":
+        if not self.energy_weight + self.forces_weight + self.stress_weight > 0:
+            raise ValueError("one of `energy_weight`, `forces_weight` and `stress_weight` must be above 0")
         return self
 
 
@@ -118,18 +131,20 @@ class Config(Section):
     relaxation: RelaxationConfig = RelaxationConfig()
     training: TrainingConfig
     reference_energies: Literal["fit", "isolated"] = Field(
-        "fit", description="Energies of the elements: least squares over the training set, or the file's isolated atoms."
+        "fit", description="Energies of the elements: least squares over the training set, or from isolated atoms."
     )
-    standard_baseline: bool = Field(False, description="Train the standard network beside it: same budget, data and seed.")
+    standard_baseline: bool = Field(False, description="Train the standard network beside it: same budget and seed.")
     md_picoseconds: float = Field(0.0, ge=0, description="Length of an NVE run at 300 K at the end; 0: none.")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The document of a YAML file, which must be a mapping; raises ``ConfigError`` with the place otherwise."""
     try:
-        document = yaml.safe_load(Path(path).read_text())
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"The config `{path}` cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The config `{path}` is no text file ({error.reason}).") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"The config `{path}` is not valid YAML: {error}") from error
     if not isinstance(document, dict):
@@ -139,13 +154,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def load_config(document: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Config:
     """Check a document, with ``section.key=value`` overrides (values in YAML); raises ``ConfigError``."""
-    merged: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in document.items()}
+    merged: dict[str, Any] = copy.deepcopy(dict(document))
     for override in overrides:
         _override(merged, override)
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentence(e) for e in error.errors())) from error
+        first = {_place(e): e for e in reversed(error.errors())}  # alternatives of a type fail one by one
+        raise ConfigError("\n".join(_sentence(e) for e in reversed(first.values()))) from error
 
 
 def _override(document: dict[str, Any], override: str) -> None:
@@ -154,22 +170,32 @@ def _override(document: dict[str, Any], override: str) -> None:
         raise ConfigError(f"An override is written section.key=value, got `{override}`.")
     *parents, leaf = path.split(".")
     for parent in parents:
-        document = document.setdefault(parent, {})
+        document[parent] = {} if document.get(parent) is None else document[parent]
+        document = document[parent]
         if not isinstance(document, dict):
             raise ConfigError(f"`{path}` cannot be set: `{parent}` is no section.")
-    document[leaf] = yaml.safe_load(text)
+    try:
+        document[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The value of the override `{override}` is not valid YAML.") from error
+
+
+def _place(error: Any) -> tuple[str, ...]:
+    """Section and key; pydantic adds which alternative of a type it tried."""
+    return tuple(str(part) for part in error["loc"] if part not in ("int", "float"))
 
 
 def _sentence(error: Any) -> str:
     """One pydantic error as a sentence."""
-    place = [str(part) for part in error["loc"]]
+    place = _place(error)
     where = ".".join(place) or "config"
     if error["type"] == "extra_forbidden":
         return f"Unknown config key `{where}`; {nearest_name(place[-1], _keys(place[:-1]))}"
     if error["type"] == "missing":
         return f"The config key `{where}` is missing; `mdrelax config template` shows all keys."
-    message = error["msg"].removeprefix("Value error, ")
-    return f"`{where}`: {message[0].lower() + message[1:]}, got {error['input']!r}."
+    message = error["msg"].removeprefix("Value error, ").removesuffix(", unable to parse string as a number")
+    given = "" if error["type"] == "value_error" else f", got {error['input']!r}"
+    return f"`{where}`: {message[0].lower() + message[1:]}{given}."
 
 
 def _keys(sections: Sequence[str]) -> list[str]:
@@ -181,6 +207,18 @@ def _keys(sections: Sequence[str]) -> list[str]:
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """A unified diff, line by line, of two resolved configs as YAML; empty when they are equal."""
-    texts = [yaml.safe_dump(dict(document), sort_keys=True).splitlines() for document in (old, new)]
-    return [line for line in difflib.unified_diff(*texts, "saved", "given", lineterm="", n=0)][2:]
+    """The difference of two resolved configs as lines ``section.key: old -> new``; empty when they are equal."""
+    before, after = dict(_flat(old)), dict(_flat(new))
+    return [
+        f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
+        for key in sorted({**before, **after})
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in document.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -81,7 +81,7 @@ def _error(before: Prediction, after: Prediction, scale: Tensor, matrices: Tenso
     expected = before.forces if matrices is None else (matrices @ before.forces.unsqueeze(2)).squeeze(2)
     forces = (after.forces - expected).abs().max()
     energies = (after.energy - before.energy).abs().max()
-    return torch.nan_to_num(torch.maximum(forces, energies) / scale, nan=torch.inf)
+    return torch.nan_to_num(torch.maximum(forces, energies) / scale, nan=torch.inf, posinf=torch.inf)
 
 
 def _permute(graph: Graph, generator: torch.Generator) -> tuple[Graph, Tensor]:

@@ -66,12 +66,18 @@ def rotate_batch(batch: Batch, *, seed: int, step: int) -> Batch:
 class Loader:
     """Batches of frames by number (``batch_size``), and by number of edges where ``max_edges`` is given too.
 
-    ``positions(epoch)`` is the plan of an epoch: lists of frame numbers. A frame with more than ``max_edges`` edges makes
-    a batch of its own. Raises ``ValueError`` for an empty data set and budgets below 1.
+    ``positions(epoch)`` is the plan of an epoch: lists of frame numbers. A frame with more than ``max_edges`` edges
+    makes a batch of its own. Raises ``ValueError`` for an empty data set and budgets below 1.
     """
 
     def __init__(
-        self, frames: Sequence[Batch], *, batch_size: int, max_edges: int | None = None, seed: int = 0, shuffle: bool = True
+        self,
+        frames: Sequence[Batch],
+        *,
+        batch_size: int,
+        max_edges: int | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
     ) -> None:
         if not frames:
             raise ValueError("There are no frames to make batches of.")

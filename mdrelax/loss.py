@@ -2,9 +2,9 @@
 
     L = w_E <e(dE / n_atoms)> + w_F <e(dF)> + w_S <e(dS)>
 
-with e one of ``mae`` |d|, ``mse`` d^2, ``huber`` (delta as given) over components, or ``l2norm``, the mean length of the
-force error of an atom (for energy and stress the same as ``mae``). Averages run over the labels that exist: a missing
-label is NaN in ``Targets``.
+with e one of ``mae`` |d|, ``mse`` d^2, ``huber`` (delta as given) over components, or ``l2norm``, the mean length of
+the force error of an atom (for energy and stress as ``mae``). Averages run over the labels that exist: a missing label
+is NaN in ``Targets``. A prediction that is NaN makes the loss NaN.
 """
 
 from typing import Literal, NamedTuple
@@ -46,20 +46,18 @@ def task_loss(
 ) -> Tensor:
     """The weighted sum, a scalar; terms of weight 0 and labels that no structure has contribute nothing."""
     n_atoms = torch.bincount(graph.batch, minlength=graph.n_graphs)
-    terms = [(weights.energy, (prediction.energy - targets.energy) / n_atoms)]
-    terms.append((weights.forces, prediction.forces - targets.forces))
+    terms = [
+        (weights.energy, (prediction.energy - targets.energy) / n_atoms, targets.energy),
+        (weights.forces, prediction.forces - targets.forces, targets.forces),
+    ]
     if prediction.stress is not None:
-        terms.append((weights.stress, prediction.stress - targets.stress))
-    total = prediction.energy.new_zeros(())
-    for weight, difference in terms:
-        known = difference[~difference.isnan().flatten(1).any(1)] if difference.ndim > 1 else _known(difference)
-        if weight and len(known):
-            total = total + weight * _mean_error(known, kind, weights.delta)
+        terms.append((weights.stress, prediction.stress - targets.stress, targets.stress))
+    total = 0.0 * prediction.energy.sum()  # differentiable where a batch has no label that counts
+    for weight, difference, target in terms:
+        known = ~target.isnan().reshape(len(target), -1).any(1)
+        if weight and known.any():
+            total = total + weight * _mean_error(difference[known], kind, weights.delta)
     return total
-
-
-def _known(difference: Tensor) -> Tensor:
-    return difference[~difference.isnan()]
 
 
 def _mean_error(difference: Tensor, kind: LossKind, delta: float) -> Tensor:

@@ -89,21 +89,28 @@ def save_model(
 
 
 def load_model(path: str | Path) -> LoadedModel:
-    """Read a model file; raises ``ModelFileError`` when it is missing, truncated, foreign, altered or too new."""
+    """Read a model file; raises ``ModelFileError`` when it is missing, truncated, foreign, altered or too new.
+
+    Raises ``CertificateError`` for a file whose certificate did not pass.
+    """
     path = Path(path)
     header, tensors = _read(path)
+    _refuse_newer(path, header)
     if header.get("content") != _content_hash(tensors, {k: v for k, v in header.items() if k != "content"}):
         raise ModelFileError(f"`{path}` was altered after it was saved: its content does not match its hash.")
-    header = _migrate(path, header)
+    header = _migrate(header)
     if header["coupling_fingerprint"] != coupling_fingerprint():
         raise ModelFileError(
             f"`{path}` was made with e3nn {header['versions']['e3nn']}, whose Clebsch-Gordan coefficients differ from "
             f"those of the installed {metadata.version('e3nn')}; install that version to use the model."
         )
-    force_field = _build(header)
-    force_field.load_state_dict(tensors)
-    certificate = require(Certificate.from_dict(header["certificate"]))
-    return LoadedModel(force_field.eval(), certificate, header)
+    try:
+        force_field = _build(header)
+        force_field.load_state_dict(tensors)
+        certificate = Certificate.from_dict(header["certificate"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelFileError(f"`{path}` describes a network that this mdrelax cannot build ({error}).") from error
+    return LoadedModel(force_field.eval(), require(certificate), header)
 
 
 def software_versions() -> dict[str, str]:
@@ -142,18 +149,27 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if document is None:
         raise ModelFileError(f"`{path}` is a safetensors file, but not one of mdrelax.")
     try:
-        return json.loads(document), tensors
-    except json.JSONDecodeError as error:
+        header = json.loads(document)
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ModelFileError(f"The header of `{path}` is damaged ({error}).") from error
+    if not isinstance(header, dict):
+        raise ModelFileError(f"The header of `{path}` is damaged (no object).")
+    return header, tensors
 
 
-def _migrate(path: Path, header: dict[str, Any]) -> dict[str, Any]:
-    version = header.get("format_version", 0)
+def _refuse_newer(path: Path, header: dict[str, Any]) -> None:
+    """Before anything else is looked at: a newer version may say everything in another way, its hash included."""
+    version = header.get("format_version")
+    if not isinstance(version, int) or version < FORMAT_VERSION - len(MIGRATIONS):
+        raise ModelFileError(f"The header of `{path}` is damaged: `format_version` is {version!r}.")
     if version > FORMAT_VERSION:
         raise ModelFileError(
-            f"`{path}` has format version {version}; this mdrelax reads up to {FORMAT_VERSION}: upgrade it."
+            f"`{path}` has format version {version}; this mdrelax reads up to {FORMAT_VERSION}: upgrade mdrelax."
         )
-    for step in range(version, FORMAT_VERSION):
+
+
+def _migrate(header: dict[str, Any]) -> dict[str, Any]:
+    for step in range(header["format_version"], FORMAT_VERSION):
         header = MIGRATIONS[step](header)
     return header
 
@@ -170,5 +186,5 @@ def _content_hash(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
-        digest.update(tensors[name].numpy().tobytes())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

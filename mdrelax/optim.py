@@ -20,7 +20,9 @@ __all__ = ["Ema", "LearningRate", "LearningRateKind", "make_optimizer"]
 LearningRateKind = Literal["constant", "cosine", "plateau"]
 
 
-def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+def make_optimizer(
+    model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float]
+) -> torch.optim.AdamW:
     """AdamW; weights with two or more dimensions decay, biases, norms and offsets do not."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [

@@ -51,7 +51,7 @@ class LayerRecord(NamedTuple):
     name: str
     norm: float  # ||W||
     distance: float  # ||W - P(W)||
-    bound: float  # sqrt(LD(W) / 2), never below the distance
+    bound: float  # sqrt(LD(W) / 2), never below the distance (of finite groups: for C_n up to n = 4)
     spectrum: list[float]  # ||W_J||^2, J = 0, 1, ...
     theta: float
     how: str  # "dropped" or "folded"
@@ -167,7 +167,8 @@ def _record(name: str, layer: Relaxed, how: str) -> LayerRecord:
 
 def _fold(layer: Relaxed) -> bool:
     """Add theta P(W) to the wrapped layer's weights; False where the layer cannot hold an equivariant linear map."""
-    assert isinstance(layer.source, IrrepsRepresentation) and isinstance(layer.output, IrrepsRepresentation)
+    if not (isinstance(layer.source, IrrepsRepresentation) and isinstance(layer.output, IrrepsRepresentation)):
+        return False
     blocks = equivariant_blocks(layer.theta * layer.weight.detach(), layer.output, layer.source)
     if isinstance(layer.layer, o3.Linear):
         return _fold_e3nn(layer.layer, blocks)

@@ -71,17 +71,22 @@ class Relaxed(nn.Module):
         free = self.theta * (flat @ self.weight.T)
         if not isinstance(y, tuple):
             return y + free
-        pieces = free.split([block[0].numel() for block in y], dim=1)
+        pieces = free.split([block.shape[1:].numel() for block in y], dim=1)
         return tuple(block + piece.view_as(block) for block, piece in zip(y, pieces, strict=True))
 
 
 def relaxable_sites(model: nn.Module) -> dict[str, nn.Module]:
-    """Every submodule that may be relaxed, by name: those that declare ``irreps_in`` and ``irreps_out``."""
+    """Every submodule that may be relaxed, by name: those with weights that declare ``irreps_in`` and ``irreps_out``.
+
+    The model itself is none: a free map is put in the place of a child of its parent.
+    """
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(getattr(module, "irreps_in", None), o3.Irreps)
+        if name
+        and isinstance(getattr(module, "irreps_in", None), o3.Irreps)
         and isinstance(getattr(module, "irreps_out", None), o3.Irreps)
+        and next(module.parameters(), None) is not None
     }
 
 

@@ -4,8 +4,8 @@ One step, for step s of n:
 
     theta = schedule(s / (n - 1))        loss = task + lambda * penalty        AdamW        moving average
 
-Validation, model selection and everything after it see only the projected copy of the averaged weights. The networks and
-the data are handed in; nothing here knows which they are.
+Validation, model selection and everything after it see only the projected copy of the averaged weights. The networks
+and the data are handed in; nothing here knows which they are.
 """
 
 import copy
@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mdrelax.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from mdrelax.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, write_atomically
 from mdrelax.config import RelaxationConfig, TrainingConfig
 from mdrelax.forcefield import ForceField, Prediction
 from mdrelax.loader import Batch, Loader, join, rotate_batch
@@ -37,6 +37,7 @@ METRIC_COLUMNS = (
     "val_energy_mae_meV", "val_energy_mae_meV_per_atom",
     "val_forces_mae_meV_per_A", "val_forces_rmse_meV_per_A", "val_stress_mae_meV_per_A3",
 )  # fmt: skip
+PRIMITIVES = ("step", "epoch", "batch", "reductions", "stale", "seconds", "best", "rows")  # of a checkpoint
 EVALUATION_EDGES = 20_000  # edges evaluated at once where no gradient with respect to weights is kept
 
 
@@ -83,8 +84,11 @@ class Trainer:
         folder: Path,
         listener: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
-        if not validation:
-            raise ValueError("There are no validation frames to choose the best network on; set `data.validation`.")
+        if not any(_has_labels(frame) for frame in validation):
+            raise ValueError(
+                "There are no validation frames with labels to choose the best network on; set `data.validation` to a "
+                "number of frames above 0."
+            )
         self.model = force_field.to(training.device)
         self.loader, self.validation, self.folder, self.listener = loader, validation, folder, listener
         self.settings, self.relaxation = training, relaxation
@@ -102,6 +106,7 @@ class Trainer:
         )
         self.ema = Ema(self.model, decay=training.ema)
         self.relaxed = is_relaxed(self.model)
+        self.judged_by_forces = any(not frame.targets.forces.isnan().all() for frame in validation)
         self.step = self.epoch = self.batch = self.reductions = self.stale = 0
         self.seconds = 0.0
         self.best: dict[str, Any] = {"step": 0, "error": math.inf, "state": {}, "layers": []}
@@ -183,7 +188,7 @@ class Trainer:
         """Measure the projected copy, keep it if it is the best, write the checkpoint and metrics.csv."""
         twin, layers = self.projected()
         errors = validation_errors(twin, self.validation, stress=self.weights.stress > 0)
-        loss, energy, forces = torch.stack(self.since_validation).mean(0).tolist()
+        loss, energy, forces = torch.stack(self.since_validation).nanmean(0).tolist()
         self.since_validation = []
         row = {
             "step": self.step, "epoch": self.epoch, "time_s": round(self.seconds, 3),
@@ -191,8 +196,7 @@ class Trainer:
             "train_energy_mae_meV_per_atom": energy, "train_forces_mae_meV_per_A": forces, **errors,
         }  # fmt: skip
         self.rows.append(row)
-        error = errors["val_forces_mae_meV_per_A"]
-        error = errors["val_energy_mae_meV_per_atom"] if math.isnan(error) else error
+        error = errors["val_forces_mae_meV_per_A" if self.judged_by_forces else "val_energy_mae_meV_per_atom"]
         self.stale += 1
         if error < self.best["error"]:
             self.stale = 0
@@ -205,27 +209,34 @@ class Trainer:
 
     def save(self) -> None:
         """Write checkpoints/last.pt and metrics.csv."""
-        names = ("step", "epoch", "batch", "reductions", "stale", "seconds", "best", "rows")
-        state = {name: getattr(self, name) for name in names}
-        state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": self.ema.state_dict()}
+        state = {name: getattr(self, name) for name in PRIMITIVES}
+        state |= {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "ema")}
         save_checkpoint(self.folder / "checkpoints" / "last.pt", state)
         write_atomically(self.folder / "metrics.csv", self.metrics().to_csv(index=False).encode())
 
     def resume(self) -> None:
         """Take the state of checkpoints/last.pt; raises ``CheckpointError`` when it cannot be used."""
-        state = load_checkpoint(self.folder / "checkpoints" / "last.pt")
-        self.model.load_state_dict(state.pop("model"))
-        self.optimizer.load_state_dict(state.pop("optimizer"))
-        self.ema.load_state_dict(state.pop("ema"))
-        for name, value in state.items():
-            setattr(self, name, value)
+        path = self.folder / "checkpoints" / "last.pt"
+        state = load_checkpoint(path, keys=(*PRIMITIVES, "model", "optimizer", "ema"))
+        try:
+            for name in ("model", "optimizer", "ema"):
+                getattr(self, name).load_state_dict(state[name])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"`{path}` belongs to another network; delete it and restart.") from error
+        for name in PRIMITIVES:
+            setattr(self, name, state[name])
 
     def metrics(self) -> pd.DataFrame:
         """One row a validation, columns ``METRIC_COLUMNS``."""
         return pd.DataFrame(self.rows, columns=list(METRIC_COLUMNS))
 
     def result(self) -> FitResult:
-        """The best projected network so far."""
+        """The best projected network so far; raises ``TrainingError`` when no validation gave a finite error."""
+        if not self.best["state"]:
+            raise TrainingError(
+                f"No validation up to step {self.step} gave a finite error, so there is no best network: (a) the run "
+                "was stopped before the first validation, or (b) the network's numbers overflow."
+            )
         twin, _ = self.projected()
         twin.load_state_dict(self.best["state"])
         layers = [LayerRecord(**record) for record in self.best["layers"]]
@@ -251,14 +262,25 @@ def validation_errors(force_field: ForceField, frames: Sequence[Batch], *, stres
     targets, n_atoms = batch.targets, torch.bincount(batch.graph.batch)
     energy = 1e3 * (prediction.energy - targets.energy)
     forces = 1e3 * (prediction.forces - targets.forces)
-    tension = 1e3 * (prediction.stress - targets.stress) if prediction.stress is not None else torch.tensor([torch.nan])
+    tension = torch.full_like(targets.stress, torch.nan)
+    if prediction.stress is not None:
+        tension = 1e3 * (prediction.stress - targets.stress)
     return {
-        "val_energy_mae_meV": energy.abs().nanmean().item(),
-        "val_energy_mae_meV_per_atom": (energy / n_atoms).abs().nanmean().item(),
-        "val_forces_mae_meV_per_A": forces.abs().nanmean().item(),
-        "val_forces_rmse_meV_per_A": forces.square().nanmean().sqrt().item(),
-        "val_stress_mae_meV_per_A3": tension.abs().nanmean().item(),
+        "val_energy_mae_meV": _mean(energy.abs(), targets.energy),
+        "val_energy_mae_meV_per_atom": _mean(energy.abs() / n_atoms, targets.energy),
+        "val_forces_mae_meV_per_A": _mean(forces.abs(), targets.forces),
+        "val_forces_rmse_meV_per_A": _mean(forces.square(), targets.forces) ** 0.5,
+        "val_stress_mae_meV_per_A3": _mean(tension.abs(), targets.stress),
     }
+
+
+def _mean(values: Tensor, targets: Tensor) -> float:
+    """The mean where there are labels: NaN without any, and where a prediction is NaN."""
+    return values[~targets.isnan()].mean().item()
+
+
+def _has_labels(frame: Batch) -> bool:
+    return not bool(frame.targets.energy.isnan().all() and frame.targets.forces.isnan().all())
 
 
 def _batch_errors(prediction: Prediction, batch: Batch) -> list[Tensor]:

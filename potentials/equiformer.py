@@ -42,6 +42,8 @@ from mdrelax.potentials.steerable import (
 
 __all__ = ["Equiformer"]
 
+RADIAL_BASES = {"bessel": BesselBasis, "expnormal": ExpNormalBasis}
+
 
 class Edges(NamedTuple):
     """What all blocks share about the edges of one evaluation."""
@@ -107,14 +109,12 @@ class Attention(nn.Module):
         value: Features = (scalars, *mixed[1:])
         if self.gate is not None and self.value is not None:
             value = self.value(edges.matrices, self.gate(value), None)
-        summed = tuple(
-            edges.sum_at_target((v.unflatten(2, (self.n_heads, -1)) * weights).flatten(2)) for v in value
-        )
+        summed = tuple(edges.sum_at_target((v.unflatten(2, (self.n_heads, -1)) * weights).flatten(2)) for v in value)
         return self.out(summed)
 
     def _softmax(self, scalars: Tensor, edges: Edges) -> Tensor:
         """Attention weights (E, 1, H, 1): softmax with envelope and a null neighbour (difference 1 of the module)."""
-        activated = _smooth_leaky_relu(scalars.view(len(scalars), self.n_heads, -1))
+        activated = _smooth_leaky_relu(scalars.view(len(scalars), *self.logit.shape))
         logits = (activated * self.logit).sum(2)  # (E, H)
         largest = edges.max_at_target(logits.detach())
         raised = edges.envelope * torch.exp(logits - edges.at_target(largest))
@@ -143,13 +143,13 @@ class Block(nn.Module):
     """Attention and feed-forward network, each behind a norm and beside a residual."""
 
     def __init__(
-        self, irreps: o3.Irreps, irreps_out: o3.Irreps, basis: EdgeBasis, n_heads: int, expansion: int, nonlinear: bool
+        self, irreps: o3.Irreps, irreps_out: o3.Irreps, basis: EdgeBasis, n_heads: int, expansion: int, nonlinear: bool, eps: float
     ) -> None:
         super().__init__()
         middle = o3.Irreps([(expansion * mul, ir) for mul, ir in irreps])
-        self.norm_1 = LayerNorm(irreps)
+        self.norm_1 = LayerNorm(irreps, eps)
         self.attention = Attention(irreps, basis, n_heads, nonlinear)
-        self.norm_2 = LayerNorm(irreps)
+        self.norm_2 = LayerNorm(irreps, eps)
         self.feed_forward = FeedForward(irreps, middle, irreps_out)
         self.shortcut = None if irreps == irreps_out else Linear(irreps, irreps_out)
 
@@ -166,7 +166,9 @@ class Equiformer(nn.Module):
     ``irreps`` are the node features, scalars first, each irrep once; degrees of one parity (``128x0e+64x1e+32x2e``, as
     published) give SE(3) symmetry, natural parities (``128x0e+64x1o+32x2e``) give E(3). Multiplicities must be
     divisible by ``n_heads``. ``average_neighbors`` is the mean number of edges an atom has in the training data. The
-    last block gives ``n_features`` scalars to the read-out.
+    last block gives ``n_features`` scalars to the read-out. ``norm_eps`` (published: 1e-5) is added to the mean square
+    of a node's vectors and tensors before they are divided by its root: where symmetry makes them vanish (crystals) they
+    grow by at most norm_eps^(-1/2), and forces with them, so condensed matter wants 1e-2.
     """
 
     relax_where = ("blocks.*.feed_forward",)  # the paper's place: beside the feed-forward network of each block
@@ -187,14 +189,18 @@ class Equiformer(nn.Module):
         n_basis: int = 32,
         radial_hidden: int = 64,
         average_neighbors: float = 15.58,
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         irreps = o3.Irreps(irreps)
-        _check(irreps, n_heads, cutoff, n_blocks)
+        sizes = {"n_species": n_species, "n_blocks": n_blocks, "n_heads": n_heads, "expansion": expansion}
+        sizes |= {"n_features": n_features, "n_basis": n_basis, "radial_hidden": radial_hidden}
+        _check_numbers(sizes, {"cutoff": cutoff, "average_neighbors": average_neighbors, "norm_eps": norm_eps})
+        _check_names(irreps, n_heads, radial_basis)
+        lmax_edge = irreps.lmax if lmax_edge is None else lmax_edge
         self.cutoff, self.irreps, self.average_neighbors = float(cutoff), irreps, average_neighbors
         even = all(ir.p == 1 for _, ir in irreps)
         self.symmetry = "SE(3)" if even and irreps.lmax > 0 else "E(3)"
-        lmax_edge = irreps.lmax if lmax_edge is None else lmax_edge
         irreps_edge = o3.Irreps([(1, (degree, 1 if even else (-1) ** degree)) for degree in range(lmax_edge + 1)])
         scalars, features = irreps[:1], o3.Irreps([(n_features, "0e")])
 
@@ -202,15 +208,15 @@ class Equiformer(nn.Module):
         self.basis = EdgeBasis(irreps, irreps_edge, irreps)
         reached = o3.Irreps([(mul, ir) for mul, ir in irreps if ir in [edge for _, edge in irreps_edge]])
         self.degree_basis = EdgeBasis(scalars, irreps_edge, reached)
-        self.radial_basis = {"bessel": BesselBasis, "expnormal": ExpNormalBasis}[radial_basis](n_basis, cutoff)
+        self.radial_basis = RADIAL_BASES[radial_basis](n_basis, cutoff)
         self.radial = RadialNetworks(n_blocks, n_basis, radial_hidden, self.basis.weight_sizes)
         self.degree_radial = RadialNetworks(1, n_basis, radial_hidden, self.degree_basis.weight_sizes)
 
         self.embedding = nn.Parameter(torch.randn(n_species, scalars[0].mul))
         self.degree = EdgeConvolution(self.degree_basis, reached)
         self.blocks = nn.ModuleList(
-            Block(irreps, features if k == n_blocks - 1 else irreps, self.basis, n_heads, expansion, nonlinear_messages)
-            for k in range(n_blocks)
+            Block(irreps, output, self.basis, n_heads, expansion, nonlinear_messages, norm_eps)
+            for output in [irreps] * (n_blocks - 1) + [features]
         )
         self.norm = LayerNorm(features)
         self.hidden = Linear(features, features)
@@ -244,15 +250,24 @@ class Equiformer(nn.Module):
         return (x[0] + self.embedding[species].unsqueeze(1), *x[1:])
 
 
-def _check(irreps: o3.Irreps, n_heads: int, cutoff: float, n_blocks: int) -> None:
-    if not cutoff > 0:
-        raise ValueError(f"`cutoff` must be > 0 Angstrom, got {cutoff}.")
-    if n_blocks < 1:
-        raise ValueError(f"`n_blocks` must be at least 1, got {n_blocks}.")
+def _check_numbers(sizes: dict[str, int], lengths: dict[str, float]) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {size}.")
+    for name, value in lengths.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"`{name}` must be a finite number > 0, got {value}.")
+
+
+def _check_names(irreps: o3.Irreps, n_heads: int, radial_basis: str) -> None:
     if not len(irreps) or not irreps[0].ir.is_scalar():
         raise ValueError(f"`irreps` must begin with the invariant scalars (0e), got {irreps}.")
-    if any(mul % n_heads for mul, _ in irreps):
-        raise ValueError(f"Each multiplicity of `irreps` must be divisible by n_heads={n_heads}, got {irreps}.")
+    if any(mul % n_heads or not mul for mul, _ in irreps):
+        raise ValueError(
+            f"Each multiplicity of `irreps` must be a positive multiple of n_heads={n_heads}, got {irreps}."
+        )
+    if radial_basis not in RADIAL_BASES:
+        raise ValueError(f"`radial_basis` must be one of {sorted(RADIAL_BASES)}, got {radial_basis!r}.")
 
 
 def _edges(edge_index: Tensor, n_atoms: int, envelope: Tensor, matrices: list[Tensor]) -> Edges:

@@ -13,59 +13,59 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mdrelax.potentials.steerable import Constant
+
 __all__ = ["BesselBasis", "ExpNormalBasis", "RadialNetworks", "polynomial_envelope"]
 
 ENVELOPE_POWER = 6  # p, DimeNet's choice
+# f(x) = (1 - x)^3 sum_k C(k+2, 2) x^k, k < p: the same polynomial without cancellation where it vanishes.
+BINOMIALS = [math.comb(k + 2, 2) for k in range(ENVELOPE_POWER)]
 
 
 def polynomial_envelope(scaled: Tensor) -> Tensor:
     """f(r / cutoff), same shape as its argument; 1 at the origin, 0 with two derivatives from the cut-off on."""
-    p = ENVELOPE_POWER
-    power = scaled.pow(p)
-    value = 1 - power * ((p + 1) * (p + 2) / 2 - scaled * (p * (p + 2) - scaled * (p * (p + 1) / 2)))
-    return torch.where(scaled < 1, value, torch.zeros_like(value))
+    rest = BINOMIALS[-1] * scaled
+    for binomial in BINOMIALS[-2:0:-1]:
+        rest = (rest + binomial) * scaled
+    return (1 - scaled).clamp(min=0).pow(3) * (1 + rest)
 
 
 class BesselBasis(nn.Module):
     """sqrt(2 / c) sin(n pi r / c) / r for n = 1..K (DimeNet, eq. 7), scaled to unit size: lengths (E,) -> (E, K)."""
 
-    frequencies: Tensor
-
     def __init__(self, n_basis: int, cutoff: float) -> None:
         super().__init__()
         self.cutoff = cutoff
-        self.register_buffer("frequencies", math.pi / cutoff * torch.arange(1, n_basis + 1), persistent=False)
+        self.frequencies = Constant(math.pi / cutoff * torch.arange(1, n_basis + 1, dtype=torch.float64))
 
     def forward(self, lengths: Tensor) -> Tensor:
         """Values (E, K) at the given lengths (E,) in Angstrom."""
         lengths = lengths.unsqueeze(1)
-        return math.sqrt(2 * self.cutoff) * torch.sin(self.frequencies * lengths) / lengths
+        return math.sqrt(2 * self.cutoff) * torch.sin(self.frequencies.like(lengths) * lengths) / lengths
 
 
 class ExpNormalBasis(nn.Module):
     """Gaussians in exp(-5 r / c), PhysNet's basis as the published Equiformer uses it: lengths (E,) -> (E, K)."""
-
-    means: Tensor
 
     def __init__(self, n_basis: int, cutoff: float) -> None:
         super().__init__()
         self.cutoff = cutoff
         start = math.exp(-cutoff)
         self.beta = (2 / n_basis * (1 - start)) ** -2
-        self.register_buffer("means", torch.linspace(start, 1, n_basis), persistent=False)
+        self.means = Constant(torch.linspace(start, 1, n_basis, dtype=torch.float64))
 
     def forward(self, lengths: Tensor) -> Tensor:
         """Values (E, K) at the given lengths (E,) in Angstrom."""
         lengths = lengths.unsqueeze(1)
         fade = 0.5 * (1 + torch.cos(math.pi * (lengths / self.cutoff).clamp(max=1)))
-        return fade * torch.exp(-self.beta * (torch.exp(-5 / self.cutoff * lengths) - self.means) ** 2)
+        return fade * torch.exp(-self.beta * (torch.exp(-5 / self.cutoff * lengths) - self.means.like(lengths)) ** 2)
 
 
 class RadialNetworks(nn.Module):
     """B networks of the radial basis, run as one: basis (E, K) -> for each network a list of weights (E, W_k).
 
-    Each is linear - layer norm - SiLU - linear - layer norm - SiLU - linear (the published radial profile). The B copies
-    of a layer are one batched product; ``sizes`` are the W_k.
+    Each is linear - layer norm - SiLU - linear - layer norm - SiLU - linear (the published radial profile). The B
+    copies of a layer are one batched product; ``sizes`` are the W_k.
     """
 
     def __init__(self, n_networks: int, n_basis: int, hidden: int, sizes: list[int]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 __all__ = [
+    "SILU_SCALE",
     "Constant",
     "EdgeBasis",
     "EdgeConvolution",
@@ -24,7 +25,6 @@ __all__ = [
     "Gate",
     "LayerNorm",
     "Linear",
-    "SILU_SCALE",
     "SphericalHarmonics",
     "distinct",
 ]
@@ -32,8 +32,10 @@ __all__ = [
 Features = tuple[Tensor, ...]  # one (N, D, C) per irrep, in the order of the irreps
 
 # Scales that keep the second moment of a unit normal input at 1 (e3nn.math.normalize2mom).
-SILU_SCALE = 1.679176792398942
-SIGMOID_SCALE = 1.8462286119194138
+SILU_SCALE = 1.6791767923989418
+SIGMOID_SCALE = 1.8467055342154763
+
+SCALAR_EPS = 1e-5  # torch's default of the usual layer norm
 
 
 def distinct(irreps: o3.Irreps) -> o3.Irreps:
@@ -82,7 +84,7 @@ class Linear(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Equivariant layer norm: usual one on the scalars; other irreps divided by their root mean square over C and D."""
+    """Equivariant layer norm: the usual one on the scalars, other irreps divided by sqrt(<x^2> + eps) over C and D."""
 
     def __init__(self, irreps: o3.Irreps, eps: float = 1e-5) -> None:
         super().__init__()
@@ -94,7 +96,7 @@ class LayerNorm(nn.Module):
     def forward(self, x: Features) -> Features:
         """Normalised features of the same irreps."""
         return tuple(
-            functional.layer_norm(block, weight.shape, weight, self.bias, self.eps)
+            functional.layer_norm(block, weight.shape, weight, self.bias, SCALAR_EPS)
             if ir.is_scalar()
             else block * (torch.rsqrt(block.square().mean((1, 2), keepdim=True) + self.eps) * weight)
             for block, weight, (_, ir) in zip(x, self.weights, self.irreps, strict=True)
@@ -147,6 +149,8 @@ class SphericalHarmonics(nn.Module):
 
     def __init__(self, lmax: int) -> None:
         super().__init__()
+        if lmax < 0:
+            raise ValueError(f"The largest degree of the harmonics must be at least 0, got {lmax}.")
         self.lmax = lmax
         probe = torch.tensor([[0.6, -0.48, 0.64]], dtype=torch.float64)  # any unit vector
         self.couplings: list[Constant] = []
@@ -171,7 +175,7 @@ def _outer(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Coupling(NamedTuple):
-    """One pair (input irrep, output irrep) of the tensor product with the edge's harmonics: P paths, one a degree l2."""
+    """One pair (input irrep, output irrep) of the tensor product with the harmonics: P paths, one a degree l2."""
 
     source: int  # position of the input irrep, dimension D_i
     output: int  # position of the output irrep, dimension D_o
@@ -203,7 +207,7 @@ class EdgeBasis(nn.Module):
     def forward(self, harmonics: Tensor) -> list[Tensor]:
         """Harmonics (E, S) to one matrix (E, rows, D_i) per coupling; (E, P D_o, D_i) with rows m3 p or p m3."""
         return [
-            (harmonics @ c.table.like(harmonics)).view(len(harmonics), -1, self.irreps_in[c.source].ir.dim)
+            (harmonics @ c.table.like(harmonics)).view(len(harmonics), c.rows, self.irreps_in[c.source].ir.dim)
             for c in self.couplings
         ]
 
@@ -213,9 +217,7 @@ class EdgeBasis(nn.Module):
         return [c.n_paths * c.channels for c in self.couplings]
 
 
-def _coupling(
-    i: int, mul: int, ir_in: o3.Irrep, irreps_edge: o3.Irreps, o: int, ir_out: o3.Irrep
-) -> Coupling | None:
+def _coupling(i: int, mul: int, ir_in: o3.Irrep, irreps_edge: o3.Irreps, o: int, ir_out: o3.Irrep) -> Coupling | None:
     """The coupling of one pair of irreps, or None where no harmonic couples them."""
     tables = []
     for (_, ir_edge), where in zip(irreps_edge, irreps_edge.slices(), strict=True):
@@ -273,10 +275,10 @@ def _couple_then_mix(
     coupled = matrix * x if matrix.shape[1:] == (1, 1) else torch.bmm(matrix, x)  # (E, D_o P, C)
     n_edges, dim = len(x), matrix.shape[1] // coupling.n_paths
     if weight is not None:
-        coupled = coupled.view(n_edges, dim, -1) * weight.unsqueeze(1)
+        coupled = coupled.view(n_edges, dim, weight.shape[1]) * weight.unsqueeze(1)
     rows, mixing = coupled.view(n_edges * dim, mixing.shape[0] * mixing.shape[1]), mixing.flatten(0, 1)
     mixed = rows @ mixing if total is None else torch.addmm(total.flatten(0, 1), rows, mixing)
-    return mixed.view(n_edges, dim, -1)
+    return mixed.view(n_edges, dim, mixing.shape[1])
 
 
 def _mix_then_couple(
@@ -290,5 +292,4 @@ def _mix_then_couple(
         weighted = x if weight is None else x * weights[p].unsqueeze(1)  # type: ignore[union-attr]
         mixed = weighted @ mixing[p]  # (E, D_i, C_out)
         total = torch.bmm(part, mixed) if total is None else torch.baddbmm(total, part, mixed)
-    assert total is not None
-    return total
+    return total  # type: ignore[return-value]  # there is at least one path

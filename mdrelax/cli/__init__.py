@@ -37,9 +37,7 @@ def main() -> None:
     """Run the command line; the message of an error comes last and alone, the traceback only with MDRELAX_DEBUG=1."""
     try:
         app(standalone_mode=False)
-    except typer.Abort:
-        _fail("Interrupted.", OTHER)
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         _fail("Interrupted; a training run goes on with `--restart auto`.", OTHER)
     except Exception as error:
         if hasattr(error, "show"):  # click's own usage errors
@@ -53,16 +51,24 @@ def _explain(error: Exception) -> None:
 
     if os.environ.get("MDRELAX_DEBUG"):
         traceback.print_exc()
+    from mdrelax.checkpoint import CheckpointError
     from mdrelax.config import ConfigError
+    from mdrelax.modelfile import ModelFileError
     from mdrelax.projection import CertificateError
+    from mdrelax.training import TrainingError
 
     if isinstance(error, ConfigError):
         _fail(str(error), CONFIG)
     if isinstance(error, CertificateError):
         _fail(str(error), CERTIFICATE)
-    if isinstance(error, (ValueError, FileNotFoundError, KeyError)):
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        _fail(f"There is no file `{error.filename}`.", DATA)
+    if isinstance(error, (ValueError, FileNotFoundError)):
         _fail(str(error), DATA)
-    _fail(f"{type(error).__name__}: {error}", OTHER)
+    if isinstance(error, OSError) and error.strerror and error.filename is None:  # a sentence of our own
+        _fail(error.strerror, OTHER)
+    own = (CheckpointError, ModelFileError, TrainingError)
+    _fail(str(error) if isinstance(error, own) else f"{type(error).__name__}: {error}", OTHER)
 
 
 def _fail(message: str, code: int) -> None:

@@ -42,7 +42,9 @@ def open_config(source: str, overrides: Sequence[str]) -> Config:
     folder = resources.files("mdrelax") / "presets"
     names = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
     if source not in names:
-        raise ConfigError(f"There is no config file `{source}`, and no preset of that name; {nearest_name(source, names)}")
+        raise ConfigError(
+            f"There is no config file `{source}`, and no preset of that name; {nearest_name(source, names)}"
+        )
     with resources.as_file(folder / f"{source}.yaml") as path:
         return load_config(read_yaml(path), overrides=overrides)
 
@@ -56,10 +58,15 @@ def prepare_folder(config: Config, folder: Path, *, restart: bool) -> bool:
     document = config.model_dump(mode="json")
     if saved.exists():
         if not restart:
-            raise ConfigError(f"`{folder}` holds a run already; add `--restart auto` to go on, or choose another `--out`.")
+            raise ConfigError(
+                f"`{folder}` holds a run already; add `--restart auto` to go on, or choose another `--out`."
+            )
         frozen = [{k: v for k, v in d.items() if k not in MAY_CHANGE} for d in (read_yaml(saved), document)]
         if difference := changed_keys(*frozen):
-            raise ConfigError(f"`{folder}` was made with another config; changed lines:\n" + "\n".join(difference))
+            raise ConfigError(
+                f"`{folder}` was made with another config; choose another `--out`, or undo these changes "
+                "(saved -> given):\n  " + "\n  ".join(difference)
+            )
     write_atomically(saved, yaml.safe_dump(document, sort_keys=False).encode())
     write_atomically(folder / "env.json", json.dumps(environment(config), indent=2).encode())
     return restart and (folder / "checkpoints" / "last.pt").exists()
@@ -94,7 +101,7 @@ def load_parts(config: Config) -> Parts:
     split = _split(config, len(frames.data), separate_test=apart is not None)
     test = [frames.data[k] for k in split.test]
     if apart is not None:
-        test = apart.data if settings.test is None else apart.data[: int(settings.test)]
+        test = apart.data if settings.test is None else apart.data[: _size(settings.test, len(apart.data))]
     train = [frames.data[k] for k in split.train]
     if settings.source.startswith("rmd17:") or (settings.format or settings.source).endswith(("md17", ".npz")):
         datasets.warn_about_md17_noise(train)
@@ -105,7 +112,8 @@ def _split(config: Config, n_frames: int, *, separate_test: bool) -> Split:
     settings = config.data
     generator = np.random.default_rng(settings.seed)
     if settings.train_indices is not None:
-        valid = settings.validation_indices or int(settings.validation)
+        n_indices = len(datasets.read_indices(settings.train_indices))
+        valid = settings.validation_indices or _size(settings.validation, n_indices)
         return datasets.index_split(
             n_frames, train=settings.train_indices, valid=valid, test=settings.test_indices or (), generator=generator
         )
@@ -113,3 +121,38 @@ def _split(config: Config, n_frames: int, *, separate_test: bool) -> Split:
     return datasets.random_split(
         n_frames, train=settings.train, valid=settings.validation, test=test, generator=generator
     )
+
+
+def _size(size: int | float, n_frames: int) -> int:
+    """A count, or a fraction of so many frames, rounded down."""
+    return int(size * n_frames + 1e-9) if isinstance(size, float) else size
+
+
+def check_labels(config: Config, parts: Parts) -> None:
+    """Refuse, before anything is trained, what would fail after it or be learnt without its labels.
+
+    Raises ``ConfigError`` for a stress weight without stress, ``ValueError`` for elements that only validation or test
+    frames have.
+    """
+    known = {int(z) for frame in parts.train for z in frame.z}
+    for name, frames in (("validation", parts.validation), ("test", parts.test)):
+        unknown = sorted({int(z) for frame in frames for z in frame.z} - known)
+        if unknown:
+            raise ValueError(
+                f"The {name} frames have atomic numbers {unknown}, which no training frame has: train on more frames, "
+                "or take another `data.seed`."
+            )
+    if config.training.stress_weight > 0 and not any("stress" in frame for frame in parts.train):
+        raise ConfigError(
+            f"`training.stress_weight` is {config.training.stress_weight}, but no training frame has a stress: name "
+            "its key with `data.stress_key`, or set the weight to 0."
+        )
+
+
+def check_device(device: str) -> None:
+    """Raise ``ConfigError`` for a device that this machine or this torch does not have."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"`training.device: {device}` cannot be used here ({first}); take `cpu`.") from error

@@ -22,7 +22,9 @@ def info(
 
 def audit(
     model: Annotated[Path, typer.Argument(help="A model file (.safetensors).")],
-    data: Annotated[str, typer.Argument(help="Structures to check it on: a file or sample:ethanol.")] = "sample:ethanol",
+    data: Annotated[
+        str, typer.Argument(help="Structures to check it on: a file or sample:ethanol.")
+    ] = "sample:ethanol",
     structures: Annotated[int, typer.Option(help="How many of them, spread over the file.")] = 8,
     operations: Annotated[int, typer.Option(help="Operations of each kind.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the operations.")] = 1,
@@ -42,10 +44,10 @@ def audit(
     frames = load(data)
     chosen = np.unique(np.linspace(0, len(frames) - 1, min(structures, len(frames))).round().astype(int))
     graph = join(frames_from_data([frames[k] for k in chosen], cutoff=loaded.force_field.cutoff)).graph
-    fresh = certify(
-        loaded.force_field, graph, layers=loaded.certificate.layers, n_operations=operations, seed=seed
+    fresh = certify(loaded.force_field, graph, layers=loaded.certificate.layers, n_operations=operations, seed=seed)
+    typer.echo(
+        f"{loaded.certificate.symmetry}; largest error relative to the RMS force, {fresh.n_structures} structures"
     )
-    typer.echo(f"{loaded.certificate.symmetry}; largest error relative to the RMS force, {fresh.n_structures} structures")
     typer.echo(f"{'':24s}{'rotation':>12s}{'reflection':>12s}{'translation':>12s}{'permutation':>12s}")
     for name, certificate in (("in the file", loaded.certificate), ("measured now", fresh)):
         for precision in ("float64", "float32"):

@@ -3,6 +3,7 @@
 data -> split -> network -> relaxation -> training -> projection -> certificate -> model file -> test errors
 """
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 import mdrelax.analysis.metrics as metrics
 from mdrelax import datasets, potentials
 from mdrelax.checkpoint import write_atomically
-from mdrelax.cli.inputs import Parts, environment, load_parts, prepare_folder
+from mdrelax.cli.inputs import Parts, check_device, check_labels, environment, load_parts, prepare_folder
 from mdrelax.config import Config, ConfigError, load_config, read_yaml
 from mdrelax.forcefield import ForceField, fit_reference_energies
 from mdrelax.loader import Batch, Loader, distinct_elements, frames_from_data, join
@@ -47,8 +48,12 @@ def network_arguments(config: Config, frames: Sequence[Batch]) -> dict[str, Any]
     """The arguments of the network: preset, the config's own, cut-off and the neighbours of the training set."""
     edges = sum(frame.graph.edge_index.shape[1] for frame in frames)
     atoms = sum(len(frame.graph.numbers) for frame in frames)
+    try:
+        preset = potentials.preset(config.potential.name, config.potential.preset)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     return {
-        **potentials.preset(config.potential.name, config.potential.preset),
+        **preset,
         "cutoff": config.potential.cutoff,
         "average_neighbors": max(1.0, round(edges / atoms, 3)),
         **config.potential.arguments,
@@ -60,9 +65,13 @@ def build_force_field(config: Config, parts: Parts, frames: Sequence[Batch], arg
     elements = distinct_elements([frame.graph.numbers for frame in frames])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        network = potentials.build_potential(config.potential.name, len(elements), arguments)
+        try:
+            network = potentials.build_potential(config.potential.name, len(elements), arguments)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     forces = torch.cat([frame.targets.forces for frame in frames])
-    scale = float(forces[~forces.isnan()].square().mean().sqrt()) if not forces.isnan().all() else 1.0
+    known = forces[~forces.isnan()]
+    scale = float(known.square().mean().sqrt()) if known.any() else 1.0  # no forces, or all of them zero
     references = _references(config, parts, frames, elements)
     force_field = ForceField(network, elements=elements, reference_energies=references, scale=scale)
     return force_field.to_dtype(getattr(torch, config.training.dtype))
@@ -95,21 +104,21 @@ def run_training(
     listener: Callable[[Progress], None] = lambda progress: None,
 ) -> Outcome:
     """Train, project, certify, save and test one network in ``folder``; ``tell`` hears one line a stage."""
+    check_device(config.training.device)
     resume = prepare_folder(config, folder, restart=restart)
     parts = load_parts(config)
     tell(parts.report)
-    datasets.save_split(folder / "split.json", parts.split, data_hash=datasets.data_hash(parts.train))
-    frames = Frames(
-        *(frames_from_data(data, cutoff=config.potential.cutoff) for data in (parts.train, parts.validation, parts.test))
-    )
+    check_labels(config, parts)
+    _keep_split(parts, folder, resume=resume)
+    frames = _frames(config, parts)
     arguments = network_arguments(config, frames.train)
     force_field = build_force_field(config, parts, frames.train, arguments)
+    n_parameters = sum(p.numel() for p in force_field.parameters())
     trainer = _trainer(config, force_field, frames, folder, listener)
     if resume:
         trainer.resume()
         tell(f"Resumed at step {trainer.step} of {trainer.n_steps}.")
     n_free = sum(layer.weight.numel() for layer in relaxed_layers(force_field).values())
-    n_parameters = sum(p.numel() for p in force_field.parameters()) - n_free
     tell(
         f"{len(frames.train)} training, {len(frames.validation)} validation and {len(frames.test)} test frames; "
         f"{config.potential.name} `{config.potential.preset}`: {n_parameters:,} parameters, {n_free:,} free ones while "
@@ -131,6 +140,19 @@ def run_training(
     return Outcome(fit, certificate, results, parts)
 
 
+def _keep_split(parts: Parts, folder: Path, *, resume: bool) -> None:
+    """Write split.json; a resumed run must find the data that it was begun with (``ValueError`` otherwise)."""
+    path, fingerprint = folder / "split.json", datasets.data_hash([*parts.train, *parts.validation, *parts.test])
+    if resume and path.is_file():
+        datasets.load_split(path, data_hash=fingerprint)
+    datasets.save_split(path, parts.split, data_hash=fingerprint)
+
+
+def _frames(config: Config, parts: Parts) -> Frames:
+    cutoff = config.potential.cutoff
+    return Frames(*(frames_from_data(data, cutoff=cutoff) for data in (parts.train, parts.validation, parts.test)))
+
+
 def write_results(folder: Path, results: dict[str, Any]) -> None:
     """Write results.json atomically."""
     write_atomically(folder / "results.json", json.dumps(results, indent=2).encode())
@@ -143,9 +165,7 @@ def _trainer(
     relaxation, training = config.relaxation, config.training
     if relaxation.schedule != "off":
         generator = torch.Generator().manual_seed(training.seed)
-        relax_constraints(
-            force_field, where=relaxation.where, initial_std=relaxation.initial_std, generator=generator
-        )
+        relax_constraints(force_field, where=relaxation.where, initial_std=relaxation.initial_std, generator=generator)
     loader = Loader(frames.train, batch_size=training.batch_size, max_edges=training.max_edges, seed=training.seed)
     return Trainer(
         force_field, loader, frames.validation, training=training, relaxation=relaxation, folder=folder,
@@ -165,15 +185,25 @@ def _test_results(
 ) -> dict[str, Any]:
     """Errors on validation and test frames and the trivial baseline; the test predictions go to a file."""
     stress = config.training.stress_weight > 0
-    results: dict[str, Any] = {"validation": metrics.errors(_predictions(force_field, frames.validation, stress=stress))}
+    validation = _predictions(force_field, frames.validation, stress=stress)
+    results: dict[str, Any] = {"validation": metrics.errors(validation)}
     if frames.test:
         predictions = _predictions(force_field, frames.test, stress=stress)
-        baseline = metrics.mean_baseline(metrics.labels_of(parts.train), metrics.labels_of(parts.test))
+        baseline = _mean_baseline(parts)
         results |= {"test": metrics.errors(predictions), "baselines": {"mean": metrics.errors(baseline)}}
         arrays = {name: array for name, array in predictions._asdict().items() if array is not None}
-        with (folder / "test_predictions.npz").open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        write_atomically(folder / "test_predictions.npz", buffer.getvalue())
     return results
+
+
+def _mean_baseline(parts: Parts) -> metrics.Predictions:
+    """The mean of the training labels on the test frames, for the labels that both have."""
+    train, test = metrics.labels_of(parts.train), metrics.labels_of(parts.test)
+    forces = None if train.forces is None else test.forces
+    stress = None if train.stress is None else test.stress
+    return metrics.mean_baseline(train, test._replace(forces=forces, stress=stress))
 
 
 def _predictions(force_field: ForceField, frames: Sequence[Batch], *, stress: bool) -> metrics.Predictions:
@@ -197,15 +227,12 @@ def project_checkpoint(folder: Path, output: Path) -> Certificate:
     """Project and save the best network of the last checkpoint in a run folder; raises on a failed certificate."""
     config = load_config(read_yaml(folder / "config.yaml"))
     parts = load_parts(config)
-    frames = Frames(
-        *(frames_from_data(data, cutoff=config.potential.cutoff) for data in (parts.train, parts.validation, parts.test))
-    )
+    frames = _frames(config, parts)
     arguments = network_arguments(config, frames.train)
-    trainer = _trainer(config, build_force_field(config, parts, frames.train, arguments), frames, folder, lambda _: None)
+    force_field = build_force_field(config, parts, frames.train, arguments)
+    trainer = _trainer(config, force_field, frames, folder, lambda progress: None)
     trainer.resume()
     fit = trainer.result()
     certificate = require(certify(fit.force_field, _to_certify(frames), layers=fit.layers))
-    save_model(
-        output, fit.force_field, potential=config.potential.name, arguments=arguments, certificate=certificate
-    )
+    save_model(output, fit.force_field, potential=config.potential.name, arguments=arguments, certificate=certificate)
     return certificate

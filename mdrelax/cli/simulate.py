@@ -1,9 +1,12 @@
 """`mdrelax md`: molecular dynamics with a finished model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 
 def md(
@@ -22,17 +25,16 @@ def md(
     plot: Annotated[Path | None, typer.Option(help="A picture of energy drift and temperature.")] = None,
 ) -> None:
     """Run NVE or NVT molecular dynamics and report the energy drift."""
-    from ase import Atoms, io
     from rich.progress import Progress
 
     from mdrelax.calculator import MDRelaxCalculator
+    from mdrelax.config import ConfigError
     from mdrelax.dynamics import run_md
 
     if ensemble not in ("nve", "nvt"):
-        raise ValueError(f"`--ensemble` must be nve or nvt, got {ensemble!r}.")
-    atoms = io.read(structure)
-    if not isinstance(atoms, Atoms):
-        raise ValueError(f"`{structure}` holds no single structure.")
+        raise ConfigError(f"`--ensemble` must be nve or nvt, got {ensemble!r}.")
+    kind: Literal["nve", "nvt"] = "nvt" if ensemble == "nvt" else "nve"
+    atoms = _read(structure)
     atoms.calc = MDRelaxCalculator.from_file(model, dtype=dtype or None)
     if equilibrate > 0:
         warm = run_md(
@@ -43,14 +45,14 @@ def md(
     with Progress(transient=True) as bar:
         task = bar.add_task(ensemble.upper(), total=None)
         result = run_md(
-            atoms, ensemble=ensemble, temperature_K=temperature, duration_ps=picoseconds, timestep_fs=timestep,
+            atoms, ensemble=kind, temperature_K=temperature, duration_ps=picoseconds, timestep_fs=timestep,
             friction_per_fs=friction, seed=seed, trajectory=trajectory, log=log,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
     if plot is not None:
         from mdrelax.analysis.figures import md_energy
 
-        md_energy(result.log).savefig(plot)
+        md_energy(result.log, n_atoms=len(atoms)).savefig(plot)
     mean = result.log["temperature_K"].mean()
     typer.echo(f"{picoseconds:g} ps {ensemble.upper()} of {len(atoms)} atoms: mean temperature {mean:.1f} K.")
     if ensemble == "nve":
@@ -58,3 +60,18 @@ def md(
     if result.exploded:
         raise RuntimeError(f"The run exploded: {result.reason}")
     typer.echo(f"Trajectory: {trajectory}\nLog: {log}")
+
+
+def _read(path: Path) -> "Atoms":
+    """The last structure of a file; raises ``ValueError`` for one that ASE cannot read."""
+    from ase import Atoms, io
+
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file `{path}`.")
+    try:
+        atoms = io.read(path)
+    except Exception as error:  # ASE's readers let out whatever a broken line provokes
+        raise ValueError(f"`{path}` cannot be read as a structure ({type(error).__name__}: {error}).") from error
+    if not isinstance(atoms, Atoms):
+        raise ValueError(f"`{path}` holds no single structure.")
+    return atoms

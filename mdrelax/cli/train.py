@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from mdrelax.training import Progress
 
 
+PARENT = "MDRELAX_PARENT"  # in the environment of a standard run: the process that waits for it
+
+
 def train(
     config: Annotated[str, typer.Argument(help="A YAML file or the name of a preset, such as ethanol-tiny.")],
     out: Annotated[Path | None, typer.Option(help="Run folder; the default is runs/NAME.")] = None,
@@ -28,30 +33,38 @@ def train(
 ) -> None:
     """Train a potential, project it to exact equivariance, certify, test and report it."""
     from mdrelax.cli.inputs import open_config
-    from mdrelax.cli.run import run_training, write_results
     from mdrelax.config import ConfigError
-    from mdrelax.projection import require
 
     if restart not in ("auto", "never"):
         raise ConfigError(f"`--restart` must be auto or never, got {restart!r}.")
     settings = open_config(config, override or [])
     folder = out or Path("runs") / Path(config).stem
     log = _Log(folder)
+    try:
+        _train(settings, folder, restart=restart, tensorboard=tensorboard, log=log)
+    except ConfigError:
+        raise
+    except Exception:
+        log.keep(traceback.format_exc())  # the user sees the sentence, the log has the whole story
+        raise
+
+
+def _train(settings: "Config", folder: Path, *, restart: str, tensorboard: bool, log: "_Log") -> None:
+    from mdrelax.cli.run import run_training, write_results
+    from mdrelax.projection import require
+
     with _standard_arm(settings, folder, restart=restart) as standard, _progress_bar(folder, tensorboard) as listener:
         outcome = run_training(settings, folder, restart=restart == "auto", tell=log, listener=listener)
         standard_results = standard()
     results = outcome.results
-    if standard_results:
+    results["cpu_seconds"] = time.process_time()  # of this process since it was started; all threads
+    if standard_results and "test" in standard_results:
         results["baselines"]["standard"] = {**standard_results["test"], "seconds": standard_results["seconds"]}
     log(_certificate_text(outcome))
-    require(outcome.certificate)
     log(_errors_text(results))
     if settings.md_picoseconds > 0:
         results["md"] = _molecular_dynamics(settings, folder, outcome)
-        log(
-            f"NVE at 300 K, {settings.md_picoseconds:g} ps: energy drift {results['md']['drift_meV_per_atom_per_ps']:+.4f} "
-            f"meV/atom/ps, {'EXPLODED' if results['md']['exploded'] else 'stable'}."
-        )
+        log(_md_text(results["md"]))
     write_results(folder, results)
     log(f"Model: {folder / 'model.safetensors'}\nReport: {write_report(folder)}")
 
@@ -76,9 +89,14 @@ class _Log:
 
     def __call__(self, line: str) -> None:
         typer.echo(line)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(line + "\n")
+        self.keep(line)
+
+    def keep(self, line: str) -> None:
+        """Keep a line without saying it; a disk that is full costs the line only."""
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
 
 
 @contextlib.contextmanager
@@ -93,6 +111,7 @@ def _standard_arm(config: "Config", folder: Path, *, restart: str) -> Iterator["
     import torch
     import yaml
 
+    before = torch.get_num_threads()
     threads = max(1, (os.cpu_count() or 1) // 2)
     torch.set_num_threads(threads)
     document = config.model_dump(mode="json")
@@ -101,11 +120,13 @@ def _standard_arm(config: "Config", folder: Path, *, restart: str) -> Iterator["
     path = folder / "standard.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(document, sort_keys=False))
-    command = [sys.executable, "-m", "mdrelax", "train", str(path), "--out", str(folder / "standard"), "--restart", restart]
+    command = [sys.executable, "-m", "mdrelax", "train", str(path), "--out", str(folder / "standard")]
+    command += ["--restart", restart]
     with (folder / "standard.log").open("w") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
-        )
+            command, stdout=log, stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), PARENT: str(os.getpid())},
+        )  # fmt: skip
 
         def wait() -> dict[str, Any] | None:
             if process.wait() != 0:
@@ -117,8 +138,10 @@ def _standard_arm(config: "Config", folder: Path, *, restart: str) -> Iterator["
         try:
             yield wait
         finally:
+            torch.set_num_threads(before)
             if process.poll() is None:
                 process.terminate()
+                process.wait()
 
 
 @contextlib.contextmanager
@@ -135,6 +158,8 @@ def _progress_bar(folder: Path, tensorboard: bool) -> Iterator["Callable[[Progre
         task = bar.add_task("first validation to come", total=None)
 
         def listen(progress: "Progress") -> None:
+            if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+                raise RuntimeError("The run that this standard run belongs to was killed.")
             text = None
             if progress.row is not None:
                 text = _numbers(progress.row)
@@ -179,8 +204,8 @@ def _certificate_text(outcome: "Outcome") -> str:
         for layer in certificate.layers
     ]
     head = (
-        f"Certificate {verdict}: {certificate.symmetry}, largest errors of energy and forces relative to the RMS force, "
-        f"{certificate.n_structures} structures (limits 1e-09 and 1e-04)"
+        f"Certificate {verdict}: {certificate.symmetry}, largest errors of energy and forces relative to the RMS "
+        f"force, {certificate.n_structures} structures (limits 1e-09 and 1e-04)"
     )
     return "\n".join([head, *rows, *layers])
 
@@ -201,6 +226,12 @@ def _errors_text(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _md_text(md: dict[str, Any]) -> str:
+    verdict = f"EXPLODED ({md['reason']})" if md["exploded"] else "stable"
+    drift = md["drift_meV_per_atom_per_ps"]
+    return f"NVE at 300 K, {md['duration_ps']:g} ps: energy drift {drift:+.4f} meV/atom/ps, {verdict}."
+
+
 def _molecular_dynamics(config: "Config", folder: Path, outcome: "Outcome") -> dict[str, Any]:
     """NVE at 300 K from an equilibrated test frame; md_log.csv and the summary."""
     from mdrelax.calculator import MDRelaxCalculator
@@ -217,8 +248,10 @@ def _molecular_dynamics(config: "Config", folder: Path, outcome: "Outcome") -> d
     return {
         "drift_meV_per_atom_per_ps": result.drift_meV_per_atom_ps,
         "temperature_K": float(result.log["temperature_K"].mean()),
+        "n_atoms": len(start),
         "duration_ps": config.md_picoseconds,
         "timestep_fs": 0.5,
+        "n_atoms": len(start),
         "exploded": result.exploded,
         "reason": result.reason,
     }
