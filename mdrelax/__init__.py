@@ -1,9 +1,59 @@
-"""mdrelax: interatomic potentials trained with relaxed equivariance and projected back to exact symmetry."""
+"""mdrelax: interatomic potentials trained with relaxed equivariance and projected back to exact symmetry.
 
+The names below are loaded when they are first used: `import mdrelax` and `mdrelax --help` stay fast.
+"""
+
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 # A checkout keeps the rooms potentials/, datasets/ and analysis/ beside this package; a wheel nests them inside.
 if not (Path(__file__).parent / "potentials").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
+if TYPE_CHECKING:
+    from mdrelax.calculator import MDRelaxCalculator
+    from mdrelax.equivariance import equivariance_error
+    from mdrelax.forcefield import ForceField
+    from mdrelax.modelfile import load_model, save_model
+    from mdrelax.projection import Certificate, certify, project
+    from mdrelax.relaxation import penalty, relax_constraints, set_theta
+    from mdrelax.schedule import Schedule
+
+__all__ = [
+    "Certificate",
+    "ForceField",
+    "MDRelaxCalculator",
+    "Schedule",
+    "certify",
+    "equivariance_error",
+    "load_model",
+    "penalty",
+    "project",
+    "relax_constraints",
+    "save_model",
+    "set_theta",
+]
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Certificate": "projection",
+    "ForceField": "forcefield",
+    "MDRelaxCalculator": "calculator",
+    "Schedule": "schedule",
+    "certify": "projection",
+    "equivariance_error": "equivariance",
+    "load_model": "modelfile",
+    "penalty": "relaxation",
+    "project": "projection",
+    "relax_constraints": "relaxation",
+    "save_model": "modelfile",
+    "set_theta": "relaxation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public name from its module."""
+    if name not in _HOMES:
+        raise AttributeError(f"module `mdrelax` has no attribute `{name}`")
+    return getattr(import_module(f"mdrelax.{_HOMES[name]}"), name)

@@ -57,7 +57,12 @@ class ForceField(nn.Module):
     scale: Tensor
 
     def __init__(
-        self, potential: nn.Module, *, elements: tuple[int, ...], reference_energies: Tensor | None = None, scale: float = 1.0
+        self,
+        potential: nn.Module,
+        *,
+        elements: tuple[int, ...],
+        reference_energies: Tensor | None = None,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         if not elements or list(elements) != sorted(set(elements)):
@@ -100,7 +105,9 @@ class ForceField(nn.Module):
         species = self._species(graph.numbers)
         energies = energies + self.reference_energies[species]
         energy = energies.new_zeros(graph.n_graphs).index_add(0, graph.batch, energies)
-        result = Prediction(energy, energies, _forces(graph, gradient), _stress(graph, vectors, gradient) if stress else None)
+        result = Prediction(
+            energy, energies, _forces(graph, gradient), _stress(graph, vectors, gradient) if stress else None
+        )
         return result if create_graph else Prediction(*(None if t is None else t.detach() for t in result))  # type: ignore[arg-type]
 
     def _species(self, numbers: Tensor) -> Tensor:

@@ -142,7 +142,8 @@ class FiniteRepresentation(Representation):
         if not isinstance(source, FiniteRepresentation) or len(source.matrices) != len(self.matrices):
             raise ValueError("Both representations must be of the same finite group.")
         turned = source._apply(source.matrices, weight)  # (|G|, out, in): W rho_in(g)^-1, rho orthogonal
-        return torch.stack([self._apply(m[None], w.mT)[0].mT for m, w in zip(self.matrices, turned, strict=True)]).mean(0)
+        orbit = [self._apply(m[None], w.mT)[0].mT for m, w in zip(self.matrices, turned, strict=True)]
+        return torch.stack(orbit).mean(0)
 
     def _apply(self, matrices: Tensor, x: Tensor) -> Tensor:
         fibres = x.unflatten(-1, (self.channels, -1))
@@ -158,7 +159,7 @@ def cyclic_regular(n: int, channels: int = 1) -> FiniteRepresentation:
 def commutators(weight: Tensor, output: Representation, source: Representation) -> Tensor:
     """All commutators C_A(W) and C_g(W) of ``weight`` (dim_out, dim_in): (A + G, dim_out, dim_in)."""
     columns = weight.mT
-    lie = output.lie(columns).mT + source.lie(weight)  # generators are antisymmetric: W drho_in = -drho_in applied to rows
+    lie = output.lie(columns).mT + source.lie(weight)  # antisymmetric generators: W drho = -drho applied to rows
     turned = source.elements(weight)  # W rho_in(g)^-1
     discrete = [output.elements(t.mT)[k].mT - weight for k, t in enumerate(turned)]
     return torch.cat([lie, torch.stack(discrete)]) if discrete else lie

@@ -125,7 +125,12 @@ def projected_copy(model: nn.Module, *, how: ProjectionKind = "drop") -> tuple[n
 
 
 def certify(
-    force_field: ForceField, graph: Graph, *, layers: list[LayerRecord] | None = None, n_operations: int = 8, seed: int = 0
+    force_field: ForceField,
+    graph: Graph,
+    *,
+    layers: list[LayerRecord] | None = None,
+    n_operations: int = 8,
+    seed: int = 0,
 ) -> Certificate:
     """Measure a projected force field on real structures; raises ``ValueError`` when it still has free maps.
 

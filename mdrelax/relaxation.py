@@ -130,7 +130,9 @@ def _choose(model: nn.Module, sites: dict[str, nn.Module], where: Sequence[str] 
     else:
         chosen = [name for name in sites if any(_matches(name, pattern) for pattern in where)]
     if not chosen:
-        raise ValueError(f"No layer matches where={where}; {nearest_name(str(where), sites) if sites else 'none can be relaxed.'}")
+        raise ValueError(
+            f"No layer matches where={where}; {nearest_name(str(where), sites) if sites else 'none can be relaxed.'}"
+        )
     inside = [name for name in chosen if any(name.startswith(other + ".") for other in chosen)]
     if inside:
         raise ValueError(f"{inside} lie inside layers that are chosen too; choose one level of the network.")

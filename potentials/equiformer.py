@@ -28,6 +28,7 @@ from e3nn import o3
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mdrelax.potentials.edges import Edges, make_edges
 from mdrelax.potentials.radial import BesselBasis, ExpNormalBasis, RadialNetworks, polynomial_envelope
 from mdrelax.potentials.steerable import (
     SILU_SCALE,
@@ -43,36 +44,6 @@ from mdrelax.potentials.steerable import (
 __all__ = ["Equiformer"]
 
 RADIAL_BASES = {"bessel": BesselBasis, "expnormal": ExpNormalBasis}
-
-
-class Edges(NamedTuple):
-    """What all blocks share about the edges of one evaluation."""
-
-    source: Tensor  # (E,)
-    target: Tensor  # (E,)
-    degree: int  # edges per atom when every atom has the same number and they are sorted, else 0
-    n_atoms: int
-    envelope: Tensor  # (E, 1)
-    matrices: list[Tensor]  # B(Y), one (E, rows, D) per coupling
-
-    def sum_at_target(self, x: Tensor) -> Tensor:
-        """Sum edge values (E, ...) over the edges into each atom: (N, ...)."""
-        if self.degree:
-            return x.unflatten(0, (self.n_atoms, self.degree)).sum(1)
-        return x.new_zeros(self.n_atoms, *x.shape[1:]).index_add(0, self.target, x)
-
-    def at_target(self, x: Tensor) -> Tensor:
-        """Atom values (N, ...) handed to the edges into each atom: (E, ...)."""
-        if self.degree:
-            return x.unsqueeze(1).expand(-1, self.degree, *x.shape[1:]).flatten(0, 1)
-        return x.index_select(0, self.target)
-
-    def max_at_target(self, x: Tensor) -> Tensor:
-        """Largest of (E, H) over the edges into each atom, at least 0: (N, H)."""
-        if self.degree:
-            return x.unflatten(0, (self.n_atoms, self.degree)).amax(1).clamp(min=0)
-        index = self.target.unsqueeze(1).expand_as(x)
-        return x.new_zeros(self.n_atoms, x.shape[1]).scatter_reduce(0, index, x, "amax")
 
 
 class Attention(nn.Module):
@@ -139,17 +110,24 @@ class FeedForward(nn.Module):
         return self.down(self.gate(self.up(x)))
 
 
+class BlockSizes(NamedTuple):
+    """The arguments of ``Equiformer`` that a block needs."""
+
+    n_heads: int
+    expansion: int
+    nonlinear_messages: bool
+    norm_eps: float
+
+
 class Block(nn.Module):
     """Attention and feed-forward network, each behind a norm and beside a residual."""
 
-    def __init__(
-        self, irreps: o3.Irreps, irreps_out: o3.Irreps, basis: EdgeBasis, n_heads: int, expansion: int, nonlinear: bool, eps: float
-    ) -> None:
+    def __init__(self, irreps: o3.Irreps, irreps_out: o3.Irreps, basis: EdgeBasis, sizes: BlockSizes) -> None:
         super().__init__()
-        middle = o3.Irreps([(expansion * mul, ir) for mul, ir in irreps])
-        self.norm_1 = LayerNorm(irreps, eps)
-        self.attention = Attention(irreps, basis, n_heads, nonlinear)
-        self.norm_2 = LayerNorm(irreps, eps)
+        middle = o3.Irreps([(sizes.expansion * mul, ir) for mul, ir in irreps])
+        self.norm_1 = LayerNorm(irreps, sizes.norm_eps)
+        self.attention = Attention(irreps, basis, sizes.n_heads, sizes.nonlinear_messages)
+        self.norm_2 = LayerNorm(irreps, sizes.norm_eps)
         self.feed_forward = FeedForward(irreps, middle, irreps_out)
         self.shortcut = None if irreps == irreps_out else Linear(irreps, irreps_out)
 
@@ -167,8 +145,8 @@ class Equiformer(nn.Module):
     published) give SE(3) symmetry, natural parities (``128x0e+64x1o+32x2e``) give E(3). Multiplicities must be
     divisible by ``n_heads``. ``average_neighbors`` is the mean number of edges an atom has in the training data. The
     last block gives ``n_features`` scalars to the read-out. ``norm_eps`` (published: 1e-5) is added to the mean square
-    of a node's vectors and tensors before they are divided by its root: where symmetry makes them vanish (crystals) they
-    grow by at most norm_eps^(-1/2), and forces with them, so condensed matter wants 1e-2.
+    of a node's vectors and tensors before they are divided by its root: where symmetry makes them vanish (crystals)
+    they grow by at most norm_eps^(-1/2), and forces with them, so condensed matter wants 1e-2.
     """
 
     relax_where = ("blocks.*.feed_forward",)  # the paper's place: beside the feed-forward network of each block
@@ -215,7 +193,7 @@ class Equiformer(nn.Module):
         self.embedding = nn.Parameter(torch.randn(n_species, scalars[0].mul))
         self.degree = EdgeConvolution(self.degree_basis, reached)
         self.blocks = nn.ModuleList(
-            Block(irreps, output, self.basis, n_heads, expansion, nonlinear_messages, norm_eps)
+            Block(irreps, output, self.basis, BlockSizes(n_heads, expansion, nonlinear_messages, norm_eps))
             for output in [irreps] * (n_blocks - 1) + [features]
         )
         self.norm = LayerNorm(features)
@@ -228,7 +206,7 @@ class Equiformer(nn.Module):
         unit = edge_vectors / lengths.unsqueeze(1)
         harmonics = self.harmonics(unit)
         basis = self.radial_basis(lengths)
-        edges = _edges(edge_index, len(species), polynomial_envelope(lengths / self.cutoff), self.basis(harmonics))
+        edges = make_edges(edge_index, len(species), polynomial_envelope(lengths / self.cutoff), self.basis(harmonics))
         x = self._embed(species, edges, self.degree_basis(harmonics), self.degree_radial(basis)[0])
         for block, radial_weights in zip(self.blocks, self.radial(basis), strict=True):
             x = block(x, edges, radial_weights)
@@ -268,20 +246,6 @@ def _check_names(irreps: o3.Irreps, n_heads: int, radial_basis: str) -> None:
         )
     if radial_basis not in RADIAL_BASES:
         raise ValueError(f"`radial_basis` must be one of {sorted(RADIAL_BASES)}, got {radial_basis!r}.")
-
-
-def _edges(edge_index: Tensor, n_atoms: int, envelope: Tensor, matrices: list[Tensor]) -> Edges:
-    source, target = edge_index
-    return Edges(source, target, _common_degree(target, n_atoms), n_atoms, envelope.unsqueeze(1), matrices)
-
-
-def _common_degree(target: Tensor, n_atoms: int) -> int:
-    """The number of edges into every atom when it is the same and they are sorted, else 0."""
-    degree, rest = divmod(len(target), max(n_atoms, 1))
-    if rest or not degree:
-        return 0
-    expected = torch.arange(n_atoms, device=target.device).repeat_interleave(degree)
-    return degree if torch.equal(target, expected) else 0
 
 
 def _add(x: Features, y: Features) -> Features:

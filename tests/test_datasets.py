@@ -18,7 +18,6 @@ from mdrelax.datasets.sample import provenance, sample_path
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "datasets" / "samples" / SAMPLES["ethanol"]
-needs_sample = pytest.mark.skipif(not SAMPLE.exists(), reason="the embedded sample is still being made")
 
 
 def waters(n_frames: int, scale: float = 0.02) -> list[Data]:
@@ -99,7 +98,6 @@ def test_importing_the_room_does_not_import_what_only_some_need():
 # --- the shipped sample ---
 
 
-@needs_sample
 def test_the_embedded_ethanol_is_complete_and_clean():
     """At least 600 ethanol frames with energies and forces, three isolated atoms, and no failed check."""
     frames = load_frames("sample:ethanol")
@@ -111,7 +109,6 @@ def test_the_embedded_ethanol_is_complete_and_clean():
     assert checks["passed"].all(), checks.to_string()
 
 
-@needs_sample
 def test_the_embedded_ethanol_is_small_and_says_where_it_comes_from():
     """Well under 2 MB, with method, temperature and versions."""
     assert sample_path("ethanol").stat().st_size < 2_000_000

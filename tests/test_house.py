@@ -22,10 +22,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "face": {"ground"},
     "ground": set(),  # floor by floor, see above
     "datasets": {"mdrelax.graph", "mdrelax.units"},
-    "potentials": {"mdrelax.graph", "mdrelax.groups", "mdrelax.relaxation"},
+    "potentials": {"mdrelax.graph", "mdrelax.groups", "mdrelax.relaxation", "mdrelax.units"},
     "packs": {"ground", "datasets"},
     "analysis": {"ground", "datasets", "potentials", "packs"},
 }
+
+# The one arrow out of the ground: a model file is read back into its network, which only the registry can build.
+EXCEPTIONS = {("mdrelax.modelfile", "mdrelax.potentials")}
 
 
 def room(module: str) -> str:
@@ -61,7 +64,13 @@ def test_the_ground_imports_downwards_only():
         here, there = floor(found.source.module), floor(found.target) if room(found.target) == "ground" else None
         return here is None or (there is not None and there <= here)
 
-    inside = [found for found in imports() if room(found.source.module) == "ground" and found.target != "mdrelax"]
+    inside = [
+        found
+        for found in imports()
+        if room(found.source.module) == "ground"
+        and found.target != "mdrelax"
+        and (found.source.module, found.target) not in EXCEPTIONS
+    ]
     upward = [str(found) for found in inside if not allowed(found)]
     assert not upward, broken("The ground imports downwards only:", upward)
 

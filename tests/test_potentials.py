@@ -79,11 +79,13 @@ def _force_field(name: str) -> ForceField:
 
 @pytest.fixture(params=CASES)
 def name(request: pytest.FixtureRequest) -> str:
+    """The case under test."""
     return request.param
 
 
 @pytest.fixture
 def model(name: str) -> ForceField:
+    """Its network as a force field, made once; no test changes it."""
     return _force_field(name)
 
 
@@ -97,10 +99,8 @@ def _small_cell() -> Atoms:
     return Atoms("HCO", scaled_positions=[[0, 0, 0], [0.45, 0.3, 0.4], [0.1, 0.8, 0.7]], cell=cell, pbc=True)
 
 
-def _moved(atoms: Atoms, displacement: Tensor) -> Atoms:
-    copied = atoms.copy()
-    copied.positions += displacement.numpy()
-    return copied
+def _moved(atoms: Atoms, by: Tensor) -> Atoms:
+    return Atoms(atoms.numbers, atoms.positions + by.numpy(), cell=atoms.cell, pbc=atoms.pbc)
 
 
 def _assert_same(found: Prediction, expected: Prediction) -> None:
@@ -259,7 +259,7 @@ def test_float32_is_close_to_float64(model: ForceField) -> None:
 def test_casting_down_and_up_keeps_the_symmetry(model: ForceField, name: str) -> None:
     """float64 -> float32 -> float64 rounds the weights, never a constant that the symmetry hangs on."""
     cast = copy.deepcopy(model).to_dtype(torch.float32).to_dtype(torch.float64)
-    error = equivariance_error(cast, batch_of(_ethanol()), n_operations=2)
+    error = equivariance_error(cast, graph_of(_ethanol()), n_operations=2)
     assert error.worst(reflections=CASES[name].reflections) < 1e-12
 
 

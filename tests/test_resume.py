@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from command_line import mdrelax, shell
+from command_line import shell
 from mdrelax.checkpoint import CheckpointError, load_checkpoint
 from mdrelax.cli.run import run_training
-from mdrelax.config import ConfigError, load_config
+from mdrelax.config import ConfigError, load_config, read_yaml
 from mdrelax.training import Progress
 from small_runs import CRYSTAL_CUTOFF, clusters, crystals, document, write_config, write_frames
 
@@ -38,7 +38,8 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "in float64 without relaxation": {"relaxation": {"schedule": "off"}, "training": {"dtype": "float64"}},
     "stopping early": {
-        "training": {"early_stopping": 3, "validate_every": 2, "learning_rate": 0.1, "ema": 0.0, "steps": 60}
+        # Nothing is learnt at such a rate: the first validation, at step 4, stays the best, and step 20 is the last.
+        "training": {"early_stopping": 4, "validate_every": 4, "learning_rate": 1e-30, "ema": 0.0, "steps": 60}
     },
 }  # fmt: skip
 
@@ -119,7 +120,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, source, whole, name):
 def test_the_cases_are_what_they_say(tmp_path, source, whole):
     """The plateau case lowers its rate, the early one stops early, and checkpoints fall into the middle of epochs."""
     assert pd.read_csv(whole("on a plateau") / "metrics.csv")["lr"].iloc[-1] < 0.1
-    assert 17 < pd.read_csv(whole("stopping early") / "metrics.csv")["step"].iloc[-1] < 60
+    assert pd.read_csv(whole("stopping early") / "metrics.csv")["step"].iloc[-1] == 20
     with pytest.raises(Stop):
         run_training(load_config(document(source)), tmp_path, listener=stop_at(9))
     assert load_checkpoint(tmp_path / "checkpoints" / "last.pt")["batch"] == 2
@@ -158,7 +159,7 @@ def test_a_killed_process_goes_on_bit_for_bit(tmp_path, source):
     again = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert again.returncode == 0, again.stderr
     assert "Resumed at step" in again.stdout
-    assert mdrelax("train", config, "--out", tmp_path / "whole").code == 0
+    run_training(load_config(read_yaml(config)), tmp_path / "whole")
     assert_same_runs(tmp_path / "whole", killed)
 
 
@@ -201,6 +202,13 @@ def test_a_new_run_does_not_overwrite_an_old_one(source, whole):
     """Without `--restart auto` a folder with a run in it is left alone."""
     with pytest.raises(ConfigError, match="holds a run already; add `--restart auto`"):
         run_training(load_config(document(source)), whole("in mid-epoch"))
+
+
+def test_a_run_that_never_began_does_not_block_its_folder(tmp_path, source):
+    """A mistake that ends a run before its first checkpoint is corrected and tried again in the same folder."""
+    with pytest.raises(ValueError, match="needs more than"):
+        run_training(load_config(document(source, data={"train": 500})), tmp_path)
+    assert run_training(load_config(document(source)), tmp_path).certificate.passed
 
 
 def test_changed_data_are_refused(tmp_path):

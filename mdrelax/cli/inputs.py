@@ -52,11 +52,12 @@ def open_config(source: str, overrides: Sequence[str]) -> Config:
 def prepare_folder(config: Config, folder: Path, *, restart: bool) -> bool:
     """Make or re-enter the run folder; True when there is a checkpoint to go on from.
 
-    Raises ``ConfigError`` when the folder holds a run and ``restart`` is off, or a run with another config.
+    Raises ``ConfigError`` when the folder holds a run and ``restart`` is off, or a run with another config. A run that
+    ended before its first checkpoint (a mistake in the config, a missing file) is no run.
     """
-    saved = folder / "config.yaml"
+    saved, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.pt"
     document = config.model_dump(mode="json")
-    if saved.exists():
+    if saved.exists() and (checkpoint.exists() or (folder / "model.safetensors").exists()):
         if not restart:
             raise ConfigError(
                 f"`{folder}` holds a run already; add `--restart auto` to go on, or choose another `--out`."
@@ -69,7 +70,7 @@ def prepare_folder(config: Config, folder: Path, *, restart: bool) -> bool:
             )
     write_atomically(saved, yaml.safe_dump(document, sort_keys=False).encode())
     write_atomically(folder / "env.json", json.dumps(environment(config), indent=2).encode())
-    return restart and (folder / "checkpoints" / "last.pt").exists()
+    return restart and checkpoint.exists()
 
 
 def environment(config: Config) -> dict[str, Any]:

@@ -165,7 +165,12 @@ def _trainer(
     relaxation, training = config.relaxation, config.training
     if relaxation.schedule != "off":
         generator = torch.Generator().manual_seed(training.seed)
-        relax_constraints(force_field, where=relaxation.where, initial_std=relaxation.initial_std, generator=generator)
+        try:
+            relax_constraints(
+                force_field, where=relaxation.where, initial_std=relaxation.initial_std, generator=generator
+            )
+        except ValueError as error:
+            raise ConfigError(f"`relaxation.where`: {error}") from error
     loader = Loader(frames.train, batch_size=training.batch_size, max_edges=training.max_edges, seed=training.seed)
     return Trainer(
         force_field, loader, frames.validation, training=training, relaxation=relaxation, folder=folder,

@@ -51,7 +51,6 @@ def train(
 
 def _train(settings: "Config", folder: Path, *, restart: str, tensorboard: bool, log: "_Log") -> None:
     from mdrelax.cli.run import run_training, write_results
-    from mdrelax.projection import require
 
     with _standard_arm(settings, folder, restart=restart) as standard, _progress_bar(folder, tensorboard) as listener:
         outcome = run_training(settings, folder, restart=restart == "auto", tell=log, listener=listener)
@@ -251,7 +250,6 @@ def _molecular_dynamics(config: "Config", folder: Path, outcome: "Outcome") -> d
         "n_atoms": len(start),
         "duration_ps": config.md_picoseconds,
         "timestep_fs": 0.5,
-        "n_atoms": len(start),
         "exploded": result.exploded,
         "reason": result.reason,
     }
