@@ -53,8 +53,8 @@ def equivariance_error(
 ) -> EquivarianceError:
     """Measure a force field on the structures of ``graph`` with its network in ``dtype``.
 
-    ``n_operations`` operations of each kind are drawn from ``seed``, one rotation a structure. The force field itself is
-    not touched. Errors of a network that gives NaN are infinite.
+    ``n_operations`` operations of each kind are drawn from ``seed``, one rotation a structure. The force field itself
+    is not touched. Errors of a network that gives NaN are infinite.
     """
     model = copy.deepcopy(force_field).to_dtype(dtype).eval()
     generator = torch.Generator().manual_seed(seed)

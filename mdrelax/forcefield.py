@@ -30,7 +30,9 @@ class Potential(Protocol):
 
     cutoff: float  # Angstrom
 
-    def __call__(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor: ...
+    def __call__(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
+        """Energies of the atoms, see the table."""
+        ...
 
 
 class Prediction(NamedTuple):

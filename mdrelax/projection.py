@@ -101,8 +101,8 @@ class Certificate(NamedTuple):
 def project(model: nn.Module, *, how: ProjectionKind = "drop") -> list[LayerRecord]:
     """Remove the free maps of a model in place; the result has the modules and parameters it had before relaxation.
 
-    With ``fold``, theta P(W) is added to the layers that can hold it. Raises ``ValueError`` for another ``how``; a model
-    without free maps is left as it is.
+    With ``fold``, theta P(W) is added to the layers that can hold it. Raises ``ValueError`` for another ``how``; a
+    model without free maps is left as it is.
     """
     if how not in get_args(ProjectionKind):
         raise ValueError(f"Unknown projection `{how}`; {nearest_name(how, get_args(ProjectionKind))}")
@@ -177,10 +177,11 @@ def _fold(layer: Relaxed) -> bool:
     blocks = equivariant_blocks(layer.theta * layer.weight.detach(), layer.output, layer.source)
     if isinstance(layer.layer, o3.Linear):
         return _fold_e3nn(layer.layer, blocks)
-    if hasattr(layer.layer, "fold"):
-        layer.layer.fold(blocks)
-        return True
-    return False
+    fold = getattr(layer.layer, "fold", None)
+    if fold is None:
+        return False
+    fold(blocks)
+    return True
 
 
 @torch.no_grad()

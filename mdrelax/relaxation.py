@@ -27,7 +27,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from mdrelax.groups import IrrepsRepresentation, Representation, commutators
+from mdrelax.groups import IrrepsRepresentation, Layout, Representation, commutators
 from mdrelax.units import nearest_name
 
 __all__ = [
@@ -110,7 +110,7 @@ def relax_constraints(
     for name in chosen:
         parent, _, leaf = name.rpartition(".")
         site = sites[name]
-        layout = getattr(site, "feature_layout", "mul_ir")  # e3nn's unless the layer says otherwise
+        layout: Layout = getattr(site, "feature_layout", "mul_ir")  # e3nn's unless the layer says otherwise
         relaxed = Relaxed(
             site, IrrepsRepresentation(site.irreps_in, layout), IrrepsRepresentation(site.irreps_out, layout)
         )

@@ -1,7 +1,7 @@
 """Edges: what all layers share about the edges of one evaluation, and how edge values reach their target atoms.
 
-Small molecules of one size are fully connected: every atom has the same number of edges, and sums over neighbours become
-sums over a dense axis. Otherwise they are indexed sums over edges sorted by target.
+Small molecules of one size are fully connected: every atom has the same number of edges, and sums over neighbours
+become sums over a dense axis. Otherwise they are indexed sums over edges sorted by target.
 """
 
 from typing import NamedTuple
