@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 train: $(STAMP)  ## train, project, certify and run MD with the embedded ethanol set, in a few minutes
-	$(BIN)/mdrelax train $(PRESET) --out runs/$(PRESET)
+	$(BIN)/mdrelax train $(PRESET) --out runs/$(PRESET) --restart auto
 
 test: $(STAMP)  ## the default tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -149,14 +149,14 @@ def test_a_killed_process_goes_on_bit_for_bit(tmp_path, source):
     command, environment = shell("train", config, "--out", killed, "--restart", "auto")
     with (tmp_path / "out").open("w") as out:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, cwd=tmp_path)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while _n_rows(killed) < 2 and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, (tmp_path / "out").read_text()
     assert 2 <= _n_rows(killed) < 10
     assert not (killed / "model.safetensors").exists()
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert again.returncode == 0, again.stderr
     assert "Resumed at step" in again.stdout
     run_training(load_config(read_yaml(config)), tmp_path / "whole")
