@@ -62,7 +62,8 @@ def _train(settings: "Config", folder: Path, *, restart: str, tensorboard: bool,
     log(_certificate_text(outcome))
     log(_errors_text(results))
     if settings.md_picoseconds > 0:
-        results["md"] = _molecular_dynamics(settings, folder, outcome)
+        with _threads(1):  # the fastest for a molecule; more only wait for each other where the machine is busy
+            results["md"] = _molecular_dynamics(settings, folder, outcome)
         log(_md_text(results["md"]))
     write_results(folder, results)
     log(f"Model: {folder / 'model.safetensors'}\nReport: {write_report(folder)}")
@@ -99,6 +100,19 @@ class _Log:
 
 
 @contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """So many threads inside, as many as before outside."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
 def _standard_arm(config: "Config", folder: Path, *, restart: str) -> Iterator["Callable[[], dict[str, Any] | None]"]:
     """Run the same config without relaxation as a process of its own; gives a function that waits for its results.
 
@@ -107,12 +121,9 @@ def _standard_arm(config: "Config", folder: Path, *, restart: str) -> Iterator["
     if not config.standard_baseline:
         yield lambda: None
         return
-    import torch
     import yaml
 
-    before = torch.get_num_threads()
     threads = max(1, (os.cpu_count() or 1) // 2)
-    torch.set_num_threads(threads)
     document = config.model_dump(mode="json")
     document |= {"standard_baseline": False, "md_picoseconds": 0.0}
     document["relaxation"]["schedule"] = "off"
@@ -135,9 +146,9 @@ def _standard_arm(config: "Config", folder: Path, *, restart: str) -> Iterator["
             return results
 
         try:
-            yield wait
+            with _threads(threads):
+                yield wait
         finally:
-            torch.set_num_threads(before)
             if process.poll() is None:
                 process.terminate()
                 process.wait()
