@@ -181,7 +181,10 @@ def load_predictions(path: str | Path) -> Predictions:
     with np.load(path) as file:
         missing = [name for name in Predictions._fields[:4] if name not in file]
         if missing:
-            raise ValueError(f"`{path}` lacks the arrays {', '.join(missing)}; write it again with `mdrelax eval`.")
+            raise ValueError(
+                f"`{path}` lacks the arrays {', '.join(missing)}, which `mdrelax train` writes into a run folder; "
+                "restore that file, or train again."
+            )
         predictions = Predictions(**{name: file[name] for name in Predictions._fields if name in file})
     predictions.check()
     return predictions

@@ -187,10 +187,11 @@ def _facts(run: Run) -> list[str]:
     facts = [phrase.format(run.results[key]) for key, phrase in phrases.items() if run.results.get(key)]
     if run.results.get("seconds"):
         facts.append(f"{_duration(run.results['seconds'])} of training")
-    parts = {part: members for part, members in run.split.items() if isinstance(members, list)}
-    return facts + [
-        f"{len(members):,} {'training' if part == 'train' else part} structures" for part, members in parts.items()
-    ]
+    sizes = {part: len(members) for part, members in run.split.items() if isinstance(members, list)}
+    if run.predictions is not None:  # a test file of its own is not part of the split
+        sizes["test"] = len(run.predictions.n_atoms)
+    names = {"train": "training", "valid": "validation"}
+    return facts + [f"{size:,} {names.get(part, part)} structures" for part, size in sizes.items() if size]
 
 
 def _ratio(value: float, reference: float) -> str:

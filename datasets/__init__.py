@@ -21,7 +21,7 @@ from typing import Any
 from torch_geometric.data import Data
 
 from mdrelax import units
-from mdrelax.datasets.catalogue import CATALOGUE
+from mdrelax.datasets.catalogue import CATALOGUE, is_name
 from mdrelax.datasets.download import Fetched, cached_path, fetch
 from mdrelax.datasets.extxyz import load_extxyz, read_atoms
 from mdrelax.datasets.frames import Frames, LabelReport, data_hash, make_frame, to_atoms
@@ -100,7 +100,7 @@ def _resolve(source: str) -> Path:
     """The file behind a source."""
     if source.startswith("sample:"):
         return sample_path(source.removeprefix("sample:"))
-    if source.split(":")[0] in {name.split(":")[0] for name in CATALOGUE} and ":" in source:
+    if is_name(source):
         return cached_path(source)
     path = Path(source).expanduser()
     if not path.is_file():

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from mdrelax.datasets.md17 import MD17_FORMULAS
 
-__all__ = ["CATALOGUE", "Item", "Source"]
+__all__ = ["CATALOGUE", "Item", "Source", "is_name"]
 
 
 class Source(NamedTuple):
@@ -104,3 +104,8 @@ CATALOGUE: dict[str, Item] = {
     **{f"md17:{name}": _gdml("md17", name, files, MD17_FORMULAS[name]) for name, files in MD17_FILES.items()},
     **{f"md22:{name}": _gdml("md22", name, files, formula) for name, (files, formula) in MD22_FILES.items()},
 }
+
+
+def is_name(source: str) -> bool:
+    """Whether a source is written like a name of the catalogue (``rmd17:...``), be it a known one or misspelt."""
+    return ":" in source and source.split(":")[0] in {name.split(":")[0] for name in CATALOGUE}

@@ -23,7 +23,7 @@ from ase.symbols import Symbols
 
 from mdrelax import units
 from mdrelax.datasets.catalogue import CATALOGUE, Item, Source
-from mdrelax.datasets.split import read_indices
+from mdrelax.datasets.indices import read_index_file
 
 __all__ = ["Fetched", "cached_path", "data_folder", "fetch"]
 
@@ -183,14 +183,23 @@ def _take(path: Path, item: Item, target: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file `{path}` to take `{item.filename}` from.")
     if not tarfile.is_tarfile(path):
-        _copy(path, item, target)
-        return f"It was taken from `{path.name}`."
+        return _take_single(path, item, target)
     archived = next((source for source in item.sources if source.member is not None), None)
     if archived is None or archived.member is None:
         raise ValueError(f"`{item.filename}` is published as a single file, but `{path}` is an archive.")
     _require_checksum(path, archived)
     _unpack(path, archived.member, item, target)
     return f"It was unpacked from `{path.name}`{_checksum_clause(archived)}."
+
+
+def _take_single(path: Path, item: Item, target: Path) -> str:
+    """Copy the user's single file, verified where the checksum of the file outside an archive is known."""
+    single = next((source for source in item.sources if source.member is None and source.checksum), None)
+    if single is not None:
+        _require_checksum(path, single)
+    _copy(path, item, target)
+    clause = _checksum_clause(single) if single else ", unverified: no checksum of it is known"
+    return f"It was taken from `{path.name}`{clause}."
 
 
 def _require_checksum(path: Path, source: Source) -> None:
@@ -200,8 +209,8 @@ def _require_checksum(path: Path, source: Source) -> None:
     found = _digest(path, kind)
     if found != expected:
         raise ValueError(
-            f"`{path}` is not the published archive, or was cut off: its {kind} sum is {found}, expected {expected}. "
-            "Download it again; or unpack it yourself and pass the npz file."
+            f"`{path}` is not the published {'archive' if source.archive else 'file'}, or was cut off: its {kind} sum "
+            f"is {found}, expected {expected}. Download it again, or use an npz file as it is with `data.source: FILE`."
         )
 
 
@@ -254,19 +263,19 @@ def _verified(item: Item, target: Path, verdict: str) -> Fetched:
     known = kept.read_text().split()[0] if kept.is_file() else None
     if known is None:
         kept.write_text(f"{sha256}  {target.name}\n")
-        return Fetched(target, sha256, f"{verdict} Its content is right; its sha256 is kept from now on.")
+        return Fetched(target, sha256, f"{verdict} Its form is right; its sha256 is kept from now on.")
     if known != sha256:
         raise ValueError(
             f"`{target}` has changed: its sha256 is {sha256}, and `{kept.name}` beside it says {known}. Delete both "
             "to fetch it anew."
         )
-    return Fetched(target, sha256, f"{verdict} Its content is right, and its sha256 the one first seen.")
+    return Fetched(target, sha256, f"{verdict} Its form is right, and its sha256 the one first seen.")
 
 
 def _check_content(item: Item, path: Path) -> None:
     """Raise ``ValueError`` when the file is not what its name says: right keys, shapes and molecule."""
     if item.formula is None:
-        read_indices(path)
+        read_index_file(path)
         return
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:

@@ -56,17 +56,20 @@ def load_extxyz(
     energy_key: str | None = None,
     forces_key: str | None = None,
     stress_key: str | None = None,
-    energy_unit: str = "eV",
-    length_unit: str = "Angstrom",
+    energy_unit: str | None = None,
+    length_unit: str | None = None,
     labelled: bool = True,
 ) -> Frames:
     """Read an extxyz file (also ``.gz``) into frames in eV and Angstrom, isolated atoms apart.
 
-    Forces and stress come in the same units (energy/length, energy/length^3). ``labelled=False`` reads structures
+    Units that are not named are taken for eV and Angstrom, and the report says so. Forces and stress come in the same
+    units (energy/length, energy/length^3). ``labelled=False`` reads structures
     without labels too. Raises ``ValueError`` for an unknown unit (naming the nearest), a missing label (listing the
     keys found), NaN or infinite values (naming frame and atom), a flat periodic cell, and an empty file.
     """
-    scale = _Scale(units.energy_unit(energy_unit), units.length_unit(length_unit))
+    energy_name, length_name = energy_unit or "eV", length_unit or "Angstrom"
+    assumed = (energy_name,) * (energy_unit is None) + (length_name,) * (length_unit is None)
+    scale = _Scale(units.energy_unit(energy_name), units.length_unit(length_name))
     source = Path(path).name
     frames = read_atoms(path)
     asked = {"energy": energy_key, "forces": forces_key, "stress": stress_key}
@@ -83,8 +86,9 @@ def load_extxyz(
     elements, energy_range, largest_force = summarize(data)
     unused = tuple(sorted(_keys_found(frames) - set(keys.values()) - NO_LABELS_EVER))
     report = LabelReport(
-        source, keys, len(data), len(isolated), elements, energy_unit, length_unit, energy_range, largest_force, unused
-    )
+        source, keys, len(data), len(isolated), elements, energy_name, length_name, energy_range, largest_force,
+        unused, assumed,
+    )  # fmt: skip
     return Frames(data, isolated, report)
 
 

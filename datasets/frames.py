@@ -43,13 +43,14 @@ class LabelReport(NamedTuple):
     energy_range: tuple[float, float] | None  # eV
     largest_force: float | None  # eV/Angstrom
     unused_keys: tuple[str, ...] = ()
+    units_assumed: tuple[str, ...] = ()  # those of the two units that neither the user nor the format named
 
     def __str__(self) -> str:
         taken = ", ".join(f"{label} from `{key}`" for label, key in self.keys.items()) or "no labels"
         isolated = f" and {self.n_isolated} isolated atoms" if self.n_isolated else ""
         lines = [
             f"{self.source}: {self.n_frames} frames{isolated} of {', '.join(self.elements)}",
-            f"  labels: {taken} (the file's units: {self.energy_unit}, {self.length_unit})",
+            f"  labels: {taken} ({self._units()})",
         ]
         if self.energy_range:
             lines.append("  energy: {:.4f} to {:.4f} eV".format(*self.energy_range))
@@ -58,6 +59,11 @@ class LabelReport(NamedTuple):
         if self.unused_keys:
             lines.append(f"  not used: {', '.join(self.unused_keys)}")
         return "\n".join(lines)
+
+    def _units(self) -> str:
+        named = [unit for unit in (self.energy_unit, self.length_unit) if unit not in self.units_assumed]
+        clauses = {"the file's units": named, "units assumed": self.units_assumed}
+        return "; ".join(f"{title}: {', '.join(units)}" for title, units in clauses.items() if units)
 
 
 class Frames(NamedTuple):

@@ -14,7 +14,6 @@ Isolated atoms in their ground-state multiplicity are labelled the same way (``c
 import datetime
 import json
 import math
-import os
 import platform
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -25,7 +24,7 @@ import numpy as np
 from ase import Atoms, io
 from ase import units as ase_units
 
-from mdrelax.datasets.journal import Journal
+from mdrelax.datasets.journal import Journal, write_whole
 from mdrelax.datasets.labelling import XTB, Label, Labeller, make_labeller, xtb_calculator
 
 __all__ = ["GenerateSettings", "generate", "starting_geometry"]
@@ -220,6 +219,4 @@ def _write(out: Path, frames: list[Atoms], labels: list[Label], *, n_isolated: i
         atoms.info["config_type"] = "IsolatedAtom" if index < n_isolated else "langevin"
         atoms.arrays["REF_forces"] = forces
     frames[0].info["provenance"] = json.dumps(provenance)
-    part = out.with_name(out.name + ".part")
-    io.write(part, frames, format="extxyz")
-    os.replace(part, out)
+    write_whole(out, lambda file: io.write(file, frames, format="extxyz"))

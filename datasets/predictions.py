@@ -1,6 +1,5 @@
 """Predictions: write frames with a model's numbers beside the references, which stay as they were."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from torch_geometric.data import Data
 
 from mdrelax.datasets.frames import to_atoms
+from mdrelax.datasets.journal import write_whole
 
 __all__ = ["write_predictions"]
 
@@ -40,9 +40,7 @@ def write_predictions(
             atoms.arrays["mdrelax_forces"] = _forces(forces[index], len(atoms), index)
         if stresses is not None:
             atoms.info["mdrelax_stress"] = np.array(stresses[index], dtype=np.float64).reshape(3, 3)
-    part = path.with_name(path.name + ".part")
-    io.write(part, written, format="extxyz")
-    os.replace(part, path)
+    write_whole(path, lambda file: io.write(file, written, format="extxyz"))
     return path
 
 

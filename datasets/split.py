@@ -1,16 +1,21 @@
 """Splits: which frames are trained on, validated on and tested on, as index lists that are saved with the run."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from mdrelax.datasets.catalogue import is_name
+from mdrelax.datasets.download import cached_path
+from mdrelax.datasets.indices import read_index_file
+from mdrelax.datasets.journal import write_whole
+
 __all__ = ["Split", "index_split", "load_split", "random_split", "read_indices", "save_split"]
 
-Indices = Sequence[int] | np.ndarray | str | Path  # a list of indices, or a file of them
+Indices = Sequence[int] | np.ndarray | str | Path  # a list of indices, a file of them, or a fetched name
+CONFIG_KEYS = {"train": "data.train", "valid": "data.validation", "test": "data.test"}
 
 
 class Split(NamedTuple):
@@ -56,7 +61,7 @@ def index_split(
     test: Indices = (),
     generator: np.random.Generator | None = None,
 ) -> Split:
-    """Split by given indices (counted from 0), or by files of indices such as rMD17's ``index_train_01.csv``.
+    """Split by given indices (counted from 0), or by files of them (``index_train_01.csv``, ``rmd17:index_train_01``).
 
     A number for ``valid`` holds that many frames out of ``train``, drawn with ``generator``. Raises ``ValueError``
     when an index is out of range, twice in a part or in two parts, and when no frame is left to train on.
@@ -71,28 +76,18 @@ def index_split(
     return _checked(Split(training, validation, testing), n_frames, may_be_empty)
 
 
-def read_indices(path: str | Path) -> list[int]:
-    """The whole numbers of a text file, separated by lines, commas or blanks; raises ``ValueError`` on other text."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no index file `{path}`.")
-    indices = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        for word in line.replace(",", " ").split():
-            if not word.isdecimal():
-                raise ValueError(f"`{path}`, line {number}: `{word}` is not an index (a whole number from 0 on).")
-            indices.append(int(word))
-    if not indices:
-        raise ValueError(f"The index file `{path}` is empty.")
-    return indices
+def read_indices(source: str | Path) -> list[int]:
+    """The frame numbers in a file, or under a fetched name such as ``rmd17:index_train_01``.
+
+    Raises ``ValueError`` on other text and for an unknown name, ``FileNotFoundError`` when there is no such file yet.
+    """
+    return read_index_file(cached_path(str(source)) if is_name(str(source)) else source)
 
 
 def save_split(path: str | Path, split: Split, *, data_hash: str = "") -> None:
-    """Write the indices as JSON, with the hash of the data they belong to."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps({"data_hash": data_hash, **split._asdict()}) + "\n")
-    os.replace(part, path)
+    """Write the indices as JSON, with the hash of the data they belong to; ``OSError`` leaves an older file."""
+    content = json.dumps({"data_hash": data_hash, **split._asdict()}) + "\n"
+    write_whole(Path(path), lambda file: file.write(content))
 
 
 def load_split(path: str | Path, *, data_hash: str = "") -> Split:
@@ -131,7 +126,10 @@ def _hold_out(train: list[int], n_valid: int, generator: np.random.Generator | N
     if generator is None:
         raise ValueError(f"`index_split(valid={n_valid})` draws at random and needs a `generator`.")
     if not 0 < n_valid < len(train):
-        raise ValueError(f"`valid` must lie between 0 and the {len(train)} training frames, got {n_valid}.")
+        raise ValueError(
+            f"`valid` (`{CONFIG_KEYS['valid']}`) must lie between 0 and the {len(train)} training frames, "
+            f"got {n_valid}."
+        )
     order = generator.permutation(len(train))
     return [train[k] for k in order[n_valid:]], [train[k] for k in order[:n_valid]]
 
@@ -153,4 +151,5 @@ def _checked(split: Split, n_frames: int, may_be_empty: set[str]) -> Split:
 
 
 def _remedy(name: str) -> str:
-    return "ask for more frames" if name == "train" else f"ask for more frames, or for `{name}=0` to do without"
+    more = f"ask for more frames with `{name}` (in a config `{CONFIG_KEYS[name]}`)"
+    return f"{more}, or for 0 to do without" if name == "test" else more

@@ -18,7 +18,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mdrelax.forcefield import ForceField, Prediction
-from mdrelax.graph import Graph, collate
+from mdrelax.graph import Graph, collate, edge_vectors
 from mdrelax.neighbors import VerletList, build_graph
 from mdrelax.relaxation import relaxed_layers
 from mdrelax.units import nearest_name
@@ -70,18 +70,10 @@ class MDRelaxCalculator(Calculator):
     def from_file(
         cls, path: str | Path, *, dtype: str | None = None, device: str | torch.device = "cpu", skin: float = 0.5
     ) -> "MDRelaxCalculator":
-        """The calculator of a finished model file.
-
-        Raises ``UnprojectedModelError`` when the file holds no certificate, and the errors of ``load_model``.
-        """
+        """The calculator of a finished model file, whose certificate holds; raises the errors of ``load_model``."""
         from mdrelax.modelfile import load_model  # here: a force field in memory needs no file format
 
         model = load_model(path)
-        if model.certificate is None:
-            raise UnprojectedModelError(
-                f"`{path}` carries no projection certificate, so its forces need not be equivariant: run "
-                "`mdrelax project` on it (or on the checkpoint it came from) and use the file that this writes."
-            )
         return cls(model.force_field, dtype=dtype, device=device, skin=skin, certificate=model.certificate)
 
     def calculate(
@@ -124,6 +116,8 @@ class MDRelaxCalculator(Calculator):
     def _evaluate(self, graph: Graph, structures: Sequence[Atoms]) -> list[Results]:
         volumes = [_has_volume(atoms) for atoms in structures]
         prediction = self.force_field(graph.to(self.device), stress=any(volumes))
+        if not prediction.energy.isfinite().all():
+            _refuse_coincident(graph)
         return _split(prediction, [len(atoms) for atoms in structures], volumes)
 
 
@@ -156,6 +150,14 @@ def _refuse_relaxed(force_field: ForceField) -> None:
 def _refuse_empty(atoms: Atoms, name: str) -> None:
     if len(atoms) == 0:
         raise ValueError(f"{name} has no atoms; an energy needs at least one.")
+
+
+def _refuse_coincident(graph: Graph) -> None:
+    """Two atoms at one point have no direction between them: the network's NaN is their doing."""
+    at_one_point = graph.edge_index[:, (edge_vectors(graph) == 0).all(1)]
+    if at_one_point.shape[1]:
+        first, second = sorted(at_one_point[:, 0].tolist())
+        raise ValueError(f"Atoms {first} and {second} lie at one point (or a lattice vector apart); move one of them.")
 
 
 def _own_copy(force_field: ForceField, dtype: str | None, device: str | torch.device) -> ForceField:

@@ -48,7 +48,7 @@ class DataConfig(Section):
     train_indices: str | None = Field(None, description="A file with one frame number a line, instead of `train`.")
     validation_indices: str | None = Field(None, description="Likewise for validation.")
     test_indices: str | None = Field(None, description="Likewise for test.")
-    seed: int = Field(0, description="Seed of the random split.")
+    seed: int = Field(0, ge=0, description="Seed of the random split.")
 
 
 class PotentialConfig(Section):
@@ -108,7 +108,7 @@ class TrainingConfig(Section):
     rotate: bool = Field(True, description="Turn each structure at random in each batch.")
     dtype: Literal["float32", "float64"] = Field("float32", description="The network's precision.")
     device: str = Field("cpu", description="`cpu` or `cuda`.")
-    seed: int = Field(0, description="Seed of the weights, the order of frames and the rotations.")
+    seed: int = Field(0, ge=0, description="Seed of the weights, the order of frames and the rotations.")
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainingConfig":

@@ -26,6 +26,7 @@ from mdrelax.units import nearest_name
 
 __all__ = [
     "LOG_COLUMNS",
+    "ExplodedError",
     "MDResult",
     "degrees_of_freedom",
     "energy_drift",
@@ -49,6 +50,10 @@ LOG_COLUMNS = (
 EXPLOSION_FACTOR = 20.0  # a kinetic temperature this many times the target is no fluctuation
 TRAJECTORY_SUFFIXES = (".traj", ".extxyz", ".xyz")
 FRAME_UNITS = "time_fs fs, positions A, mdrelax_energy eV, mdrelax_forces eV/A, momenta sqrt(amu*eV)"
+
+
+class ExplodedError(RuntimeError):
+    """A run that was stopped because the system flew apart."""
 
 
 class MDResult(NamedTuple):

@@ -152,7 +152,11 @@ def _stress(graph: Graph, vectors: Tensor, gradient: Tensor) -> Tensor:
 def fit_reference_energies(numbers: list[Tensor], energies: Tensor, elements: tuple[int, ...]) -> Tensor:
     """Least-squares energy of each element (eV, float64) over structures with the given total energies (eV).
 
-    The minimum-norm solution is taken where compositions do not tell the elements apart (one molecule only).
+    The minimum-norm solution is taken where compositions do not tell the elements apart (one molecule only). Structures
+    with a NaN energy are left out; without any energy the references are zero.
     """
+    known = ~energies.isnan()
+    if not known.any():
+        return torch.zeros(len(elements), dtype=torch.float64)
     counts = torch.stack([torch.stack([(z == element).sum() for element in elements]) for z in numbers]).double()
-    return torch.linalg.lstsq(counts, energies.double()[:, None], driver="gelsd").solution[:, 0]
+    return torch.linalg.lstsq(counts[known], energies.double()[known, None], driver="gelsd").solution[:, 0]

@@ -37,7 +37,8 @@ METRIC_COLUMNS = (
     "val_energy_mae_meV", "val_energy_mae_meV_per_atom",
     "val_forces_mae_meV_per_A", "val_forces_rmse_meV_per_A", "val_stress_mae_meV_per_A3",
 )  # fmt: skip
-PRIMITIVES = ("step", "epoch", "batch", "reductions", "stale", "seconds", "best", "rows")  # of a checkpoint
+# What a checkpoint holds beside model, optimiser and average.
+PRIMITIVES = ("step", "epoch", "batch", "reductions", "stale", "seconds", "cpu_seconds", "best", "rows")
 EVALUATION_EDGES = 20_000  # edges evaluated at once where no gradient with respect to weights is kept
 
 
@@ -63,6 +64,7 @@ class FitResult(NamedTuple):
     best_step: int
     steps: int  # done; fewer than planned after early stopping
     seconds: float
+    cpu_seconds: float  # of all threads of this process, interruptions left out
     metrics: pd.DataFrame
 
 
@@ -108,7 +110,7 @@ class Trainer:
         self.relaxed = is_relaxed(self.model)
         self.judged_by_forces = any(not frame.targets.forces.isnan().all() for frame in validation)
         self.step = self.epoch = self.batch = self.reductions = self.stale = 0
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
         self.best: dict[str, Any] = {"step": 0, "error": math.inf, "state": {}, "layers": []}
         self.rows: list[dict[str, float]] = []
         self.since_validation: list[Tensor] = []
@@ -117,13 +119,13 @@ class Trainer:
 
     def run(self) -> FitResult:
         """Train to the last step (or the early stop) from wherever the state is; raises ``TrainingError`` on NaN."""
-        started = time.perf_counter() - self.seconds
+        started, cpu_started = time.perf_counter() - self.seconds, time.process_time() - self.cpu_seconds
         while self.step < self.n_steps and not self._stopped_early():
             for batch in self.loader.batches(self.epoch, start=self.batch):
                 theta, extra = self._train_step(batch)
                 self.step, self.batch = self.step + 1, self.batch + 1
                 validate = self.step % self.settings.validate_every == 0 or self.step == self.n_steps
-                self.seconds = time.perf_counter() - started
+                self.seconds, self.cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
                 row = self._validate(theta, extra) if validate else None
                 self.listener(Progress(self.step, self.n_steps, theta, extra, row))
                 if self.step == self.n_steps or self._stopped_early():
@@ -240,7 +242,8 @@ class Trainer:
         twin, _ = self.projected()
         twin.load_state_dict(self.best["state"])
         layers = [LayerRecord(**record) for record in self.best["layers"]]
-        return FitResult(twin.cpu(), layers, self.best["step"], self.step, self.seconds, self.metrics())
+        times = (self.seconds, self.cpu_seconds)
+        return FitResult(twin.cpu(), layers, self.best["step"], self.step, *times, self.metrics())
 
 
 def predict(force_field: ForceField, frames: Sequence[Batch], *, stress: bool = False) -> tuple[Prediction, Batch]:

@@ -1,10 +1,7 @@
 """What the calculator refuses: structures without an energy, models without certified symmetry."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
-import torch
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 from e3nn import o3
@@ -14,6 +11,7 @@ from mdrelax.calculator import MDRelaxCalculator, UnprojectedModelError
 from mdrelax.forcefield import UnknownElementError
 from mdrelax.groups import IrrepsRepresentation
 from mdrelax.relaxation import Relaxed
+from molecules import ethanol, tiny_force_field
 
 
 @pytest.mark.parametrize(
@@ -56,16 +54,13 @@ def test_a_model_with_relaxed_layers_is_refused() -> None:
         MDRelaxCalculator(force_field)
 
 
-def test_a_file_without_certificate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``from_file`` takes only certified models, and passes the certificate on."""
-    model = SimpleNamespace(force_field=lj_force_field(), certificate=None, header={})
-    monkeypatch.setattr("mdrelax.modelfile.load_model", lambda path: model)
-    with pytest.raises(UnprojectedModelError, match=r"`m\.safetensors` carries no projection certificate"):
-        MDRelaxCalculator.from_file("m.safetensors")
-    model.certificate = "passed"
-    calculator = MDRelaxCalculator.from_file("m.safetensors", dtype="float32", skin=0.2)
-    assert (calculator.certificate, calculator.neighbors.skin) == ("passed", 0.2)
-    assert calculator.force_field.dtype == torch.float32
+def test_atoms_at_one_point_are_named() -> None:
+    """No direction lies between them; the network's NaN becomes a sentence."""
+    atoms = ethanol()
+    atoms.positions[4] = atoms.positions[1]
+    atoms.calc = MDRelaxCalculator(tiny_force_field())
+    with pytest.raises(ValueError, match="Atoms 1 and 4 lie at one point"):
+        atoms.get_potential_energy()
 
 
 def test_unknown_dtype_names_the_known_ones() -> None:

@@ -6,6 +6,7 @@ import subprocess
 from contextlib import nullcontext
 from pathlib import Path
 
+import ase
 import ase.io
 import numpy as np
 import pandas as pd
@@ -235,3 +236,26 @@ def test_training_without_a_test_set_works(tmp_path, source, monkeypatch):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert "test" not in results
     assert results["validation"]["forces_mae_meV_per_A"] > 0
+
+
+def test_audit_needs_no_data_and_no_labels(tmp_path, model):
+    """Without data the audit makes clusters of the model's own elements; a bare xyz will do as well."""
+    assert mdrelax("audit", model).code == 0
+    ase.io.write(tmp_path / "bare.xyz", ase.Atoms("OH2", [[0, 0, 0], [0.9, 0.1, 0], [-0.2, 0.9, 0.3]]))
+    assert mdrelax("audit", model, tmp_path / "bare.xyz").code == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"test_indices": "0.txt"}, "need `data.train_indices`"),
+        ({"train_indices": "0.txt", "test": 3}, "`data.test_indices`, not `data.test`"),
+    ],
+)
+def test_index_files_are_never_silently_ignored(tmp_path, source, change, message):
+    """A test set that is not the named one would leak into training."""
+    (tmp_path / "0.txt").write_text("0\n1\n2\n3\n4\n5\n")
+    data = {key: str(tmp_path / value) if key.endswith("indices") else value for key, value in change.items()}
+    said = mdrelax("train", write_config(tmp_path / "c.yaml", document(source, data=data)), "--out", tmp_path / "run")
+    assert said.code == CONFIG
+    assert message in said.last_line

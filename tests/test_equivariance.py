@@ -15,7 +15,7 @@ from mdrelax.equivariance import EquivarianceError, equivariance_error, random_r
 from mdrelax.forcefield import ForceField, Prediction
 from mdrelax.graph import Graph
 from mdrelax.relaxation import relax_constraints
-from molecules import batch_of, ethanol, graph_of, normal, rattled, tiny_force_field, water
+from molecules import batch_of, ethanol, graph_of, normal, rattled, tiny_equiformer, tiny_force_field, water
 
 STRUCTURES = [*rattled(ethanol(), 2, seed=0), *rattled(water(), 1, seed=1)]
 
@@ -211,3 +211,14 @@ def test_an_overflow_in_one_orientation_is_infinite():
     error = equivariance_error(model, batch_of(*STRUCTURES))  # type: ignore[arg-type]
     assert error.translation == math.inf
     assert error.worst(reflections=True) == math.inf
+
+
+def test_forces_that_vanish_by_symmetry_are_no_false_alarm():
+    """In perfect silicon every force is zero: rounding is measured against 0.01 eV/A, not against itself.
+
+    Rounding itself grows by norm_eps^(-1/2) in each of four norms: 1e-16 to 1e-12 with 1e-2, the presets' value.
+    """
+    model = ForceField(tiny_equiformer(norm_eps=1e-2), elements=(1, 6, 14)).to_dtype(torch.float64)
+    graph = graph_of(bulk("Si"))
+    assert model(graph).forces.abs().max() < 1e-10
+    assert equivariance_error(model, graph).worst(reflections=True) < 1e-9

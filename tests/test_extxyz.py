@@ -265,6 +265,19 @@ def test_the_report_says_what_was_read(tmp_path):
         assert part in text
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "(units assumed: eV, Angstrom)"),
+        ({"energy_unit": "eV", "length_unit": "Angstrom"}, "(the file's units: eV, Angstrom)"),
+        ({"energy_unit": "kcal/mol"}, "(the file's units: kcal/mol; units assumed: Angstrom)"),
+    ],
+)
+def test_the_report_says_which_units_were_assumed(tmp_path, options, said):
+    """An extxyz does not name its units: whoever did not either is told."""
+    assert said in str(load_extxyz(written(tmp_path, labelled(molecule("H2O"))), **options).report)
+
+
 @pytest.mark.data
 def test_real_silicon_has_energy_forces_and_stress(shared_data):
     """The periodic set: 214 training frames of 12 to 96 atoms with a symmetric stress in ASE's sign.

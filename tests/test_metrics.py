@@ -169,5 +169,5 @@ def test_predictions_come_back_from_their_file(tmp_path) -> None:
     np.testing.assert_equal(load_predictions(tmp_path / "whole.npz")._asdict(), p._asdict())
     del arrays["energy_pred"]
     np.savez(tmp_path / "part.npz", **arrays)
-    with pytest.raises(ValueError, match="lacks the arrays energy_pred"):
+    with pytest.raises(ValueError, match="lacks the arrays energy_pred, which `mdrelax train` writes"):
         load_predictions(tmp_path / "part.npz")

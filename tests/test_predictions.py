@@ -1,5 +1,7 @@
 """Written predictions: beside the references, which stay as they were."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,21 @@ def test_predictions_for_data_keep_its_labels(tmp_path):
         torch.testing.assert_close(before.pos, after.pos, atol=1e-8, rtol=0)
         torch.testing.assert_close(before.forces, after.forces, atol=1e-8, rtol=0)
     np.testing.assert_allclose(to_atoms(data[1]).cell.array, bulk("Si").cell.array, atol=1e-7)
+
+
+@pytest.mark.parametrize("fault", ["disk", "writer"])
+def test_predictions_that_cannot_be_written_leave_the_old_file(tmp_path, monkeypatch, fault):
+    """The file is synced before it takes the old one's place; a full disk or a failing writer leaves no rest."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left")
+
+    write_predictions(tmp_path / "out.extxyz", [molecule("H2O")], energies=[1.0])
+    monkeypatch.setattr(*((os, "fsync") if fault == "disk" else (io, "write")), fail)
+    with pytest.raises(OSError, match="could not be written"):
+        write_predictions(tmp_path / "out.extxyz", [molecule("H2O")], energies=[2.0])
+    assert [path.name for path in tmp_path.iterdir()] == ["out.extxyz"]
+    assert read_atoms(tmp_path / "out.extxyz")[0].info["mdrelax_energy"] == 1.0
 
 
 def test_predictions_of_the_wrong_number_or_size_are_refused(tmp_path):

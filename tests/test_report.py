@@ -121,6 +121,17 @@ def test_report_shows_where_the_numbers_come_from(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("test", [[], [3, 4]])
+def test_report_counts_the_structures_that_were_tested(tmp_path: Path, test: list[int]) -> None:
+    """Ten predictions are ten test structures, though the split has none when the test frames have their own file."""
+    folder = _complete(tmp_path / "run")
+    (folder / "split.json").write_text(json.dumps({"train": [0, 1, 2], "valid": [5], "test": test}))
+    text = _text(write_report(folder))
+    assert " 10 test structures" in text
+    assert "1 validation structures" in text
+    assert f" {len(test)} test structures" not in text
+
+
 def test_certificate_is_judged_by_its_numbers(tmp_path: Path) -> None:
     """PASS under the limits; FAIL above, whatever the file calls itself, with the number shown."""
     good = _text(write_report(_complete(tmp_path / "good")))

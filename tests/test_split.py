@@ -1,5 +1,8 @@
 """Splits: seeded, disjoint, saved with the run."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -47,8 +50,8 @@ def test_random_split_follows_its_generator_and_nothing_else():
         ({"train": 50, "valid": 10, "test": 50}, "needs more than the 100 frames"),
         ({"train": 0.001, "valid": 10}, "train part of the split of 100 frames is empty"),
         ({"train": 0, "valid": 10}, "train part of the split of 100 frames is empty"),
-        ({"train": 90, "valid": 0.001}, "valid part .* is empty"),
-        ({"train": 90, "valid": 10}, "test part .* is empty; .*`test=0`"),
+        ({"train": 90, "valid": 0.001}, r"valid part .* is empty; .*`data.validation`\)\.$"),
+        ({"train": 90, "valid": 10}, "test part .* is empty; .*`data.test`.*, or for 0 to do without"),
         ({"train": 1.5, "valid": 10}, "fraction between 0.0 and 1.0, got 1.5"),
         ({"train": -3, "valid": 10}, "must be a count"),
         ({"train": True, "valid": 10}, "got True"),
@@ -108,7 +111,14 @@ def test_holding_out_everything_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"), [("", "is empty"), ("1\ntwo\n", "line 2: `two`"), ("1\n2.5\n", "`2.5`"), ("-1\n", "`-1`")]
+    ("text", "sentence"),
+    [
+        ("", "is empty"),
+        ("1\ntwo\n", "line 2: `two`"),
+        ("1\n2.5\n", "`2.5`"),
+        ("-1\n", "`-1`"),
+        ("PK\x03\n", "is not an index"),
+    ],
 )
 def test_broken_index_files_name_the_line(tmp_path, text, sentence):
     """A header line or a wrong file is not read as indices."""
@@ -124,6 +134,16 @@ def test_a_saved_split_comes_back_as_it_was(tmp_path):
     save_split(tmp_path / "split.json", split, data_hash="abc")
     assert load_split(tmp_path / "split.json") == split
     assert load_split(tmp_path / "split.json", data_hash="abc") == split
+
+
+def test_a_split_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    """A full disk is one sentence, and nothing half-written stays."""
+    save_split(tmp_path / "split.json", Split([0], [1], [2]))
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(OSError, match=r"split\.json` could not be written \(No space left\); an older one"):
+        save_split(tmp_path / "split.json", Split([5], [6], [7]))
+    assert [path.name for path in tmp_path.iterdir()] == ["split.json"]
+    assert load_split(tmp_path / "split.json") == Split([0], [1], [2])
 
 
 def test_a_split_of_other_data_is_refused(tmp_path):

@@ -53,6 +53,7 @@ def _explain(error: Exception) -> None:
         traceback.print_exc()
     from mdrelax.checkpoint import CheckpointError
     from mdrelax.config import ConfigError
+    from mdrelax.dynamics import ExplodedError
     from mdrelax.modelfile import ModelFileError
     from mdrelax.projection import CertificateError
     from mdrelax.training import TrainingError
@@ -67,7 +68,7 @@ def _explain(error: Exception) -> None:
         _fail(str(error), DATA)
     if isinstance(error, OSError) and error.strerror and error.filename is None:  # a sentence of our own
         _fail(error.strerror, OTHER)
-    own = (CheckpointError, ModelFileError, TrainingError)
+    own = (CheckpointError, ExplodedError, ModelFileError, TrainingError)
     _fail(str(error) if isinstance(error, own) else f"{type(error).__name__}: {error}", OTHER)
 
 

@@ -5,6 +5,13 @@ from typing import Annotated
 
 import typer
 
+Source = Annotated[str, typer.Argument(help="A file, sample:NAME or a fetched name.")]
+EnergyKey = Annotated[str | None, typer.Option(help="extxyz: the key of the energies.")]
+ForcesKey = Annotated[str | None, typer.Option(help="extxyz: the key of the forces.")]
+StressKey = Annotated[str | None, typer.Option(help="extxyz: the key of the stress.")]
+EnergyUnit = Annotated[str | None, typer.Option(help="The file's unit of energy.")]
+LengthUnit = Annotated[str | None, typer.Option(help="The file's unit of length.")]
+
 app = typer.Typer(help="Fetch, generate, describe and check data sets.", no_args_is_help=True)
 
 
@@ -14,28 +21,59 @@ def fetch(
     from_file: Annotated[Path | None, typer.Option(help="Take this file instead of downloading.")] = None,
 ) -> None:
     """Download a public data set, verify it and keep it in the data folder."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
     from mdrelax import datasets
 
-    fetched = datasets.fetch(name, from_file=from_file)
-    typer.echo(fetched)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(name, total=None, visible=False)
+        fetched = datasets.fetch(
+            name,
+            from_file=from_file,
+            progress=lambda done, total: bar.update(task, completed=done, total=total or None, visible=True),
+        )
+    typer.echo(f"{fetched.path}\n{fetched.verdict}")
 
 
 @app.command()
-def stats(data: Annotated[str, typer.Argument(help="A file, sample:NAME or a fetched name.")]) -> None:
+def stats(
+    data: Source,
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+    stress_key: StressKey = None,
+    energy_unit: EnergyUnit = None,
+    length_unit: LengthUnit = None,
+) -> None:
     """Counts, elements and ranges with their units."""
     from mdrelax import datasets
 
-    frames = datasets.load_frames(data)
+    frames = datasets.load_frames(
+        data, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key, energy_unit=energy_unit,
+        length_unit=length_unit,
+    )  # fmt: skip
     typer.echo(frames.report)
     typer.echo(datasets.dataset_stats(frames.data).to_string())
 
 
 @app.command()
-def check(data: Annotated[str, typer.Argument(help="A file, sample:NAME or a fetched name.")]) -> None:
+def check(
+    data: Source,
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+    stress_key: StressKey = None,
+    energy_unit: EnergyUnit = None,
+    length_unit: LengthUnit = None,
+) -> None:
     """Look for NaN, clashes, duplicates, net forces and outliers; exit code 3 when a check fails."""
     from mdrelax import datasets
 
-    table = datasets.check_frames(datasets.load(data))
+    frames = datasets.load_frames(
+        data, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key, energy_unit=energy_unit,
+        length_unit=length_unit,
+    )  # fmt: skip
+    table = datasets.check_frames(frames.data)
     typer.echo(table.to_string())
     if not table["passed"].all():
         raise ValueError("Some checks failed; see the table above.")

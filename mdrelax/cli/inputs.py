@@ -16,12 +16,12 @@ from torch_geometric.data import Data
 
 from mdrelax import datasets
 from mdrelax.checkpoint import write_atomically
-from mdrelax.config import Config, ConfigError, changed_keys, load_config, read_yaml
+from mdrelax.config import Config, ConfigError, DataConfig, changed_keys, load_config, read_yaml
 from mdrelax.datasets import Frames, Split
 from mdrelax.modelfile import software_versions
 from mdrelax.units import nearest_name
 
-MAY_CHANGE = ("standard_baseline", "md_picoseconds")  # keys that a resumed run may be given anew
+MAY_CHANGE = ("md_picoseconds",)  # keys that a resumed run may be given anew; nothing that changes a number
 
 
 class Parts(NamedTuple):
@@ -49,28 +49,32 @@ def open_config(source: str, overrides: Sequence[str]) -> Config:
         return load_config(read_yaml(path), overrides=overrides)
 
 
-def prepare_folder(config: Config, folder: Path, *, restart: bool) -> bool:
-    """Make or re-enter the run folder; True when there is a checkpoint to go on from.
+def check_folder(config: Config, folder: Path, *, restart: bool) -> None:
+    """Raise ``ConfigError`` when the folder holds a run and ``restart`` is off, or a run with another config.
 
-    Raises ``ConfigError`` when the folder holds a run and ``restart`` is off, or a run with another config. A run that
-    ended before its first checkpoint (a mistake in the config, a missing file) is no run.
+    A run that ended before its first checkpoint (a mistake in the config, a missing file) is no run.
     """
-    saved, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.pt"
+    saved = folder / "config.yaml"
+    finished = (folder / "checkpoints" / "last.pt").exists() or (folder / "model.safetensors").exists()
+    if not (saved.exists() and finished):
+        return
+    if not restart:
+        raise ConfigError(f"`{folder}` holds a run already; add `--restart auto` to go on, or choose another `--out`.")
+    documents = (read_yaml(saved), config.model_dump(mode="json"))
+    if difference := changed_keys(*({k: v for k, v in d.items() if k not in MAY_CHANGE} for d in documents)):
+        raise ConfigError(
+            f"`{folder}` was made with another config; choose another `--out`, or undo these changes "
+            "(saved -> given):\n  " + "\n  ".join(difference)
+        )
+
+
+def prepare_folder(config: Config, folder: Path, *, restart: bool) -> bool:
+    """Make or re-enter the run folder; True when there is a checkpoint to go on from. Raises as ``check_folder``."""
+    check_folder(config, folder, restart=restart)
     document = config.model_dump(mode="json")
-    if saved.exists() and (checkpoint.exists() or (folder / "model.safetensors").exists()):
-        if not restart:
-            raise ConfigError(
-                f"`{folder}` holds a run already; add `--restart auto` to go on, or choose another `--out`."
-            )
-        frozen = [{k: v for k, v in d.items() if k not in MAY_CHANGE} for d in (read_yaml(saved), document)]
-        if difference := changed_keys(*frozen):
-            raise ConfigError(
-                f"`{folder}` was made with another config; choose another `--out`, or undo these changes "
-                "(saved -> given):\n  " + "\n  ".join(difference)
-            )
-    write_atomically(saved, yaml.safe_dump(document, sort_keys=False).encode())
+    write_atomically(folder / "config.yaml", yaml.safe_dump(document, sort_keys=False).encode())
     write_atomically(folder / "env.json", json.dumps(environment(config), indent=2).encode())
-    return restart and checkpoint.exists()
+    return restart and (folder / "checkpoints" / "last.pt").exists()
 
 
 def environment(config: Config) -> dict[str, Any]:
@@ -102,7 +106,7 @@ def load_parts(config: Config) -> Parts:
     split = _split(config, len(frames.data), separate_test=apart is not None)
     test = [frames.data[k] for k in split.test]
     if apart is not None:
-        test = apart.data if settings.test is None else apart.data[: _size(settings.test, len(apart.data))]
+        test = apart.data[: _n_of_test_file(settings.test, len(apart.data))]
     train = [frames.data[k] for k in split.train]
     if settings.source.startswith("rmd17:") or (settings.format or settings.source).endswith(("md17", ".npz")):
         datasets.warn_about_md17_noise(train)
@@ -112,6 +116,7 @@ def load_parts(config: Config) -> Parts:
 def _split(config: Config, n_frames: int, *, separate_test: bool) -> Split:
     settings = config.data
     generator = np.random.default_rng(settings.seed)
+    _check_indices(settings)
     if settings.train_indices is not None:
         n_indices = len(datasets.read_indices(settings.train_indices))
         valid = settings.validation_indices or _size(settings.validation, n_indices)
@@ -122,6 +127,33 @@ def _split(config: Config, n_frames: int, *, separate_test: bool) -> Split:
     return datasets.random_split(
         n_frames, train=settings.train, valid=settings.validation, test=test, generator=generator
     )
+
+
+def _check_indices(settings: DataConfig) -> None:
+    """Refuse index files that would be ignored, and sizes beside them that would be: both could leak test frames."""
+    if settings.train_indices is None and (settings.validation_indices or settings.test_indices):
+        raise ConfigError(
+            "`data.validation_indices` and `data.test_indices` need `data.train_indices` beside them, so that no frame "
+            "is in two parts; name that file too, or leave them out."
+        )
+    if settings.test_indices is not None and settings.test_source is not None:
+        raise ConfigError("Test frames come from `data.test_source` or `data.test_indices`; leave one of them out.")
+    if settings.train_indices is not None and settings.test is not None and settings.test_source is None:
+        raise ConfigError(
+            "With `data.train_indices`, name the test frames with `data.test_indices`, not `data.test`, which is "
+            f"{settings.test}; leave it out (null)."
+        )
+
+
+def _n_of_test_file(size: int | float | None, n_frames: int) -> int:
+    """How many frames of ``data.test_source`` to take; raises ``ConfigError`` for more than it has, or for none."""
+    wanted = n_frames if size is None else _size(size, n_frames)
+    if not 1 <= wanted <= n_frames:
+        raise ConfigError(
+            f"`data.test: {size}` asks for {wanted} of the {n_frames} frames of `data.test_source`; take 1 to "
+            f"{n_frames}, or leave it out (null) to take all."
+        )
+    return wanted
 
 
 def _size(size: int | float, n_frames: int) -> int:

@@ -92,7 +92,7 @@ def _references(config: Config, parts: Parts, frames: Sequence[Batch], elements:
     isolated = torch.tensor([parts.isolated_energies[z] for z in elements], dtype=torch.float64)
     sums = torch.stack([isolated[torch.searchsorted(torch.tensor(elements), z)].sum() for z in numbers])
     counts = torch.tensor([len(z) for z in numbers])
-    return isolated + ((energies - sums) / counts).mean()
+    return isolated + ((energies - sums) / counts).nanmean().nan_to_num()
 
 
 def run_training(
@@ -128,13 +128,13 @@ def run_training(
     certificate = certify(fit.force_field, _to_certify(frames), layers=fit.layers)
     results = {
         "n_parameters": n_parameters, "n_free_parameters": n_free, "steps": fit.steps, "best_step": fit.best_step,
-        "seconds": fit.seconds, "certificate": certificate.to_dict(), "environment": environment(config),
+        "seconds": fit.seconds, "cpu_seconds": fit.cpu_seconds, "certificate": certificate.to_dict(),
+        "environment": environment(config),
         **_test_results(config, fit.force_field, parts, frames, folder),
     }  # fmt: skip
-    card = {"source": Path(config.data.source).name, "test": results.get("test"), "seed": config.training.seed}
     save_model(
         folder / "model.safetensors", fit.force_field, potential=config.potential.name, arguments=arguments,
-        certificate=certificate, card=card,
+        certificate=certificate, card=_card(config, fit, results),
     )  # fmt: skip
     write_results(folder, results)
     return Outcome(fit, certificate, results, parts)
@@ -151,6 +151,22 @@ def _keep_split(parts: Parts, folder: Path, *, resume: bool) -> None:
 def _frames(config: Config, parts: Parts) -> Frames:
     cutoff = config.potential.cutoff
     return Frames(*(frames_from_data(data, cutoff=cutoff) for data in (parts.train, parts.validation, parts.test)))
+
+
+def _card(config: Config, fit: FitResult, results: dict[str, Any]) -> dict[str, Any]:
+    """What the model file says of itself: config, data, errors, reference energies. File paths become file names."""
+    document = config.model_dump(mode="json")
+    for key in ("source", "test_source", "train_indices", "validation_indices", "test_indices"):
+        if document["data"][key] is not None:
+            document["data"][key] = Path(document["data"][key]).name
+    energies = fit.force_field.reference_energies.tolist()
+    return {
+        "config": document,
+        "reference_energies_eV": dict(zip(map(str, fit.force_field.elements), energies, strict=True)),
+        "best_step": fit.best_step,
+        "validation": results.get("validation"),
+        "test": results.get("test"),
+    }
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
@@ -239,5 +255,8 @@ def project_checkpoint(folder: Path, output: Path) -> Certificate:
     trainer.resume()
     fit = trainer.result()
     certificate = require(certify(fit.force_field, _to_certify(frames), layers=fit.layers))
-    save_model(output, fit.force_field, potential=config.potential.name, arguments=arguments, certificate=certificate)
+    save_model(
+        output, fit.force_field, potential=config.potential.name, arguments=arguments, certificate=certificate,
+        card=_card(config, fit, {}),
+    )  # fmt: skip
     return certificate

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from mdrelax.cli.structures import read_structures
+
 if TYPE_CHECKING:
-    from ase import Atoms
+    pass
 
 
 def md(
@@ -29,12 +31,12 @@ def md(
 
     from mdrelax.calculator import MDRelaxCalculator
     from mdrelax.config import ConfigError
-    from mdrelax.dynamics import run_md
+    from mdrelax.dynamics import ExplodedError, run_md
 
     if ensemble not in ("nve", "nvt"):
         raise ConfigError(f"`--ensemble` must be nve or nvt, got {ensemble!r}.")
     kind: Literal["nve", "nvt"] = "nvt" if ensemble == "nvt" else "nve"
-    atoms = _read(structure)
+    atoms = read_structures(structure)[-1]
     atoms.calc = MDRelaxCalculator.from_file(model, dtype=dtype or None)
     if equilibrate > 0:
         warm = run_md(
@@ -49,6 +51,8 @@ def md(
             friction_per_fs=friction, seed=seed, trajectory=trajectory, log=log,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
+    if result.exploded:
+        raise ExplodedError(f"The run exploded: {result.reason}")
     if plot is not None:
         from mdrelax.analysis.figures import md_energy
 
@@ -57,21 +61,4 @@ def md(
     typer.echo(f"{picoseconds:g} ps {ensemble.upper()} of {len(atoms)} atoms: mean temperature {mean:.1f} K.")
     if ensemble == "nve":
         typer.echo(f"Energy drift {result.drift_meV_per_atom_ps:+.5f} meV/atom/ps.")
-    if result.exploded:
-        raise RuntimeError(f"The run exploded: {result.reason}")
     typer.echo(f"Trajectory: {trajectory}\nLog: {log}")
-
-
-def _read(path: Path) -> "Atoms":
-    """The last structure of a file; raises ``ValueError`` for one that ASE cannot read."""
-    from ase import Atoms, io
-
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file `{path}`.")
-    try:
-        atoms = io.read(path)
-    except Exception as error:  # ASE's readers let out whatever a broken line provokes
-        raise ValueError(f"`{path}` cannot be read as a structure ({type(error).__name__}: {error}).") from error
-    if not isinstance(atoms, Atoms):
-        raise ValueError(f"`{path}` holds no single structure.")
-    return atoms

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,13 +49,14 @@ def train(
 
 
 def _train(settings: "Config", folder: Path, *, restart: str, tensorboard: bool, log: "_Log") -> None:
+    from mdrelax.cli.inputs import check_folder
     from mdrelax.cli.run import run_training, write_results
 
+    check_folder(settings, folder, restart=restart == "auto")  # refuses before anything is started
     with _standard_arm(settings, folder, restart=restart) as standard, _progress_bar(folder, tensorboard) as listener:
         outcome = run_training(settings, folder, restart=restart == "auto", tell=log, listener=listener)
         standard_results = standard()
     results = outcome.results
-    results["cpu_seconds"] = time.process_time()  # of this process since it was started; all threads
     if standard_results and "test" in standard_results:
         results["baselines"]["standard"] = {**standard_results["test"], "seconds": standard_results["seconds"]}
     log(_certificate_text(outcome))
@@ -121,9 +121,10 @@ def _standard_arm(config: "Config", folder: Path, *, restart: str) -> Iterator["
     if not config.standard_baseline:
         yield lambda: None
         return
+    import torch
     import yaml
 
-    threads = max(1, (os.cpu_count() or 1) // 2)
+    threads = max(1, torch.get_num_threads() // 2)
     document = config.model_dump(mode="json")
     document |= {"standard_baseline": False, "md_picoseconds": 0.0}
     document["relaxation"]["schedule"] = "off"
@@ -132,7 +133,7 @@ def _standard_arm(config: "Config", folder: Path, *, restart: str) -> Iterator["
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     command = [sys.executable, "-m", "mdrelax", "train", str(path), "--out", str(folder / "standard")]
     command += ["--restart", restart]
-    with (folder / "standard.log").open("w") as log:
+    with (folder / "standard.log").open("a") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": str(threads), PARENT: str(os.getpid())},
@@ -202,6 +203,8 @@ def _tensorboard(folder: Path) -> Any:
 
 def _certificate_text(outcome: "Outcome") -> str:
     """The certificate in a few lines."""
+    from mdrelax.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64
+
     certificate = outcome.certificate
     verdict: Literal["PASSED", "FAILED"] = "PASSED" if certificate.passed else "FAILED"
     rows = [
@@ -213,9 +216,10 @@ def _certificate_text(outcome: "Outcome") -> str:
         f"  {layer.name}: ||W|| {layer.norm:.3f}, non-equivariant part {layer.distance:.3f}, {layer.how}"
         for layer in certificate.layers
     ]
+    limits = f"limits {LARGEST_ERROR_FLOAT64:.0e} and {LARGEST_ERROR_FLOAT32:.0e}"
     head = (
         f"Certificate {verdict}: {certificate.symmetry}, largest errors of energy and forces relative to the RMS "
-        f"force, {certificate.n_structures} structures (limits 1e-09 and 1e-04)"
+        f"force, {certificate.n_structures} structures ({limits})"
     )
     return "\n".join([head, *rows, *layers])
 
@@ -229,21 +233,21 @@ def _errors_text(results: dict[str, Any]) -> str:
         rows["standard (never relaxed)"] = results["baselines"]["standard"]
     lines = [f"{'test MAE':28s}{'forces meV/A':>14s}{'energy meV':>12s}{'meV/atom':>10s}"]
     for name, errors in rows.items():
-        lines.append(
-            f"{name:28s}{errors.get('forces_mae_meV_per_A', float('nan')):14.2f}{errors['energy_mae_meV']:12.2f}"
-            f"{errors['energy_mae_meV_per_atom']:10.3f}"
-        )
+        columns = (("forces_mae_meV_per_A", "14.2f"), ("energy_mae_meV", "12.2f"), ("energy_mae_meV_per_atom", "10.3f"))
+        lines.append(f"{name:28s}" + "".join(format(errors.get(key, float("nan")), width) for key, width in columns))
     return "\n".join(lines)
 
 
 def _md_text(md: dict[str, Any]) -> str:
-    verdict = f"EXPLODED ({md['reason']})" if md["exploded"] else "stable"
+    verdict = "stable" if md["broken_bond"] is None else f"the bond between atoms {md['broken_bond']} BROKE"
+    verdict = f"EXPLODED ({md['reason']})" if md["exploded"] else verdict
     drift = md["drift_meV_per_atom_per_ps"]
     return f"NVE at 300 K, {md['duration_ps']:g} ps: energy drift {drift:+.4f} meV/atom/ps, {verdict}."
 
 
 def _molecular_dynamics(config: "Config", folder: Path, outcome: "Outcome") -> dict[str, Any]:
     """NVE at 300 K from an equilibrated test frame; md_log.csv and the summary."""
+    from mdrelax.analysis.trajectory import broken_bonds
     from mdrelax.calculator import MDRelaxCalculator
     from mdrelax.datasets import to_atoms
     from mdrelax.dynamics import run_md
@@ -255,8 +259,10 @@ def _molecular_dynamics(config: "Config", folder: Path, outcome: "Outcome") -> d
     start = warm.atoms
     start.calc = atoms.calc
     result = run_md(start, temperature_K=300.0, duration_ps=config.md_picoseconds, log=folder / "md_log.csv")
+    broken = None if atoms.pbc.any() else broken_bonds([result.atoms], atoms)
     return {
         "drift_meV_per_atom_per_ps": result.drift_meV_per_atom_ps,
+        "broken_bond": None if broken is None else list(broken.atoms),
         "temperature_K": float(result.log["temperature_K"].mean()),
         "n_atoms": len(start),
         "duration_ps": config.md_picoseconds,

@@ -1,0 +1,22 @@
+"""Structures that a user names: read by ASE, with one sentence for what cannot be read."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+
+def read_structures(path: Path) -> "list[Atoms]":
+    """Every structure of a file that ASE reads; raises ``ValueError`` with the reason otherwise."""
+    from ase import Atoms, io
+
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file `{path}`.")
+    try:
+        frames = io.read(path, ":")
+    except Exception as error:  # ASE's readers let out whatever a broken line provokes
+        raise ValueError(f"`{path}` cannot be read as a structure ({type(error).__name__}: {error}).") from error
+    if not frames:
+        raise ValueError(f"`{path}` holds no structures.")
+    return [frame for frame in frames if isinstance(frame, Atoms)]
