@@ -18,14 +18,13 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mdrelax.forcefield import ForceField, Prediction
-from mdrelax.graph import Graph, collate, edge_vectors
+from mdrelax.graph import Graph, collate
+from mdrelax.modelfile import DTYPES, load_model
 from mdrelax.neighbors import VerletList, build_graph
 from mdrelax.relaxation import relaxed_layers
 from mdrelax.units import nearest_name
 
 __all__ = ["MDRelaxCalculator", "UnprojectedModelError"]
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 Results = dict[str, Any]
 
@@ -41,9 +40,10 @@ class MDRelaxCalculator(Calculator):
     (Angstrom) is the reach of the Verlet list beyond the cut-off. The force field is copied: later training does not
     change the calculator. One calculator may serve several ``Atoms``.
 
-    Raises ``UnprojectedModelError`` for a model with relaxed layers. Asked for results it raises ``ValueError`` for no
-    atoms, positions that are not finite and singular periodic cells, ``UnknownElementError`` for an element without
-    training data, ``PropertyNotImplementedError`` for the stress of what has no volume.
+    Raises ``UnprojectedModelError`` for a model with relaxed layers, ``ValueError`` for a device or ``dtype`` that
+    cannot be used. Asked for results it raises ``ValueError`` for no
+    atoms, positions that are not finite, two atoms at one point and singular periodic cells, ``UnknownElementError``
+    for an element without training data, ``PropertyNotImplementedError`` for the stress of what has no volume.
     """
 
     # ASE's interface: mutable, and declared on the instance.
@@ -71,8 +71,6 @@ class MDRelaxCalculator(Calculator):
         cls, path: str | Path, *, dtype: str | None = None, device: str | torch.device = "cpu", skin: float = 0.5
     ) -> "MDRelaxCalculator":
         """The calculator of a finished model file, whose certificate holds; raises the errors of ``load_model``."""
-        from mdrelax.modelfile import load_model  # here: a force field in memory needs no file format
-
         model = load_model(path)
         return cls(model.force_field, dtype=dtype, device=device, skin=skin, certificate=model.certificate)
 
@@ -116,8 +114,6 @@ class MDRelaxCalculator(Calculator):
     def _evaluate(self, graph: Graph, structures: Sequence[Atoms]) -> list[Results]:
         volumes = [_has_volume(atoms) for atoms in structures]
         prediction = self.force_field(graph.to(self.device), stress=any(volumes))
-        if not prediction.energy.isfinite().all():
-            _refuse_coincident(graph)
         return _split(prediction, [len(atoms) for atoms in structures], volumes)
 
 
@@ -152,14 +148,6 @@ def _refuse_empty(atoms: Atoms, name: str) -> None:
         raise ValueError(f"{name} has no atoms; an energy needs at least one.")
 
 
-def _refuse_coincident(graph: Graph) -> None:
-    """Two atoms at one point have no direction between them: the network's NaN is their doing."""
-    at_one_point = graph.edge_index[:, (edge_vectors(graph) == 0).all(1)]
-    if at_one_point.shape[1]:
-        first, second = sorted(at_one_point[:, 0].tolist())
-        raise ValueError(f"Atoms {first} and {second} lie at one point (or a lattice vector apart); move one of them.")
-
-
 def _own_copy(force_field: ForceField, dtype: str | None, device: str | torch.device) -> ForceField:
     """A frozen copy in evaluation mode, of the wanted precision, on the wanted device."""
     if dtype is not None and dtype not in DTYPES:
@@ -167,7 +155,11 @@ def _own_copy(force_field: ForceField, dtype: str | None, device: str | torch.de
     own = copy.deepcopy(force_field).eval().requires_grad_(False)
     if dtype is not None:
         own.to_dtype(DTYPES[dtype])
-    return own.to(device)
+    try:
+        return own.to(device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"The device `{device}` cannot be used here ({reason}); take `cpu`.") from error
 
 
 def _has_volume(atoms: Atoms) -> bool:

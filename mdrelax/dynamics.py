@@ -4,7 +4,8 @@
     NVT   Langevin (Vanden-Eijnden and Ciccotti 2006, as ASE has it): every atom feels friction and noise
 
 Times are in fs (ps where a name says so), energies in eV, temperatures in K. Temperatures count the degrees of freedom
-that move: without the six of total momentum and rotation for a molecule in NVE, three in a cell.
+that move: without the six of total momentum and rotation for a molecule in NVE, three in a cell; momenta that were kept
+and that move or turn the whole system count with all 3N.
 """
 
 import math
@@ -85,7 +86,8 @@ def run_md(
 ) -> MDResult:
     """Run molecular dynamics of ``atoms`` (which must have a calculator and is left as it was).
 
-    Momenta are drawn at ``temperature_K`` from ``seed``, without total momentum and rotation, unless ``keep_momenta``.
+    Momenta are drawn at ``temperature_K`` from ``seed``, without total momentum and rotation, unless ``keep_momenta``:
+    then they stay as they are, and where they move or turn the system as a whole, the temperature counts 3N.
     ``log`` is a CSV file and ``trajectory`` a ``.traj`` or ``.extxyz`` file; both are begun anew and grow while the run
     goes on, a line and a frame every ``log_interval`` and ``trajectory_interval`` steps. ``progress(done, total)``
     hears of each logged step. A run that explodes stops, and the result says why.
@@ -99,8 +101,9 @@ def run_md(
     rng = np.random.default_rng(seed)
     if not keep_momenta:
         system.set_momenta(thermal_momenta(system, temperature_K, rng))
-    integrator = _integrator(system, ensemble, timestep_fs, temperature_K, friction_per_fs, rng)
-    freedom = degrees_of_freedom(system, ensemble)
+    timestep, friction = timestep_fs * units.fs, friction_per_fs / units.fs
+    integrator = _integrator(system, ensemble, timestep, temperature_K, friction, rng)
+    freedom = degrees_of_freedom(system, "nvt" if _drifts(system) else ensemble)
     steps = max(1, round(duration_ps * 1000 / timestep_fs))
     rows: list[Row] = []
     hottest = 0.0
@@ -134,12 +137,7 @@ def thermal_momenta(atoms: Atoms, temperature_K: float, rng: np.random.Generator
     momenta = rng.standard_normal((len(atoms), 3)) * np.sqrt(masses * units.kB * temperature_K)
     if atoms.constraints:
         return momenta
-    momenta -= masses * momenta.sum(axis=0) / masses.sum()
-    if not atoms.pbc.any():
-        arms = atoms.positions - atoms.get_center_of_mass()
-        spin = np.linalg.pinv(_inertia(atoms), rcond=1e-8) @ np.cross(arms, momenta).sum(axis=0)  # angular velocity
-        momenta -= masses * np.cross(spin, arms)
-    return momenta
+    return momenta - _drift(atoms, momenta)
 
 
 def degrees_of_freedom(atoms: Atoms, ensemble: str) -> int:
@@ -182,18 +180,11 @@ def energy_drift(time_ps: npt.ArrayLike, energy_eV: npt.ArrayLike, n_atoms: int)
 
 
 def _integrator(
-    system: Atoms,
-    ensemble: str,
-    timestep_fs: float,
-    temperature_K: float,
-    friction_per_fs: float,
-    rng: np.random.Generator,
+    system: Atoms, ensemble: str, timestep: float, temperature_K: float, friction: float, rng: np.random.Generator
 ) -> VelocityVerlet | Langevin:
-    timestep = timestep_fs * units.fs
     if ensemble == "nve":
         return VelocityVerlet(system, timestep)
     # `fixcm=True` would not sample the canonical distribution (ASE 3.28 deprecates it): the centre may wander.
-    friction = friction_per_fs / units.fs
     return Langevin(system, timestep, temperature_K=temperature_K, friction=friction, fixcm=False, rng=rng)
 
 
@@ -216,6 +207,24 @@ def _explosion(row: Row, temperature_K: float) -> str:
             f"the target of {temperature_K:g} K: the simulation exploded; {advice}."
         )
     return ""
+
+
+def _drift(atoms: Atoms, momenta: Array) -> Array:
+    """The part of the momenta (N, 3) that moves and, where nothing is periodic, turns the system as a whole."""
+    masses = atoms.get_masses()[:, None]  # (N, 1) amu
+    drift = masses * momenta.sum(axis=0) / masses.sum()
+    if not atoms.pbc.any():
+        arms = atoms.positions - atoms.get_center_of_mass()
+        turning = np.cross(arms, momenta - drift).sum(axis=0)
+        spin = np.linalg.pinv(_inertia(atoms), rcond=1e-8) @ turning  # angular velocity
+        drift += masses * np.cross(spin, arms)
+    return drift
+
+
+def _drifts(atoms: Atoms) -> bool:
+    """Whether more than rounding (a millionth of the kinetic energy) is motion of the system as a whole."""
+    momenta, masses = atoms.get_momenta(), atoms.get_masses()[:, None]
+    return bool((_drift(atoms, momenta) ** 2 / masses).sum() > 1e-6 * (momenta**2 / masses).sum())
 
 
 def _inertia(atoms: Atoms) -> Array:

@@ -1,6 +1,8 @@
 """Neighbours: every pair of atoms within the cut-off, through any mix of open and periodic directions.
 
-    edge (j -> i, S)   exists where   0 < |x_j - x_i + S h| < cutoff,   self-images included, S = 0 self-pairs not
+    edge (j -> i, S)   exists where   |x_j - x_i + S h| < cutoff,   self-images included, S = 0 self-pairs not
+
+Two atoms at one point have no direction between them, so they are an error, not an edge of length zero.
 
 Candidates come from vesin (cell lists), or for small open molecules from the dense distance matrix; both are put in one
 order (target, source, shift) and pass one filter. So a graph does not depend on how its candidates were found: a
@@ -26,6 +28,7 @@ Input = npt.ArrayLike | Tensor
 
 DENSE_ATOMS = 100  # up to here the distance matrix is the faster search (measured: 0.28 against 0.36 ms at 100 atoms)
 ROUNDING = 1e-9  # candidates are searched in a hair larger radius, so that the filter alone decides
+NEAREST = 1e-6  # Angstrom: nearer atoms lie at one point, up to the rounding of lattice vectors
 FLATTEST = 1e-6  # smallest volume of the periodic vectors relative to the product of their lengths
 
 
@@ -54,7 +57,7 @@ def build_graph(
     ``cutoff`` (Angstrom) has no default: leaving it out is an error. Without ``pbc`` nothing is periodic; a direction
     that is not periodic needs no lattice vector (zero will do).
     Raises ``ValueError`` for a cut-off that is not positive, positions or cells that are not finite, shapes that do not
-    fit, and periodic lattice vectors without volume.
+    fit, periodic lattice vectors without volume, and two atoms at one point, directly or a lattice vector apart.
     """
     _check_cutoff(cutoff)
     system = _system(positions, numbers, cell, pbc)
@@ -155,6 +158,14 @@ def _directions(pbc: npt.NDArray[np.bool_]) -> str:
     return ", ".join(name for name, periodic in zip("abc", pbc, strict=True) if periodic)
 
 
+def _check_apart(pairs: Indices, squares: Array) -> None:
+    if squares.min(initial=math.inf) < NEAREST**2:
+        first, second = sorted(pairs[:, squares.argmin()].tolist())
+        raise ValueError(
+            f"Atoms {first} and {second} lie at one point (or a lattice vector apart); move or remove one of them."
+        )
+
+
 # --- find the pairs ---
 
 
@@ -188,7 +199,9 @@ def _graph(system: _System, found: _Candidates, cutoff: float) -> Graph:
     vectors = system.positions.take(found.pairs[0], axis=0) - system.positions.take(found.pairs[1], axis=0)
     if found.offset is not None:
         vectors += found.offset
-    near = _squares(vectors) < cutoff**2  # (P,)
+    squares = _squares(vectors)
+    _check_apart(found.pairs, squares)
+    near = squares < cutoff**2  # (P,)
     index = found.pairs.compress(near, axis=1)
     shift = np.zeros((index.shape[1], 3)) if found.shift is None else found.shift.compress(near, axis=0)
     return Graph(

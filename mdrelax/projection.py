@@ -12,7 +12,8 @@ permutations of real structures, in float64 and in float32.
 
 import copy
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from e3nn import o3
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 ProjectionKind = Literal["drop", "fold"]
+Model = TypeVar("Model", bound=nn.Module)
 LARGEST_ERROR_FLOAT64 = 1e-9  # relative to the RMS force
 LARGEST_ERROR_FLOAT32 = 1e-4
 
@@ -115,11 +117,17 @@ def project(model: nn.Module, *, how: ProjectionKind = "drop") -> list[LayerReco
     return records
 
 
-def projected_copy(model: nn.Module, *, how: ProjectionKind = "drop") -> tuple[nn.Module, list[LayerRecord]]:
-    """A projected copy in evaluation mode, and the records of its layers; the model itself goes on training."""
+def projected_copy(
+    model: Model, *, how: ProjectionKind = "drop", prepare: Callable[[Model], object] = lambda twin: None
+) -> tuple[Model, list[LayerRecord]]:
+    """A projected copy in evaluation mode, and the records of its layers; the model itself goes on training.
+
+    ``prepare(copy)`` is called before the projection, for instance to put averaged weights into the copy.
+    """
     for layer in relaxed_layers(model).values():
         layer.last_input = None
     twin = copy.deepcopy(model)
+    prepare(twin)
     records = project(twin, how=how)
     return twin.eval(), records
 

@@ -8,7 +8,6 @@ Validation, model selection and everything after it see only the projected copy 
 and the data are handed in; nothing here knows which they are.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -25,8 +24,8 @@ from mdrelax.forcefield import ForceField, Prediction
 from mdrelax.loader import Batch, Loader, join, rotate_batch
 from mdrelax.loss import LossWeights, Targets, task_loss
 from mdrelax.optim import Ema, LearningRate, make_optimizer
-from mdrelax.projection import LayerRecord, project
-from mdrelax.relaxation import is_relaxed, penalty, relaxed_layers, set_theta
+from mdrelax.projection import LayerRecord, projected_copy
+from mdrelax.relaxation import is_relaxed, penalty, set_theta
 from mdrelax.schedule import Schedule
 
 __all__ = ["METRIC_COLUMNS", "FitResult", "Progress", "Trainer", "TrainingError", "predict", "validation_errors"]
@@ -180,11 +179,7 @@ class Trainer:
 
     def projected(self) -> tuple[ForceField, list[LayerRecord]]:
         """The projected copy of the averaged weights, in evaluation mode."""
-        for layer in relaxed_layers(self.model).values():
-            layer.last_input = None
-        twin = copy.deepcopy(self.model)
-        self.ema.copy_to(twin)
-        return twin.eval(), project(twin, how=self.relaxation.projection)
+        return projected_copy(self.model, how=self.relaxation.projection, prepare=self.ema.copy_to)
 
     def _validate(self, theta: float, extra: float) -> dict[str, float]:
         """Measure the projected copy, keep it if it is the best, write the checkpoint and metrics.csv."""

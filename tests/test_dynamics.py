@@ -164,6 +164,21 @@ def test_two_halves_are_the_whole_run() -> None:
     np.testing.assert_allclose(rest.atoms.positions, whole.atoms.positions, atol=1e-12)
 
 
+@pytest.mark.parametrize("motion", ["straight", "turning"])
+def test_kept_motion_of_the_whole_counts_all_degrees_of_freedom(motion: str) -> None:
+    """Momenta at rest as a whole count 3N - 6, as in the run before; a flying or turning molecule counts 3N."""
+    atoms = _momenta(_methanol())
+    atoms.calc = EMT()
+    arms = atoms.positions - atoms.get_center_of_mass()
+    whole = np.broadcast_to([0.0, 0.0, 0.02], arms.shape) if motion == "straight" else np.cross([0, 0, 0.02], arms)
+    for velocity, freedom in ((0.0 * whole, 12), (whole, 18)):
+        atoms.set_momenta(_momenta(atoms).get_momenta() + atoms.get_masses()[:, None] * velocity)
+        kinetic = atoms.get_kinetic_energy()
+        result = run_md(atoms, temperature_K=300, duration_ps=0.001, keep_momenta=True)
+        assert result.log.kinetic_energy_eV[0] == pytest.approx(kinetic)
+        assert result.log.temperature_K[0] == pytest.approx(kinetic_temperature(kinetic, freedom))
+
+
 # --- log, trajectory, guard ---
 
 

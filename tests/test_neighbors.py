@@ -47,7 +47,7 @@ CASES = {
     "open in the middle": _rattled((True, False, True)),
     "open first, no first vector": _rattled((False, True, True), zero=(0,)),
     "a cloud of 150 atoms": Atoms("C150", np.random.default_rng(0).uniform(0, 12, (150, 3))),
-    "two atoms on one place": Atoms("H2", np.zeros((2, 3))),
+    "two atoms nearly on one place": Atoms("H2", [[0, 0, 0], [0, 0, 1e-5]]),
 }
 # Edge counts written down in the project's list of neighbour-list edge cases.
 COUNTS = {
@@ -179,6 +179,22 @@ def test_impossible_input_is_one_sentence(changes: dict, sentence: str) -> None:
     arguments = {"positions": water.positions, "numbers": water.numbers, "cutoff": CUTOFF} | changes
     with pytest.raises(ValueError, match=sentence):
         build_graph(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("moved", "pbc"),
+    [([0, 0, 0], False), ([0, 0, 0], True), ([12.0, -8.0, 4.0], True), ([0, 4.0, 0], (False, True, False))],
+)
+def test_atoms_at_one_point_are_named(moved: list[float], pbc: object) -> None:
+    """Directly or through the images of a cell of 4 A, by both ways to a graph; one lattice vector off is no clash."""
+    positions = np.array([[0.1, 0.2, 0.3], [1.7, 0.2, 0.3], [2.0, 1.9, 0.3], [1.7, 0.2, 0.3]])
+    positions[3] += moved
+    arguments = (positions, [8, 1, 1, 1], 4.0 * np.eye(3), pbc)
+    for build in (lambda: build_graph(*arguments, cutoff=3.0), lambda: VerletList(3.0).graph(*arguments)):
+        with pytest.raises(ValueError, match="Atoms 1 and 3 lie at one point"):
+            build()
+    positions[3] = positions[1] + [0, 0, 1e-3]
+    assert build_graph(*arguments, cutoff=3.0).edge_index.shape[1] > 0
 
 
 def test_cutoff_left_out_is_an_error() -> None:

@@ -94,6 +94,24 @@ def test_a_copy_is_projected_and_the_model_trains_on():
     assert not {p.data_ptr() for p in twin.parameters()} & {p.data_ptr() for p in model.parameters()}
 
 
+def test_a_copy_is_prepared_before_it_is_projected():
+    """The hook sees the relaxed copy, not the model; what it puts into the free maps is what is folded."""
+    model = linear()
+    relax(model, 1.0)
+    plain, before = matrix(projected_copy(model)[0]), matrix(model)
+
+    def fill(twin: nn.Module) -> None:
+        assert is_relaxed(twin)
+        assert twin is not model
+        for layer in relaxed_layers(twin).values():
+            layer.weight.data.mul_(2.0)
+
+    once, twice = (projected_copy(model, how="fold", prepare=hook)[0] for hook in (lambda twin: None, fill))
+    torch.testing.assert_close(matrix(twice) - plain, 2 * (matrix(once) - plain), atol=1e-12, rtol=0)
+    assert (matrix(once) - plain).norm() > 0.01
+    assert torch.equal(matrix(model), before)
+
+
 def test_projecting_twice_is_projecting_once():
     """A network without free maps is left as it is."""
     model = tiny_force_field()

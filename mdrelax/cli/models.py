@@ -28,7 +28,8 @@ def info(
 def audit(
     model: Annotated[Path, typer.Argument(help="A model file (.safetensors).")],
     data: Annotated[
-        str | None, typer.Argument(help="Structures to check it on, labels not needed; none: made up for its elements.")
+        str | None,
+        typer.Argument(help="Structures that it is measured on, labels not needed; none: embedded or random ones."),
     ] = None,
     structures: Annotated[int, typer.Option(help="How many of them, spread over the file.")] = 8,
     operations: Annotated[int, typer.Option(help="Operations of each kind.")] = 8,
@@ -44,9 +45,8 @@ def audit(
     from mdrelax.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, certify, require
 
     loaded = load_model(model)
-    chosen = (
-        _random_clusters(loaded.force_field.elements, structures, seed) if data is None else _some(data, structures)
-    )
+    elements = loaded.force_field.elements
+    chosen = _made_for(elements, structures, seed) if data is None else _spread(_read(data), structures)
     cutoff = loaded.force_field.cutoff
     graph = collate([build_graph(a.positions, a.numbers, a.cell.array, a.pbc, cutoff=cutoff) for a in chosen])
     fresh = certify(loaded.force_field, graph, layers=loaded.certificate.layers, n_operations=operations, seed=seed)
@@ -67,16 +67,51 @@ def audit(
     typer.echo(f"PASSED: under {LARGEST_ERROR_FLOAT64:.0e} in float64 and {LARGEST_ERROR_FLOAT32:.0e} in float32.")
 
 
-def _some(data: str, number: int) -> "list[Atoms]":
-    """So many structures, spread over a file, the embedded sample or a fetched set."""
-    import numpy as np
-
+def _read(data: str) -> "list[Atoms]":
+    """The structures of a file, of an embedded sample or of a fetched set."""
     from mdrelax.datasets import load, to_atoms
 
-    is_structures = Path(data).is_file() and not data.endswith(".npz")
-    frames = read_structures(Path(data)) if is_structures else [to_atoms(frame) for frame in load(data)]
+    if Path(data).is_file() and not data.endswith(".npz"):
+        return read_structures(Path(data))
+    return [to_atoms(frame) for frame in load(data)]
+
+
+def _spread(frames: "list[Atoms]", number: int) -> "list[Atoms]":
+    """So many of the structures, the first and the last among them."""
+    import numpy as np
+
     chosen = np.unique(np.linspace(0, len(frames) - 1, min(number, len(frames))).round().astype(int))
     return [frames[k] for k in chosen]
+
+
+def _made_for(elements: tuple[int, ...], number: int, seed: int) -> "list[Atoms]":
+    """Structures that a model knows: the embedded ethanol, else shaken crystals of one element, else clusters."""
+    from ase.data import chemical_symbols
+
+    if {1, 6, 8} <= set(elements):
+        typer.echo("No data were named: measured on the embedded sample:ethanol.")
+        return _spread(_read("sample:ethanol"), number)
+    names = ", ".join(chemical_symbols[z] for z in elements)
+    crystals = _shaken_crystals(names, number, seed) if len(elements) == 1 else []
+    what = "shaken crystals" if crystals else "random clusters"
+    typer.echo(f"No data were named: measured on {what} of {names}, seed {seed}.")
+    return crystals or _random_clusters(elements, number, seed)
+
+
+def _shaken_crystals(symbol: str, number: int, seed: int) -> "list[Atoms]":
+    """Eight cells of the element's own lattice, every atom displaced; none where ASE knows no lattice."""
+    import numpy as np
+    from ase.build import bulk
+
+    try:
+        perfect = bulk(symbol) * (2, 2, 2)
+    except (ValueError, RuntimeError):  # ASE's words for a lattice it does not know or cannot build
+        return []
+    rng = np.random.default_rng(seed)
+    crystals = [perfect.copy() for _ in range(number)]
+    for atoms in crystals:
+        atoms.positions += rng.normal(scale=0.1, size=atoms.positions.shape)
+    return crystals
 
 
 def _random_clusters(elements: tuple[int, ...], number: int, seed: int) -> "list[Atoms]":

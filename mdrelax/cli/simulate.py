@@ -8,7 +8,7 @@ import typer
 from mdrelax.cli.structures import read_structures
 
 if TYPE_CHECKING:
-    pass
+    from ase import Atoms
 
 
 def md(
@@ -21,12 +21,14 @@ def md(
     friction: Annotated[float, typer.Option(help="Langevin friction, 1/fs.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Seed of momenta and noise.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32 or float64; the default is the model's own.")] = "",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     equilibrate: Annotated[float, typer.Option(help="ps of NVT before an NVE run.")] = 0.0,
     trajectory: Annotated[Path, typer.Option(help="Output (.traj, .extxyz).")] = Path("md.traj"),
     log: Annotated[Path, typer.Option(help="CSV with units in the column names.")] = Path("md.csv"),
     plot: Annotated[Path | None, typer.Option(help="A picture of energy drift and temperature.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace trajectory and log of an older run.")] = False,
 ) -> None:
-    """Run NVE or NVT molecular dynamics and report the energy drift."""
+    """Run NVE or NVT molecular dynamics; report the energy drift and the first bond that broke."""
     from rich.progress import Progress
 
     from mdrelax.calculator import MDRelaxCalculator
@@ -36,13 +38,17 @@ def md(
     if ensemble not in ("nve", "nvt"):
         raise ConfigError(f"`--ensemble` must be nve or nvt, got {ensemble!r}.")
     kind: Literal["nve", "nvt"] = "nvt" if ensemble == "nvt" else "nve"
-    atoms = read_structures(structure)[-1]
-    atoms.calc = MDRelaxCalculator.from_file(model, dtype=dtype or None)
+    if not overwrite:
+        _refuse_existing(trajectory, log)
+    start = atoms = read_structures(structure)[-1]
+    atoms.calc = MDRelaxCalculator.from_file(model, dtype=dtype or None, device=device)
     if equilibrate > 0:
         warm = run_md(
             atoms, ensemble="nvt", temperature_K=temperature, duration_ps=equilibrate, timestep_fs=timestep, seed=seed,
             friction_per_fs=friction,
         )  # fmt: skip
+        if warm.exploded:
+            raise ExplodedError(f"The equilibration exploded: {warm.reason}")
         warm.atoms.calc, atoms = atoms.calc, warm.atoms
     with Progress(transient=True) as bar:
         task = bar.add_task(ensemble.upper(), total=None)
@@ -61,4 +67,29 @@ def md(
     typer.echo(f"{picoseconds:g} ps {ensemble.upper()} of {len(atoms)} atoms: mean temperature {mean:.1f} K.")
     if ensemble == "nve":
         typer.echo(f"Energy drift {result.drift_meV_per_atom_ps:+.5f} meV/atom/ps.")
+    _say_what_broke(trajectory, start)
     typer.echo(f"Trajectory: {trajectory}\nLog: {log}")
+
+
+def _refuse_existing(*outputs: Path) -> None:
+    """Raise ``ConfigError`` for a file that a new run would replace."""
+    from mdrelax.config import ConfigError
+
+    for path in outputs:
+        if path.exists():
+            raise ConfigError(f"`{path}` exists; name another output, or replace it with `--overwrite`.")
+
+
+def _say_what_broke(trajectory: Path, start: "Atoms") -> None:
+    """A line about the first bond of the starting structure that is half as long again in a frame, if there is one."""
+    from ase.io import iread
+
+    from mdrelax.analysis.trajectory import broken_bonds
+
+    broken = broken_bonds(iread(trajectory), start)
+    if broken is not None:
+        first, second = (f"{start.symbols[k]}{k}" for k in broken.atoms)
+        typer.echo(
+            f"The bond {first}-{second} broke at {broken.time_fs / 1000:g} ps: {broken.length:.2f} A, at the start "
+            f"{broken.reference_length:.2f} A."
+        )
