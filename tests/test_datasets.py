@@ -13,11 +13,10 @@ from ase import io
 from ase.build import bulk, molecule
 from torch_geometric.data import Data
 
-from mdrelax.datasets import SAMPLES, check_frames, dataset_stats, load, load_frames, make_frame, min_distance
+from mdrelax.datasets import check_frames, dataset_stats, load, load_frames, make_frame, min_distance
 from mdrelax.datasets.sample import provenance, sample_path
 
 ROOT = Path(__file__).resolve().parents[1]
-SAMPLE = ROOT / "datasets" / "samples" / SAMPLES["ethanol"]
 
 
 def waters(n_frames: int, scale: float = 0.02) -> list[Data]:
