@@ -1,16 +1,18 @@
-"""Drawing: the pens and paper that all figures share: colours, style, panels, scales, and heat maps.
+"""Drawing: what all figures share: colours, style, panels, scales, heat maps, and theta behind the curves.
 
 Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color), which colour-blind readers can tell apart; heat
 maps use cividis, made for the same readers.
 """
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
@@ -18,27 +20,37 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 __all__ = [
+    "BLACK",
     "BLUE",
     "GREEN",
     "GREY",
+    "ORANGE",
+    "PURPLE",
+    "SKY",
     "THETA_FILL",
     "VERMILION",
     "WIDTH",
     "NothingToDrawError",
     "decades",
+    "fill_theta",
+    "has_numbers",
     "heat_map",
     "log_scale",
     "panels",
+    "png",
     "scientific",
     "shared_legend",
+    "short_names",
     "styled",
 ]
 
 Arguments = ParamSpec("Arguments")
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
+SKY, PURPLE, ORANGE, BLACK = "#56B4E9", "#CC79A7", "#E69F00", "#000000"
 THETA_FILL = "#EFE3C2"  # pale, so that curves stay readable on it
 WIDTH = 9.5  # inches; 950 pixels of a report, so 9 points are read as 12 pixels
+DOTS_PER_INCH = 160
 STYLE: dict[Any, Any] = {  # matplotlib lists all its settings as one literal type
     "font.size": 9,
     "axes.titlesize": 10,
@@ -93,6 +105,40 @@ def shared_legend(figure: Figure) -> None:
         handles, labels = ax.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
     figure.legend(list(entries.values()), list(entries), loc="outside upper left", ncols=len(entries))
+
+
+def has_numbers(table: pd.DataFrame, name: str) -> bool:
+    """Whether the table has the column, with anything in it."""
+    return name in table and bool(table[name].notna().any())
+
+
+def fill_theta(ax: Axes, metrics: pd.DataFrame, *, label: str = "relaxation θ (right axis)") -> None:
+    """theta as a pale area behind the curves, with its own axis on the right; nothing for a standard run."""
+    if not has_numbers(metrics, "theta") or not metrics.theta.any():
+        return
+    twin = ax.twinx()
+    twin.fill_between(metrics.step, metrics.theta, color=THETA_FILL, linewidth=0, label=label)
+    twin.set(ylim=(0, 1.05), yticks=(0, 0.5, 1))
+    twin.grid(visible=False)
+    twin.tick_params(axis="y", colors=GREY, length=2)
+    ax.set_zorder(twin.get_zorder() + 1)
+    ax.patch.set_visible(False)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """The names without the dotted beginning that they share."""
+    parts = [name.split(".") for name in names]
+    shared = 0
+    while all(len(part) > shared + 1 for part in parts) and len({part[shared] for part in parts}) == 1:
+        shared += 1
+    return [".".join(part[shared:]) for part in parts]
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as the content of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    return buffer.getvalue()
 
 
 def heat_map(figure: Figure, ax: Axes, table: npt.NDArray[np.float64]) -> None:

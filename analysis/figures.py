@@ -16,16 +16,18 @@ from mdrelax.analysis.drawing import (
     BLUE,
     GREEN,
     GREY,
-    THETA_FILL,
     VERMILION,
     WIDTH,
     NothingToDrawError,
     decades,
+    fill_theta,
+    has_numbers,
     heat_map,
     log_scale,
     panels,
     scientific,
     shared_legend,
+    short_names,
     styled,
 )
 from mdrelax.analysis.metrics import Predictions, errors
@@ -61,14 +63,14 @@ def learning_curves(
     ``metrics`` and ``standard`` (the run that was never relaxed, dashed) are ``metrics.csv`` tables; a circle marks
     ``best_step``, the model that was kept. Raises ``NothingToDrawError`` when no validation error is in the table.
     """
-    shown = {name: label for name, label in VALIDATION.items() if _has(metrics, name)}
+    shown = {name: label for name, label in VALIDATION.items() if has_numbers(metrics, name)}
     figure, axes = panels(len(shown), "`metrics` holds no validation error")
     for ax, (name, label) in zip(axes, shown.items(), strict=True):
-        _fill_theta(ax, metrics)
+        fill_theta(ax, metrics)
         train = name.replace("val_", "train_")
-        if _has(metrics, train):
+        if has_numbers(metrics, train):
             ax.plot(metrics.step, metrics[train], color=GREY, linewidth=0.9, label="training")
-        if standard is not None and _has(standard, name):
+        if standard is not None and has_numbers(standard, name):
             ax.plot(standard.step, standard[name], "--", color=VERMILION, label="standard arm, validation")
         ax.plot(metrics.step, metrics[name], color=BLUE, label="this run, validation (projected)")
         kept = metrics[metrics.step == best_step]
@@ -83,7 +85,7 @@ def learning_curves(
 @styled
 def schedule_plot(metrics: pd.DataFrame) -> Figure:
     """How a run was steered: theta, learning rate and penalty against the step, those that were not always zero."""
-    shown = {name: label for name, label in STEERING.items() if _has(metrics, name) and metrics[name].any()}
+    shown = {name: label for name, label in STEERING.items() if has_numbers(metrics, name) and metrics[name].any()}
     figure, axes = panels(len(shown), "`metrics` holds no theta, learning rate or penalty", height=2.4)
     for ax, (name, label) in zip(axes, shown.items(), strict=True):
         ax.plot(metrics.step, metrics[name], color=BLUE)
@@ -145,7 +147,7 @@ def symmetry_spectra(certificate: Certificate) -> Figure:
     ax = figure.add_subplot()
     heat_map(figure, ax, table)
     ax.set(xlabel="J (0: equivariant)", title="symmetry spectrum of the free maps at projection")
-    ax.set_yticks(range(len(layers)), _short([layer.name for layer in layers]))
+    ax.set_yticks(range(len(layers)), short_names([layer.name for layer in layers]))
     ax.set_xticks(range(table.shape[1]))
     return figure
 
@@ -209,23 +211,6 @@ def md_energy(log: pd.DataFrame, *, n_atoms: int | None = None) -> Figure:
 # --- parts ---
 
 
-def _has(table: pd.DataFrame, name: str) -> bool:
-    return name in table and bool(table[name].notna().any())
-
-
-def _fill_theta(ax: Axes, metrics: pd.DataFrame) -> None:
-    """theta as a pale area behind the curves, with its own axis on the right; nothing for a standard run."""
-    if not _has(metrics, "theta") or not metrics.theta.any():
-        return
-    twin = ax.twinx()
-    twin.fill_between(metrics.step, metrics.theta, color=THETA_FILL, linewidth=0, label="relaxation θ (right axis)")
-    twin.set(ylim=(0, 1.05), yticks=(0, 0.5, 1))
-    twin.grid(visible=False)
-    twin.tick_params(axis="y", colors=GREY, length=2)
-    ax.set_zorder(twin.get_zorder() + 1)
-    ax.patch.set_visible(False)
-
-
 def _parity_panel(ax: Axes, true: Array, pred: Array) -> None:
     """Points, or hexagons with counts where there are many, and the diagonal; only finite pairs are drawn."""
     finite = np.isfinite(true) & np.isfinite(pred)
@@ -243,12 +228,3 @@ def _parity_panel(ax: Axes, true: Array, pred: Array) -> None:
         ax.scatter(true, pred, s=14, color=BLUE, alpha=0.5, linewidths=0)
     ax.plot(limits, limits, color="black", linewidth=0.7, zorder=3)
     ax.set(xlim=limits, ylim=limits, aspect="equal")
-
-
-def _short(names: list[str]) -> list[str]:
-    """The names without the dotted beginning that they share."""
-    parts = [name.split(".") for name in names]
-    shared = 0
-    while all(len(part) > shared + 1 for part in parts) and len({part[shared] for part in parts}) == 1:
-        shared += 1
-    return [".".join(part[shared:]) for part in parts]

@@ -4,6 +4,7 @@ A data set is a file, a sample shipped with the package, or a public set that wa
 
     frames = load_frames("sample:ethanol")                       # shipped with the package
     frames = load_frames("rmd17_ethanol.npz")                    # MD17, rMD17, MD22
+    frames = load_frames("nbody:charged")                        # simulated here, with exact labels
     frames = load_frames("mine.extxyz", energy_key="dft_energy", energy_unit="Hartree", length_unit="Bohr")
 """
 
@@ -27,6 +28,8 @@ from mdrelax.datasets.extxyz import load_extxyz, read_atoms
 from mdrelax.datasets.frames import Frames, LabelReport, data_hash, make_frame, to_atoms
 from mdrelax.datasets.generate import GenerateSettings, generate
 from mdrelax.datasets.md17 import load_md17, warn_about_md17_noise
+from mdrelax.datasets.nbody import NBodyData, NBodySplit, load_nbody
+from mdrelax.datasets.nbody_frames import NBODY_PREFIX, NBodyCalculator, load_nbody_frames, nbody_atoms
 from mdrelax.datasets.predictions import write_predictions
 from mdrelax.datasets.sample import SAMPLES, provenance, sample_path
 from mdrelax.datasets.split import Split, index_split, load_split, random_split, read_indices, save_split
@@ -42,6 +45,9 @@ __all__ = [
     "Frames",
     "GenerateSettings",
     "LabelReport",
+    "NBodyCalculator",
+    "NBodyData",
+    "NBodySplit",
     "Split",
     "cached_path",
     "check_frames",
@@ -54,9 +60,12 @@ __all__ = [
     "load_extxyz",
     "load_frames",
     "load_md17",
+    "load_nbody",
+    "load_nbody_frames",
     "load_split",
     "make_frame",
     "min_distance",
+    "nbody_atoms",
     "provenance",
     "random_split",
     "read_atoms",
@@ -68,7 +77,7 @@ __all__ = [
     "write_predictions",
 ]
 
-LOADERS: dict[str, Callable[..., Frames]] = {"extxyz": load_extxyz, "md17": load_md17}
+LOADERS: dict[str, Callable[..., Frames]] = {"extxyz": load_extxyz, "md17": load_md17, "nbody": load_nbody_frames}
 FORMATS = {".npz": "md17", ".xyz": "extxyz", ".extxyz": "extxyz", ".xyz.gz": "extxyz", ".extxyz.gz": "extxyz"}
 
 
@@ -78,7 +87,7 @@ def load(source: str | Path, *, format: str | None = None, **options: Any) -> li
 
 
 def load_frames(source: str | Path, *, format: str | None = None, **options: Any) -> Frames:
-    """Read a data set: a file, ``sample:NAME`` (shipped), or a name that was fetched, such as ``rmd17:ethanol``.
+    """Read a data set: a file, ``sample:NAME``, a name that was fetched, such as ``rmd17:ethanol``, or ``nbody:NAME``.
 
     The format (a key of ``LOADERS``) follows from the file's ending unless given; options go to its loader, e.g.
     ``energy_key`` for ``extxyz``, ``labels`` for ``md17``. Options of value ``None`` count as not given. Raises
@@ -97,21 +106,25 @@ def load_frames(source: str | Path, *, format: str | None = None, **options: Any
 
 
 def _resolve(source: str) -> Path:
-    """The file behind a source."""
+    """The file behind a source; of what is simulated, its name."""
     if source.startswith("sample:"):
         return sample_path(source.removeprefix("sample:"))
     if is_name(source):
         return cached_path(source)
+    if source.startswith(NBODY_PREFIX):
+        return Path(source)  # of no file: it is simulated
     path = Path(source).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
-            f"There is no file `{source}`; a data set is a file, `sample:NAME` ({', '.join(SAMPLES)}), or a name that "
-            "`mdrelax data fetch` knows."
+            f"There is no file `{source}`; a data set is a file, `sample:NAME` ({', '.join(SAMPLES)}), a name that "
+            f"`mdrelax data fetch` knows, or `{NBODY_PREFIX}NAME`, which is simulated."
         )
     return path
 
 
 def _format(path: Path) -> str:
+    if str(path).startswith(NBODY_PREFIX):
+        return "nbody"
     for ending in sorted(FORMATS, key=len, reverse=True):
         if path.name.lower().endswith(ending):
             return FORMATS[ending]

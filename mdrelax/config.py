@@ -7,7 +7,7 @@ never code. Every default is written into the run's own config.yaml.
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -15,7 +15,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from mdrelax.schedule import ScheduleKind
 from mdrelax.units import nearest_name
 
-__all__ = ["Config", "ConfigError", "changed_keys", "load_config", "read_yaml"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "OptimisationConfig",
+    "RelaxationConfig",
+    "Section",
+    "TrainingConfig",
+    "apply_overrides",
+    "changed_keys",
+    "explain",
+    "load_config",
+    "read_yaml",
+]
 
 Size = Annotated[int | float, Field(ge=0)]
 
@@ -77,30 +89,30 @@ class RelaxationConfig(Section):
     where: list[str] | None = Field(None, description="Name patterns of the layers; none: the paper's places.")
     initial_std: float = Field(1e-4, ge=0, description="Standard deviation of the free maps at the start.")
     penalty: Literal["activation", "weight"] = Field("activation", description="The paper's, or the closed form in W.")
+    penalty_rows: int | None = Field(
+        None, ge=1, description="activation: rows of a layer's input it is taken at, evenly spaced; none: all of them."
+    )
     weight: float = Field(0.01, ge=0, description="lambda, the weight of the penalty in the loss.")
     projection: Literal["drop", "fold"] = Field("drop", description="How the network becomes equivariant again.")
 
 
-class TrainingConfig(Section):
-    """Optimisation."""
+class OptimisationConfig(Section):
+    """Optimisation, for whatever is trained."""
 
     steps: int | None = Field(None, ge=1, description="Optimiser steps (REQUIRED: this or `epochs`).")
-    epochs: int | None = Field(None, ge=1, description="Passes over the training frames, instead of `steps`.")
+    epochs: int | None = Field(None, ge=1, description="Passes over the training set, instead of `steps`.")
     batch_size: int = Field(8, ge=1, description="Structures a batch.")
-    max_edges: int | None = Field(None, ge=1, description="Largest number of edges a batch, for mixed sizes.")
-    loss: Literal["huber", "l2norm", "mae", "mse"] = Field("l2norm", description="Error function, see `mdrelax.loss`.")
-    energy_weight: float = Field(4.0, ge=0, description="Weight of the energy error per atom, 1/eV.")
-    forces_weight: float = Field(1.0, ge=0, description="Weight of the force error, A/eV.")
-    stress_weight: float = Field(0.0, ge=0, description="Weight of the stress error, A^3/eV.")
-    huber_delta: float = Field(0.01, gt=0, description="Where the Huber loss turns linear.")
-    learning_rate: float = Field(5e-3, gt=0, description="Peak learning rate of AdamW.")
+    optimizer: Literal["adam", "adamw", "muon", "normalised"] = Field(
+        "adamw", description="How a step is made, see `mdrelax.optim`; what a good rate is depends on it."
+    )
+    learning_rate: float = Field(5e-3, gt=0, description="Peak learning rate.")
     learning_rate_schedule: Literal["constant", "cosine", "plateau"] = Field("cosine", description="After warm-up.")
     warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
     final_learning_rate: float = Field(0.01, ge=0, le=1, description="Last rate of the cosine, a fraction of the peak.")
     plateau_factor: float = Field(0.5, gt=0, lt=1, description="Reduction at a plateau.")
     plateau_patience: int = Field(10, ge=1, description="Validations without improvement before a reduction.")
-    betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW's moment decays.")
-    weight_decay: float = Field(1e-6, ge=0, description="AdamW's decay of weight matrices.")
+    betas: tuple[float, float] = Field((0.9, 0.99), description="Decays of the first moment (momentum) and the second.")
+    weight_decay: float = Field(1e-6, ge=0, description="Decay of weight matrices; `adam`: of all weights.")
     ema: float = Field(0.999, ge=0, lt=1, description="Decay of the weights' moving average; 0 turns it off.")
     gradient_clip: float = Field(10.0, gt=0, description="Largest norm of the gradient.")
     early_stopping: int | None = Field(None, ge=1, description="Stop after so many validations without improvement.")
@@ -111,13 +123,24 @@ class TrainingConfig(Section):
     seed: int = Field(0, ge=0, description="Seed of the weights, the order of frames and the rotations.")
 
     @model_validator(mode="after")
-    def _one_length(self) -> "TrainingConfig":
+    def _one_length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"give either `steps` or `epochs`, got {self.steps} and {self.epochs}")
         return self
 
+
+class TrainingConfig(OptimisationConfig):
+    """Optimisation of a force field."""
+
+    max_edges: int | None = Field(None, ge=1, description="Largest number of edges a batch, for mixed sizes.")
+    loss: Literal["huber", "l2norm", "mae", "mse"] = Field("l2norm", description="Error function, see `mdrelax.loss`.")
+    energy_weight: float = Field(4.0, ge=0, description="Weight of the energy error per atom, 1/eV.")
+    forces_weight: float = Field(1.0, ge=0, description="Weight of the force error, A/eV.")
+    stress_weight: float = Field(0.0, ge=0, description="Weight of the stress error, A^3/eV.")
+    huber_delta: float = Field(0.01, gt=0, description="Where the Huber loss turns linear.")
+
     @model_validator(mode="after")
-    def _some_weight(self) -> "TrainingConfig":
+    def _some_weight(self) -> Self:
         if not self.energy_weight + self.forces_weight + self.stress_weight > 0:
             raise ValueError("one of `energy_weight`, `forces_weight` and `stress_weight` must be above 0")
         return self
@@ -154,14 +177,24 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def load_config(document: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Config:
     """Check a document, with ``section.key=value`` overrides (values in YAML); raises ``ConfigError``."""
+    try:
+        return Config.model_validate(apply_overrides(document, overrides))
+    except ValidationError as error:
+        raise explain(error, Config) from error
+
+
+def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of a document with ``section.key=value`` overrides applied; raises ``ConfigError`` on other text."""
     merged: dict[str, Any] = copy.deepcopy(dict(document))
     for override in overrides:
         _override(merged, override)
-    try:
-        return Config.model_validate(merged)
-    except ValidationError as error:
-        first = {_place(e): e for e in reversed(error.errors())}  # alternatives of a type fail one by one
-        raise ConfigError("\n".join(_sentence(e) for e in reversed(first.values()))) from error
+    return merged
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> ConfigError:
+    """What pydantic found in a document for ``model``, a sentence a key, as an error to raise."""
+    first = {_place(e): e for e in reversed(error.errors())}  # alternatives of a type fail one by one
+    return ConfigError("\n".join(_sentence(e, model) for e in reversed(first.values())))
 
 
 def _override(document: dict[str, Any], override: str) -> None:
@@ -185,12 +218,12 @@ def _place(error: Any) -> tuple[str, ...]:
     return tuple(str(part) for part in error["loc"] if part not in ("int", "float"))
 
 
-def _sentence(error: Any) -> str:
+def _sentence(error: Any, model: type[BaseModel]) -> str:
     """One pydantic error as a sentence."""
     place = _place(error)
     where = ".".join(place) or "config"
     if error["type"] == "extra_forbidden":
-        return f"Unknown config key `{where}`; {nearest_name(place[-1], _keys(place[:-1]))}"
+        return f"Unknown config key `{where}`; {nearest_name(place[-1], _keys(place[:-1], model))}"
     if error["type"] == "missing":
         return f"The config key `{where}` is missing; `mdrelax config template` shows all keys."
     message = error["msg"].removeprefix("Value error, ").removesuffix(", unable to parse string as a number")
@@ -198,11 +231,11 @@ def _sentence(error: Any) -> str:
     return f"`{where}`: {message[0].lower() + message[1:]}{given}."
 
 
-def _keys(sections: Sequence[str]) -> list[str]:
-    model: Any = Config
+def _keys(sections: Sequence[str], root: type[BaseModel]) -> list[str]:
+    model: Any = root
     for section in sections:
         field = model.model_fields.get(section)
-        model = field.annotation if field else Config
+        model = field.annotation if field else root
     return list(getattr(model, "model_fields", {}))
 
 

@@ -12,6 +12,7 @@ components W_J, J = |l_o - l_i| .. l_o + l_i, and sum_A ||C_A(W)||^2 = sum_J J(J
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from functools import lru_cache
 from typing import Literal
 
@@ -23,6 +24,7 @@ __all__ = [
     "FiniteRepresentation",
     "IrrepsRepresentation",
     "Representation",
+    "commutator_norm",
     "commutators",
     "cyclic_regular",
     "equivariant_blocks",
@@ -37,6 +39,11 @@ class Representation(ABC):
     """An orthogonal action of a group on vectors (..., dim)."""
 
     dim: int
+
+    @property
+    @abstractmethod
+    def key(self) -> Hashable:
+        """Equal for equal representations."""
 
     @abstractmethod
     def lie(self, x: Tensor) -> Tensor:
@@ -75,6 +82,11 @@ class IrrepsRepresentation(Representation):
             raise ValueError(f"`layout` must be ir_mul or mul_ir, got {layout!r}.")
         self.irreps, self.layout = o3.Irreps(irreps), layout
         self.dim = self.irreps.dim
+
+    @property
+    def key(self) -> Hashable:
+        """Irreps and layout."""
+        return self.irreps, self.layout
 
     def split(self, x: Tensor) -> list[Tensor]:
         """x (..., dim) as one (..., D, C) per irrep."""
@@ -129,6 +141,11 @@ class FiniteRepresentation(Representation):
         self.matrices, self.channels, self.generators = matrices.double(), channels, generators
         self.dim = channels * matrices.shape[1]
 
+    @property
+    def key(self) -> Hashable:
+        """Every matrix, and the channels."""
+        return self.channels, self.generators, *self.matrices.flatten().tolist()
+
     def lie(self, x: Tensor) -> Tensor:
         """A finite group has no Lie algebra: (0, ..., dim)."""
         return x.new_zeros(0, *x.shape)
@@ -157,12 +174,44 @@ def cyclic_regular(n: int, channels: int = 1) -> FiniteRepresentation:
 
 
 def commutators(weight: Tensor, output: Representation, source: Representation) -> Tensor:
-    """All commutators C_A(W) and C_g(W) of ``weight`` (dim_out, dim_in): (A + G, dim_out, dim_in)."""
+    """All commutators C_A(W) and C_g(W) of ``weight`` (..., dim_out, dim_in): (A + G, ..., dim_out, dim_in)."""
     columns = weight.mT
     lie = output.lie(columns).mT + source.lie(weight)  # antisymmetric generators: W drho = -drho applied to rows
     turned = source.elements(weight)  # W rho_in(g)^-1
     discrete = [output.elements(t.mT)[k].mT - weight for k, t in enumerate(turned)]
     return torch.cat([lie, torch.stack(discrete)]) if discrete else lie
+
+
+def commutator_norm(weight: Tensor, output: Representation, source: Representation) -> Tensor:
+    """The sum of squares of ``commutators(weight, ...)``, a scalar, without making them where both sides are irreps.
+
+    A block W_oi of irreps, as a vector w over its components for each pair of channels, contributes ||F w||^2 with one
+    small matrix F, F^T F = sum_A C_A^T C_A; for l = 0 on one side F is a number (Casimir).
+    """
+    if not (isinstance(output, IrrepsRepresentation) and isinstance(source, IrrepsRepresentation)):
+        return commutators(weight, output, source).square().sum()
+    total = weight.new_zeros(())
+    for (o, i), block in _blocks(weight, output, source).items():
+        ir_out, ir_in = output.irreps[o].ir, source.irreps[i].ir
+        if min(ir_out.l, ir_in.l) == 0:
+            degree = max(ir_out.l, ir_in.l)
+            number = degree * (degree + 1) + (4 if ir_out.p != ir_in.p else 0)
+            total = total + number * block.square().sum()
+        else:
+            flat = block.movedim(-2, -3).flatten(-2).flatten(-3, -2)  # (..., D_o D_i, C_o C_i)
+            total = total + (_commutator_root(ir_out, ir_in).to(flat) @ flat).square().sum()
+    return total
+
+
+@lru_cache
+def _commutator_root(ir_out: o3.Irrep, ir_in: o3.Irrep) -> Tensor:
+    """F over the entries (m_o, m_i) of a block without channels: (rank, D_o D_i), float64."""
+    sides = IrrepsRepresentation(o3.Irreps([(1, ir_out)])), IrrepsRepresentation(o3.Irreps([(1, ir_in)]))
+    units = torch.eye(ir_out.dim * ir_in.dim, dtype=torch.float64).view(-1, ir_out.dim, ir_in.dim)
+    images = commutators(units, *sides).transpose(0, 1).flatten(1)  # (D_o D_i, entries of all commutators)
+    values, vectors = torch.linalg.eigh(images @ images.T)  # 0, or J(J+1) >= 2, or those + 4
+    kept = values > 1
+    return values[kept].sqrt().unsqueeze(1) * vectors.T[kept]
 
 
 def equivariant_part(weight: Tensor, output: Representation, source: Representation) -> Tensor:
@@ -200,11 +249,11 @@ def symmetry_spectrum(weight: Tensor, output: IrrepsRepresentation, source: Irre
 def _blocks(
     weight: Tensor, output: IrrepsRepresentation, source: IrrepsRepresentation
 ) -> dict[tuple[int, int], Tensor]:
-    """W (dim_out, dim_in) as blocks (D_out, C_out, D_in, C_in) per pair of irreps."""
+    """W (..., dim_out, dim_in) as blocks (..., D_out, C_out, D_in, C_in) per pair of irreps."""
     pairs = {}
-    for i, columns in enumerate(source.split(weight)):  # (dim_out, D_in, C_in)
-        for o, block in enumerate(output.split(columns.movedim(0, -1))):  # (D_in, C_in, D_out, C_out)
-            pairs[o, i] = block.permute(2, 3, 0, 1)
+    for i, columns in enumerate(source.split(weight)):  # (..., dim_out, D_in, C_in)
+        for o, block in enumerate(output.split(columns.movedim(-3, -1))):  # (..., D_in, C_in, D_out, C_out)
+            pairs[o, i] = block.movedim((-2, -1), (-4, -3))
     return pairs
 
 

@@ -14,7 +14,6 @@ The tensors are the force field's state; the header holds one JSON document:
 
 import hashlib
 import json
-import platform
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -30,9 +29,10 @@ import mdrelax.potentials as networks
 from mdrelax.checkpoint import write_atomically
 from mdrelax.forcefield import ForceField
 from mdrelax.projection import Certificate, require
+from mdrelax.provenance import software_versions
 from mdrelax.relaxation import is_relaxed
 
-__all__ = ["LoadedModel", "ModelFileError", "load_model", "save_model", "software_versions"]
+__all__ = ["LoadedModel", "ModelFileError", "load_model", "save_model"]
 
 FORMAT_VERSION = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # from version k to k + 1
@@ -111,19 +111,6 @@ def load_model(path: str | Path) -> LoadedModel:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"`{path}` describes a network that this mdrelax cannot build ({error}).") from error
     return LoadedModel(force_field.eval(), require(certificate), header)
-
-
-def software_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide numbers."""
-    packages = ("mdrelax", "torch", "e3nn", "ase", "numpy", "torch-geometric", "vesin")
-    return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # mdrelax itself, run from a bare checkout
-        return "not installed"
 
 
 def coupling_fingerprint() -> str:

@@ -1,4 +1,11 @@
-"""Optimiser, learning-rate schedule and exponential moving average of the weights.
+"""Optimisers, learning-rate schedule and exponential moving average of the weights.
+
+| optimiser | a step at rate eta | decay |
+| --- | --- | --- |
+| adamw | Adam | decoupled, weights with two or more dimensions |
+| adam | Adam | classic: d p is added to the gradient of every parameter |
+| muon | matrices: Muon with momentum beta_1; the rest: AdamW at 0.2 eta | decoupled, matrices |
+| normalised | Adam's, each block divided by its norm (``mdrelax.blockwise``) | decoupled, matrices |
 
 Learning rate at step s of n, with w warm-up steps, peak p and final fraction f:
 
@@ -10,26 +17,137 @@ Learning rate at step s of n, with w warm-up steps, peak p and final fraction f:
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Ema", "LearningRate", "LearningRateKind", "make_optimizer"]
+from mdrelax.blockwise import Muon, NormalisedAdam, is_matrix
+from mdrelax.units import nearest_name
+
+__all__ = [
+    "OPTIMIZERS",
+    "Ema",
+    "LearningRate",
+    "LearningRateKind",
+    "MuonAndAdamW",
+    "Optimizer",
+    "make_optimizer",
+    "set_rate",
+]
 
 LearningRateKind = Literal["constant", "cosine", "plateau"]
 
 
+# Muon moves the entries of a matrix of 16 to 64 channels by about eta / sqrt(channels), an eighth to a quarter of eta;
+# Adam moves an entry by eta.
+ADAMW_FRACTION = 0.2
+
+
+class Optimizer(Protocol):
+    """What the trainer asks of an optimiser; torch's have it."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups with their "lr", see ``set_rate``."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+
+    def step(self) -> Any:
+        """Move the parameters."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives and tensors for a checkpoint."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Restore from ``state_dict``."""
+
+
+class MakeOptimizer(Protocol):
+    """How an entry of ``OPTIMIZERS`` is called."""
+
+    def __call__(
+        self, parameters: list[Tensor], *, lr: float, weight_decay: float, betas: tuple[float, float]
+    ) -> Optimizer:
+        """An optimiser of the parameters."""
+
+
 def make_optimizer(
-    model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float]
+    model: nn.Module, *, kind: str = "adamw", lr: float, weight_decay: float, betas: tuple[float, float]
+) -> Optimizer:
+    """The optimiser ``kind`` of the trainable parameters; raises ``ValueError`` for a name not in ``OPTIMIZERS``."""
+    if kind not in OPTIMIZERS:
+        raise ValueError(f"Unknown optimizer `{kind}`; {nearest_name(kind, OPTIMIZERS)}")
+    parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    return OPTIMIZERS[kind](parameters, lr=lr, weight_decay=weight_decay, betas=betas)
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Give every group the rate, or its own fraction of it ("lr_fraction")."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_fraction", 1.0)
+
+
+def _adamw(
+    parameters: list[Tensor], *, lr: float, weight_decay: float, betas: tuple[float, float]
 ) -> torch.optim.AdamW:
     """AdamW; weights with two or more dimensions decay, biases, norms and offsets do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if _decays(p)], "weight_decay": weight_decay},
         {"params": [p for p in parameters if not _decays(p)], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True)
+
+
+def _adam(parameters: list[Tensor], *, lr: float, weight_decay: float, betas: tuple[float, float]) -> torch.optim.Adam:
+    """Adam with classic L2 decay of all parameters, as in published N-body and point-cloud recipes."""
+    return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, betas=betas, fused=True)
+
+
+class MuonAndAdamW:
+    """Muon for matrices and AdamW, at a fixed fraction of its rate, for vectors; either may have nothing to do."""
+
+    def __init__(self, parameters: list[Tensor], *, lr: float, weight_decay: float, betas: tuple[float, float]) -> None:
+        matrices, vectors = [p for p in parameters if is_matrix(p)], [p for p in parameters if not is_matrix(p)]
+        self.parts: dict[str, Any] = {"muon": Muon(matrices, lr=lr, momentum=betas[0], weight_decay=weight_decay)}
+        if vectors:
+            group = {"params": vectors, "lr_fraction": ADAMW_FRACTION}
+            self.parts["adamw"] = torch.optim.AdamW(
+                [group], lr=ADAMW_FRACTION * lr, betas=betas, weight_decay=0.0, fused=True
+            )
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Muon's group, then AdamW's."""
+        return [group for part in self.parts.values() for group in part.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        for part in self.parts.values():
+            part.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        """Move the matrices, then the vectors."""
+        for part in self.parts.values():
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives and tensors for a checkpoint."""
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Restore from ``state_dict``."""
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+
+
+OPTIMIZERS: dict[str, MakeOptimizer] = {
+    "adam": _adam,
+    "adamw": _adamw,
+    "muon": MuonAndAdamW,
+    "normalised": NormalisedAdam,
+}
 
 
 def _decays(parameter: Tensor) -> bool:

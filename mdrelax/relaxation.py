@@ -27,7 +27,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from mdrelax.groups import IrrepsRepresentation, Layout, Representation, commutators
+from mdrelax.groups import IrrepsRepresentation, Layout, Representation, commutator_norm
 from mdrelax.units import nearest_name
 
 __all__ = [
@@ -51,13 +51,19 @@ class Relaxed(nn.Module):
 
     Features are a tensor (..., dim) or a tuple with one (N, D, C) per irrep, flattened side by side for W, which is
     (dim_out, dim_in). In training mode the input of the last call is remembered, detached, for the penalty.
+
+    ``theta`` is a number; compiled code (``torch.compile``) reads the same value from a tensor, so that a new theta
+    needs no new compilation.
     """
+
+    theta_tensor: Tensor
 
     def __init__(self, layer: nn.Module, source: Representation, output: Representation) -> None:
         super().__init__()
         self.layer, self.source, self.output = layer, source, output
         self.weight = nn.Parameter(torch.zeros(output.dim, source.dim))
         self.theta = 1.0
+        self.register_buffer("theta_tensor", torch.ones(()), persistent=False)
         self.last_input: Tensor | None = None
 
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -66,9 +72,10 @@ class Relaxed(nn.Module):
         flat = torch.cat([block.flatten(1) for block in x], dim=1) if isinstance(x, tuple) else x
         if self.training:
             self.last_input = flat.detach()
-        if self.theta == 0.0:
+        compiling = torch.compiler.is_compiling()
+        if not compiling and self.theta == 0.0:
             return y
-        free = self.theta * (flat @ self.weight.T)
+        free = (self.theta_tensor if compiling else self.theta) * (flat @ self.weight.T)
         if not isinstance(y, tuple):
             return y + free
         pieces = free.split([block.shape[1:].numel() for block in y], dim=1)
@@ -167,39 +174,67 @@ def set_theta(model: nn.Module, theta: float) -> None:
         raise ValueError("No layer of the model is relaxed; call `relax_constraints` first.")
     for layer in layers.values():
         layer.theta = float(theta)
+        layer.theta_tensor.fill_(theta)
 
 
-def penalty(model: nn.Module, *, kind: PenaltyKind = "activation") -> Tensor:
+def penalty(model: nn.Module, *, kind: PenaltyKind = "activation", rows: int | None = None) -> Tensor:
     """sqrt(sum LD) + sqrt(sum N) over the relaxed layers, a scalar whose gradient reaches the free maps only.
 
     The activation penalty is taken at the inputs of the last forward pass, which must have been in training mode
-    (``RuntimeError`` otherwise). Raises ``ValueError`` for an unknown kind.
+    (``RuntimeError`` otherwise); with ``rows`` at so many of them, evenly spaced, which estimates the same means for
+    less. Raises ``ValueError`` for an unknown kind and for ``rows`` below 1.
     """
     if kind not in get_args(PenaltyKind):
         raise ValueError(f"Unknown penalty `{kind}`; {nearest_name(kind, get_args(PenaltyKind))}")
-    layers = relaxed_layers(model)
-    terms = [_weight_terms(layer) if kind == "weight" else _activation_terms(layer) for layer in layers.values()]
-    if not terms:
+    if rows is not None and rows < 1:
+        raise ValueError(f"`rows` must be at least 1, got {rows}.")
+    layers = list(relaxed_layers(model).values())
+    if not layers:
         raise ValueError("No layer of the model is relaxed; call `relax_constraints` first.")
+    if kind == "weight":
+        terms = [_weight_terms(group) for group in _alike([(layer,) for layer in layers])]
+    else:
+        terms = [_activation_terms(group) for group in _alike([(layer, _input(layer, rows)) for layer in layers])]
     derivatives, sizes = (torch.stack(column).sum() for column in zip(*terms, strict=True))
     return _safe_sqrt(derivatives) + _safe_sqrt(sizes)
 
 
-def _weight_terms(layer: Relaxed) -> tuple[Tensor, Tensor]:
-    """(LD, N) of the matrix itself."""
-    return commutators(layer.weight, layer.output, layer.source).square().sum(), layer.weight.square().sum()
+def _alike(entries: list[Any]) -> list[list[Any]]:
+    """Layers between equal representations, with inputs of equal size, together: their terms are computed at once."""
+    groups: dict[Any, list[Any]] = {}
+    for layer, *x in entries:
+        key = (layer.source.key, layer.output.key, *(len(each) for each in x))
+        groups.setdefault(key, []).append((layer, *x))
+    return list(groups.values())
 
 
-def _activation_terms(layer: Relaxed) -> tuple[Tensor, Tensor]:
-    """(LD, N) at the remembered input, means over its rows."""
+def _weight_terms(group: list[tuple[Relaxed]]) -> tuple[Tensor, Tensor]:
+    """(LD, N) of the matrices themselves, summed over the layers of a group."""
+    layer = group[0][0]
+    weights = torch.stack([each.weight for (each,) in group])
+    return commutator_norm(weights, layer.output, layer.source), weights.square().sum()
+
+
+def _activation_terms(group: list[tuple[Relaxed, Tensor]]) -> tuple[Tensor, Tensor]:
+    """(LD, N) at the remembered inputs, means over their rows, summed over the layers of a group."""
+    layer = group[0][0]
+    weights = torch.stack([each.weight for each, _ in group]).mT  # (K, dim_in, dim_out)
+    x = torch.stack([each for _, each in group])  # (K, rows, dim_in)
+    moved = torch.cat([x.unsqueeze(0), layer.source.lie(x), layer.source.elements(x)])  # (1 + A + G, K, rows, dim_in)
+    image, *images = (moved.transpose(0, 1).flatten(1, 2) @ weights).unflatten(1, (len(moved), -1)).unbind(1)
+    difference = torch.cat([layer.output.lie(image), layer.output.elements(image)]) - torch.stack(images)
+    n_rows = max(x.shape[1], 1)
+    return difference.square().sum() / n_rows, image.square().sum() / n_rows
+
+
+def _input(layer: Relaxed, rows: int | None) -> Tensor:
+    """The remembered input as (rows, dim_in), all of it or evenly spaced rows."""
     if layer.last_input is None:
         raise RuntimeError("The activation penalty needs a forward pass in training mode before it.")
     x = layer.last_input.flatten(0, -2)
-    rows = max(len(x), 1)
-    image = x @ layer.weight.T
-    difference = [layer.output.lie(image) - layer.source.lie(x) @ layer.weight.T]
-    difference.append(layer.output.elements(image) - layer.source.elements(x) @ layer.weight.T)
-    return torch.cat(difference).square().sum() / rows, image.square().sum() / rows
+    if rows is None or rows >= len(x):
+        return x
+    return x[torch.arange(rows, device=x.device) * len(x) // rows]
 
 
 def _safe_sqrt(square: Tensor) -> Tensor:

@@ -1,44 +1,39 @@
-"""Training: fit a force field with the relaxed constraint, validate its projection, and resume bit for bit.
+"""Training: the loop for whatever is trained with the relaxed constraint; validate its projection, resume bit for bit.
 
 One step, for step s of n:
 
-    theta = schedule(s / (n - 1))        loss = task + lambda * penalty        AdamW        moving average
+    theta = schedule(s / (n - 1))        loss = task + lambda * penalty        optimiser        moving average
 
-Validation, model selection and everything after it see only the projected copy of the averaged weights. The networks
-and the data are handed in; nothing here knows which they are.
+Validation, model selection and everything after it see only the projected copy of the averaged weights. What is trained
+is a ``Task`` (see ``mdrelax.forcematching`` for potentials), which is handed in with its network; nothing here knows
+which they are.
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mdrelax.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, write_atomically
-from mdrelax.config import RelaxationConfig, TrainingConfig
-from mdrelax.forcefield import ForceField, Prediction
-from mdrelax.loader import Batch, Loader, join, rotate_batch
-from mdrelax.loss import LossWeights, Targets, task_loss
-from mdrelax.optim import Ema, LearningRate, make_optimizer
+from mdrelax.config import OptimisationConfig, RelaxationConfig
+from mdrelax.layerlog import LAYER_COLUMNS, activation_lie_squares, last_inputs, layer_rows
+from mdrelax.optim import Ema, LearningRate, make_optimizer, set_rate
 from mdrelax.projection import LayerRecord, projected_copy
 from mdrelax.relaxation import is_relaxed, penalty, set_theta
 from mdrelax.schedule import Schedule
 
-__all__ = ["METRIC_COLUMNS", "FitResult", "Progress", "Trainer", "TrainingError", "predict", "validation_errors"]
+__all__ = ["FitResult", "Progress", "Task", "Trainer", "TrainingError"]
 
-METRIC_COLUMNS = (
-    "step", "epoch", "time_s", "lr", "theta", "penalty", "train_loss",
-    "train_energy_mae_meV_per_atom", "train_forces_mae_meV_per_A",
-    "val_energy_mae_meV", "val_energy_mae_meV_per_atom",
-    "val_forces_mae_meV_per_A", "val_forces_rmse_meV_per_A", "val_stress_mae_meV_per_A3",
-)  # fmt: skip
+FIRST_COLUMNS = ("step", "epoch", "time_s", "lr", "theta", "penalty", "train_loss")  # of metrics.csv; then the task's
 # What a checkpoint holds beside model, optimiser and average.
-PRIMITIVES = ("step", "epoch", "batch", "reductions", "stale", "seconds", "cpu_seconds", "best", "rows")
-EVALUATION_EDGES = 20_000  # edges evaluated at once where no gradient with respect to weights is kept
+PRIMITIVES = ("step", "epoch", "batch", "reductions", "stale", "seconds", "cpu_seconds", "best", "rows", "layer_rows")
+Model = TypeVar("Model", bound=nn.Module)
+ModelIn = TypeVar("ModelIn", bound=nn.Module, contravariant=True)
 
 
 class TrainingError(RuntimeError):
@@ -55,10 +50,10 @@ class Progress(NamedTuple):
     row: dict[str, float] | None
 
 
-class FitResult(NamedTuple):
+class FitResult(NamedTuple, Generic[Model]):
     """The best projected network by validation error, and how it was found."""
 
-    force_field: ForceField  # projected, averaged weights, evaluation mode
+    model: Model  # projected, averaged weights, evaluation mode
     layers: list[LayerRecord]
     best_step: int
     steps: int  # done; fewer than planned after early stopping
@@ -67,60 +62,84 @@ class FitResult(NamedTuple):
     metrics: pd.DataFrame
 
 
-class Trainer:
+class Task(Protocol[ModelIn]):
+    """What is trained: batches, their loss, and the validation error that chooses the best network.
+
+    Whatever is random in a batch follows from a seed of the task and from ``epoch`` or ``step``: a resumed run sees
+    what an uninterrupted one sees.
+    """
+
+    @property
+    def train_columns(self) -> Sequence[str]:
+        """Names of the numbers that ``loss`` returns beside the loss; means (of what is no NaN) between validations."""
+
+    @property
+    def validation_columns(self) -> Sequence[str]:
+        """Names of what ``validate`` returns."""
+
+    @property
+    def selected(self) -> str:
+        """The validation column whose smallest value picks the best network."""
+
+    def batches(self, epoch: int, *, start: int) -> Iterable[Any]:
+        """The batches of an epoch from number ``start`` on."""
+
+    def n_steps(self, epochs: int) -> int:
+        """The number of batches in that many epochs."""
+
+    def loss(self, model: ModelIn, batch: Any, *, step: int) -> tuple[Tensor, list[Tensor]]:
+        """The loss of a batch, a scalar, and one detached scalar for each of ``train_columns``."""
+
+    def validate(self, model: ModelIn) -> dict[str, float]:
+        """The errors of a network, which is a projected copy in evaluation mode."""
+
+
+class Trainer(Generic[Model]):
     """The state of a run and the loop over it.
 
-    ``force_field`` is relaxed already where the schedule is not ``off``. Checkpoints and metrics.csv go to ``folder``
-    after every validation, so a killed run loses at most the steps since then.
+    ``model`` is relaxed already where the schedule is not ``off``. Checkpoints, metrics.csv and (of a relaxed model)
+    layers.csv go to ``folder`` after every validation, so a killed run loses at most the steps since then.
     """
 
     def __init__(
         self,
-        force_field: ForceField,
-        loader: Loader,
-        validation: Sequence[Batch],
+        model: Model,
+        task: Task[Model],
         *,
-        training: TrainingConfig,
+        training: OptimisationConfig,
         relaxation: RelaxationConfig,
         folder: Path,
         listener: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
-        if not any(_has_labels(frame) for frame in validation):
-            raise ValueError(
-                "There are no validation frames with labels to choose the best network on; set `data.validation` to a "
-                "number of frames above 0."
-            )
-        self.model = force_field.to(training.device)
-        self.loader, self.validation, self.folder, self.listener = loader, validation, folder, listener
+        self.model = model.to(training.device)
+        self.task, self.folder, self.listener = task, folder, listener
         self.settings, self.relaxation = training, relaxation
         self.schedule = Schedule(relaxation.schedule, relaxation.peak, relaxation.ramp)
-        self.n_steps = training.steps or loader.n_steps(training.epochs or 1)
+        self.n_steps = training.steps or task.n_steps(training.epochs or 1)
         self.learning_rate = LearningRate(
             training.learning_rate, training.learning_rate_schedule, training.warmup_steps,
             training.final_learning_rate, training.plateau_factor, training.plateau_patience,
         )  # fmt: skip
-        self.weights = LossWeights(
-            training.energy_weight, training.forces_weight, training.stress_weight, training.huber_delta
-        )
         self.optimizer = make_optimizer(
-            self.model, lr=training.learning_rate, weight_decay=training.weight_decay, betas=training.betas
-        )
+            self.model, kind=training.optimizer, lr=training.learning_rate, weight_decay=training.weight_decay,
+            betas=training.betas,
+        )  # fmt: skip
         self.ema = Ema(self.model, decay=training.ema)
         self.relaxed = is_relaxed(self.model)
-        self.judged_by_forces = any(not frame.targets.forces.isnan().all() for frame in validation)
         self.step = self.epoch = self.batch = self.reductions = self.stale = 0
         self.seconds = self.cpu_seconds = 0.0
         self.best: dict[str, Any] = {"step": 0, "error": math.inf, "state": {}, "layers": []}
         self.rows: list[dict[str, float]] = []
+        self.layer_rows: list[dict[str, Any]] = []
         self.since_validation: list[Tensor] = []
 
     # --- the loop ---
 
-    def run(self) -> FitResult:
+    def run(self) -> FitResult[Model]:
         """Train to the last step (or the early stop) from wherever the state is; raises ``TrainingError`` on NaN."""
         started, cpu_started = time.perf_counter() - self.seconds, time.process_time() - self.cpu_seconds
         while self.step < self.n_steps and not self._stopped_early():
-            for batch in self.loader.batches(self.epoch, start=self.batch):
+            for batch in self.task.batches(self.epoch, start=self.batch):
                 theta, extra = self._train_step(batch)
                 self.step, self.batch = self.step + 1, self.batch + 1
                 validate = self.step % self.settings.validate_every == 0 or self.step == self.n_steps
@@ -133,20 +152,20 @@ class Trainer:
                 self.epoch, self.batch = self.epoch + 1, 0
         return self.result()
 
-    def _train_step(self, batch: Batch) -> tuple[float, float]:
+    def _train_step(self, batch: Any) -> tuple[float, float]:
         """One optimiser step; returns theta and the penalty."""
         theta = self._set_theta()
-        if self.settings.rotate:
-            batch = rotate_batch(batch, seed=self.settings.seed, step=self.step)
-        batch = batch.to(self.settings.device)
         self.model.train()
-        prediction = self.model(batch.graph, stress=self._wants_stress(batch.targets), create_graph=True)
-        loss = task_loss(prediction, batch.targets, batch.graph, kind=self.settings.loss, weights=self.weights)
-        extra = penalty(self.model, kind=self.relaxation.penalty) if self.relaxed else torch.zeros(())
+        loss, numbers = self.task.loss(self.model, batch, step=self.step)
+        extra = (
+            penalty(self.model, kind=self.relaxation.penalty, rows=self.relaxation.penalty_rows)
+            if self.relaxed
+            else torch.zeros(())
+        )
         self.optimizer.zero_grad(set_to_none=True)
         (loss + self.relaxation.weight * extra).backward()
         self._apply_gradient()
-        self.since_validation.append(torch.stack([loss.detach(), *_batch_errors(prediction, batch)]))
+        self.since_validation.append(torch.stack([loss.detach(), *numbers]))
         return theta, float(extra.detach())
 
     def _set_theta(self) -> float:
@@ -161,39 +180,52 @@ class Trainer:
         if not torch.isfinite(norm):
             raise TrainingError(
                 f"The gradient is {norm.item()} at step {self.step}: (a) lower `training.learning_rate` "
-                f"({self.settings.learning_rate}), or (b) look for broken frames with `mdrelax data check`."
+                f"({self.settings.learning_rate}), or (b) look for broken data (frames: with `mdrelax data check`)."
             )
         rate = self.learning_rate.at_step(self.step, n_steps=self.n_steps, reductions=self.reductions)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         self.optimizer.step()
         self.ema.update(self.model.parameters())
-
-    def _wants_stress(self, targets: Targets) -> bool:
-        return self.weights.stress > 0 and targets.has_stress()
 
     def _stopped_early(self) -> bool:
         return self.settings.early_stopping is not None and self.stale >= self.settings.early_stopping
 
     # --- validation and state ---
 
-    def projected(self) -> tuple[ForceField, list[LayerRecord]]:
+    def projected(self) -> tuple[Model, list[LayerRecord]]:
         """The projected copy of the averaged weights, in evaluation mode."""
         return projected_copy(self.model, how=self.relaxation.projection, prepare=self.ema.copy_to)
 
+    def _log_and_project(self) -> tuple[Model, list[LayerRecord]]:
+        """``projected``, and the rows of layers.csv on the way."""
+        inputs, squares = last_inputs(self.model), {}
+
+        def prepare(twin: nn.Module) -> None:
+            self.ema.copy_to(twin)
+            squares.update(activation_lie_squares(twin, inputs))
+
+        twin, layers = projected_copy(self.model, how=self.relaxation.projection, prepare=prepare)
+        self.layer_rows += layer_rows(self.step, layers, squares)
+        return twin, layers
+
     def _validate(self, theta: float, extra: float) -> dict[str, float]:
-        """Measure the projected copy, keep it if it is the best, write the checkpoint and metrics.csv."""
-        twin, layers = self.projected()
-        errors = validation_errors(twin, self.validation, stress=self.weights.stress > 0)
-        loss, energy, forces = torch.stack(self.since_validation).nanmean(0).tolist()
+        """Measure the projected copy, keep it if it is the best, write the checkpoint and the tables."""
+        twin, layers = self._log_and_project()
+        errors = self.task.validate(twin)
+        loss, *numbers = torch.stack(self.since_validation).nanmean(0).tolist()
         self.since_validation = []
         row = {
             "step": self.step, "epoch": self.epoch, "time_s": round(self.seconds, 3),
             "lr": self.optimizer.param_groups[0]["lr"], "theta": theta, "penalty": extra, "train_loss": loss,
-            "train_energy_mae_meV_per_atom": energy, "train_forces_mae_meV_per_A": forces, **errors,
+            **dict(zip(self.task.train_columns, numbers, strict=True)), **errors,
         }  # fmt: skip
         self.rows.append(row)
-        error = errors["val_forces_mae_meV_per_A" if self.judged_by_forces else "val_energy_mae_meV_per_atom"]
+        self._select(errors[self.task.selected], twin, layers)
+        self.save()
+        return row
+
+    def _select(self, error: float, twin: Model, layers: list[LayerRecord]) -> None:
+        """Keep the network if it is the best so far; count the validations since the best."""
         self.stale += 1
         if error < self.best["error"]:
             self.stale = 0
@@ -201,15 +233,16 @@ class Trainer:
             self.best = {"step": self.step, "error": error, "state": state, "layers": [r._asdict() for r in layers]}
         elif self.stale % self.settings.plateau_patience == 0:
             self.reductions += 1
-        self.save()
-        return row
 
     def save(self) -> None:
-        """Write checkpoints/last.pt and metrics.csv."""
+        """Write checkpoints/last.pt, metrics.csv and layers.csv."""
         state = {name: getattr(self, name) for name in PRIMITIVES}
         state |= {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "ema")}
         save_checkpoint(self.folder / "checkpoints" / "last.pt", state)
         write_atomically(self.folder / "metrics.csv", self.metrics().to_csv(index=False).encode())
+        if self.relaxed:
+            table = pd.DataFrame(self.layer_rows, columns=list(LAYER_COLUMNS))
+            write_atomically(self.folder / "layers.csv", table.to_csv(index=False).encode())
 
     def resume(self) -> None:
         """Take the state of checkpoints/last.pt; raises ``CheckpointError`` when it cannot be used."""
@@ -224,10 +257,11 @@ class Trainer:
             setattr(self, name, state[name])
 
     def metrics(self) -> pd.DataFrame:
-        """One row a validation, columns ``METRIC_COLUMNS``."""
-        return pd.DataFrame(self.rows, columns=list(METRIC_COLUMNS))
+        """One row a validation: step, time, rate, theta, penalty and loss, then the task's columns."""
+        columns = (*FIRST_COLUMNS, *self.task.train_columns, *self.task.validation_columns)
+        return pd.DataFrame(self.rows, columns=list(columns))
 
-    def result(self) -> FitResult:
+    def result(self) -> FitResult[Model]:
         """The best projected network so far; raises ``TrainingError`` when no validation gave a finite error."""
         if not self.best["state"]:
             raise TrainingError(
@@ -239,51 +273,3 @@ class Trainer:
         layers = [LayerRecord(**record) for record in self.best["layers"]]
         times = (self.seconds, self.cpu_seconds)
         return FitResult(twin.cpu(), layers, self.best["step"], self.step, *times, self.metrics())
-
-
-def predict(force_field: ForceField, frames: Sequence[Batch], *, stress: bool = False) -> tuple[Prediction, Batch]:
-    """Predictions on many frames, evaluated a few thousand edges at a time, and the frames as one batch."""
-    device = force_field.reference_energies.device
-    batch_size = max(1, EVALUATION_EDGES // max(1, max(f.graph.edge_index.shape[1] for f in frames)))
-    parts = [
-        force_field(join(frames[k : k + batch_size]).graph.to(device), stress=stress)
-        for k in range(0, len(frames), batch_size)
-    ]
-    columns = [[p[k] for p in parts] for k in range(4)]
-    joined = [None if column[0] is None else torch.cat(column).cpu() for column in columns]
-    return Prediction(*joined), join(frames)  # type: ignore[arg-type]
-
-
-def validation_errors(force_field: ForceField, frames: Sequence[Batch], *, stress: bool = False) -> dict[str, float]:
-    """The validation columns of metrics.csv; NaN where the frames have no such label. Forces: over components."""
-    prediction, batch = predict(force_field, frames, stress=stress)
-    targets, n_atoms = batch.targets, torch.bincount(batch.graph.batch)
-    energy = 1e3 * (prediction.energy - targets.energy)
-    forces = 1e3 * (prediction.forces - targets.forces)
-    tension = torch.full_like(targets.stress, torch.nan)
-    if prediction.stress is not None:
-        tension = 1e3 * (prediction.stress - targets.stress)
-    return {
-        "val_energy_mae_meV": _mean(energy.abs(), targets.energy),
-        "val_energy_mae_meV_per_atom": _mean(energy.abs() / n_atoms, targets.energy),
-        "val_forces_mae_meV_per_A": _mean(forces.abs(), targets.forces),
-        "val_forces_rmse_meV_per_A": _mean(forces.square(), targets.forces) ** 0.5,
-        "val_stress_mae_meV_per_A3": _mean(tension.abs(), targets.stress),
-    }
-
-
-def _mean(values: Tensor, targets: Tensor) -> float:
-    """The mean where there are labels: NaN without any, and where a prediction is NaN."""
-    return values[~targets.isnan()].mean().item()
-
-
-def _has_labels(frame: Batch) -> bool:
-    return not bool(frame.targets.energy.isnan().all() and frame.targets.forces.isnan().all())
-
-
-def _batch_errors(prediction: Prediction, batch: Batch) -> list[Tensor]:
-    """Energy MAE (meV/atom) and force MAE (meV/A) of a training batch."""
-    n_atoms = torch.bincount(batch.graph.batch, minlength=batch.graph.n_graphs)
-    energy = (prediction.energy.detach() - batch.targets.energy) / n_atoms
-    forces = prediction.forces.detach() - batch.targets.forces
-    return [1e3 * energy.abs().nanmean(), 1e3 * forces.abs().nanmean()]

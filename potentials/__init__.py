@@ -3,9 +3,10 @@
 | name | paper |
 | --- | --- |
 | equiformer | Liao & Smidt, ICLR 2023, arXiv 2206.11990 |
+| segnn | Brandstetter et al., ICLR 2022, arXiv 2110.02905 |
 
 A preset is a set of arguments; `md17` is the published MD17 configuration (L = 2, SE(3)), `small` and `tiny` are E(3)
-networks sized for a few CPU cores.
+networks sized for a few CPU cores. The N-body form of SEGNN is no potential; see ``potentials.segnn``.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,10 +16,11 @@ from torch import nn
 
 from mdrelax import units
 from mdrelax.potentials.equiformer import Equiformer
+from mdrelax.potentials.segnn import SEGNNPotential
 
-__all__ = ["POTENTIALS", "PRESETS", "Equiformer", "build_potential", "preset"]
+__all__ = ["POTENTIALS", "PRESETS", "Equiformer", "SEGNNPotential", "build_potential", "preset"]
 
-POTENTIALS: dict[str, Callable[..., nn.Module]] = {"equiformer": Equiformer}
+POTENTIALS: dict[str, Callable[..., nn.Module]] = {"equiformer": Equiformer, "segnn": SEGNNPotential}
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "equiformer": {
@@ -51,7 +53,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "radial_basis": "expnormal",
             "n_basis": 32,
         },
-    }
+    },
+    "segnn": {
+        "tiny": {"channels": 32, "lmax": 1, "n_layers": 3, "n_basis": 8},
+        "small": {"channels": 64, "lmax": 1, "lmax_attribute": 2, "n_layers": 4, "n_basis": 8},
+    },
 }
 
 

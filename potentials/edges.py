@@ -4,12 +4,13 @@ Small molecules of one size are fully connected: every atom has the same number 
 become sums over a dense axis. Otherwise they are indexed sums over edges sorted by target.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Edges", "make_edges"]
+__all__ = ["Edges", "fully_connected", "make_edges"]
 
 
 class Edges(NamedTuple):
@@ -20,7 +21,7 @@ class Edges(NamedTuple):
     degree: int  # edges per atom when every atom has the same number and they are sorted, else 0
     n_atoms: int
     envelope: Tensor  # (E, 1)
-    matrices: list[Tensor]  # B(Y), one (E, rows, D) per coupling
+    matrices: Sequence[Tensor] = ()  # B(Y), one (E, rows, D) per coupling, where a network shares them
 
     def sum_at_target(self, x: Tensor) -> Tensor:
         """Sum edge values (E, ...) over the edges into each atom: (N, ...)."""
@@ -34,6 +35,17 @@ class Edges(NamedTuple):
             return x.unsqueeze(1).expand(-1, self.degree, *x.shape[1:]).flatten(0, 1)
         return x.index_select(0, self.target)
 
+    def at_source(self, x: Tensor) -> Tensor:
+        """Atom values (N, ...) handed to the edges out of each atom: (E, ...)."""
+        return x.index_select(0, self.source)
+
+    def sum_of_ends(self, at_target: Tensor, at_source: Tensor) -> Tensor:
+        """Values of each edge's target plus values of its source: two (N, ...) to (E, ...)."""
+        there = self.at_source(at_source)
+        if self.degree:
+            return (there.unflatten(0, (self.n_atoms, self.degree)) + at_target.unsqueeze(1)).flatten(0, 1)
+        return there + self.at_target(at_target)
+
     def max_at_target(self, x: Tensor) -> Tensor:
         """Largest of (E, H) over the edges into each atom, at least 0: (N, H)."""
         if self.degree:
@@ -42,10 +54,19 @@ class Edges(NamedTuple):
         return x.new_zeros(self.n_atoms, x.shape[1]).scatter_reduce(0, index, x, "amax")
 
 
-def make_edges(edge_index: Tensor, n_atoms: int, envelope: Tensor, matrices: list[Tensor]) -> Edges:
+def make_edges(edge_index: Tensor, n_atoms: int, envelope: Tensor, matrices: Sequence[Tensor] = ()) -> Edges:
     """The edges of one evaluation: ``edge_index`` (2, E), envelope (E,), matrices of the tensor product."""
     source, target = edge_index
     return Edges(source, target, _common_degree(target, n_atoms), n_atoms, envelope.unsqueeze(1), matrices)
+
+
+def fully_connected(n_graphs: int, n_atoms: int, like: Tensor) -> Edges:
+    """All ordered pairs of the atoms of each of ``n_graphs`` systems of one size, on the device of a tensor."""
+    others = torch.tensor([[j for j in range(n_atoms) if j != i] for i in range(n_atoms)], device=like.device)
+    first = n_atoms * torch.arange(n_graphs, device=like.device)
+    source = (first[:, None, None] + others).flatten()
+    target = torch.arange(n_graphs * n_atoms, device=like.device).repeat_interleave(n_atoms - 1)
+    return Edges(source, target, n_atoms - 1, n_graphs * n_atoms, torch.ones_like(like[:1, :1]))
 
 
 def _common_degree(target: Tensor, n_atoms: int) -> int:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from mdrelax.potentials.steerable import Constant
 
-__all__ = ["BesselBasis", "ExpNormalBasis", "RadialNetworks", "polynomial_envelope"]
+__all__ = ["BesselBasis", "ExpNormalBasis", "RadialNetworks", "polynomial_envelope", "uniform"]
 
 ENVELOPE_POWER = 6  # p, DimeNet's choice
 # f(x) = (1 - x)^3 sum_k C(k+2, 2) x^k, k < p: the same polynomial without cancellation where it vanishes.
@@ -71,12 +71,12 @@ class RadialNetworks(nn.Module):
     def __init__(self, n_networks: int, n_basis: int, hidden: int, sizes: list[int]) -> None:
         super().__init__()
         self.hidden = hidden
-        self.weights = nn.ParameterList(_uniform(n_networks, n_in, hidden, fan_in=n_in) for n_in in (n_basis, hidden))
+        self.weights = nn.ParameterList(uniform(n_networks, n_in, hidden, fan_in=n_in) for n_in in (n_basis, hidden))
         self.biases = nn.ParameterList(torch.zeros(n_networks, 1, hidden) for _ in range(2))
         self.norm_weights = nn.ParameterList(torch.ones(n_networks, 1, hidden) for _ in range(2))
         self.norm_biases = nn.ParameterList(torch.zeros(n_networks, 1, hidden) for _ in range(2))
-        self.outputs = nn.ParameterList(_uniform(n_networks, hidden, size, fan_in=hidden) for size in sizes)
-        self.offsets = nn.ParameterList(_uniform(n_networks, 1, size, fan_in=hidden) for size in sizes)
+        self.outputs = nn.ParameterList(uniform(n_networks, hidden, size, fan_in=hidden) for size in sizes)
+        self.offsets = nn.ParameterList(uniform(n_networks, 1, size, fan_in=hidden) for size in sizes)
 
     def forward(self, basis: Tensor) -> list[tuple[Tensor, ...]]:
         """The weights of each network at the basis values (E, K)."""
@@ -92,6 +92,6 @@ class RadialNetworks(nn.Module):
         return list(zip(*columns, strict=True))
 
 
-def _uniform(*shape: int, fan_in: int) -> Tensor:
+def uniform(*shape: int, fan_in: int) -> Tensor:
     """torch's initialisation of a linear layer: uniform within 1 / sqrt(fan_in)."""
     return torch.empty(shape).uniform_(-1, 1) / math.sqrt(fan_in)

@@ -15,6 +15,7 @@ from mdrelax.forcefield import ForceField
 from mdrelax.graph import Graph, collate
 from mdrelax.neighbors import build_graph
 from mdrelax.potentials.equiformer import Equiformer
+from mdrelax.potentials.segnn import SEGNNPotential
 
 ELEMENTS = (1, 6, 8)
 REFERENCES = (-1.0, -2.5, -4.0)  # eV an atom of ELEMENTS
@@ -74,6 +75,14 @@ def tiny_equiformer(irreps: str = "8x0e+4x1o+4x2e", seed: int = 0, **kwargs: Any
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Equiformer(len(ELEMENTS), irreps=irreps, **{**arguments, **kwargs}).double()
+
+
+def tiny_segnn(lmax: int = 1, seed: int = 0, **kwargs: Any) -> SEGNNPotential:
+    """A SEGNN of two layers for the three elements; any of its arguments may be given."""
+    arguments: dict[str, Any] = {"channels": 8, "n_layers": 2, "cutoff": CUTOFF, "n_basis": 6, "average_neighbors": 8.0}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return SEGNNPotential(len(ELEMENTS), lmax=lmax, **{**arguments, **kwargs}).double()
 
 
 def tiny_force_field(irreps: str = "8x0e+4x1o+4x2e", seed: int = 0, *, scale: float = 1.0, **kwargs: Any) -> ForceField:

@@ -70,6 +70,7 @@ def test_steps_and_epochs_exclude_each_other(training):
         ("training", "steps", 2.5),
         ("training", "learning_rate", "fast"),
         ("training", "loss", "l3"),
+        ("training", "optimizer", "adamm"),
         ("training", "ema", 1.0),
         ("relaxation", "peak", 1.5),
         ("relaxation", "schedule", "triangel"),

@@ -9,10 +9,10 @@ from blueprint import ROOMS, ROOT, Import, absolute, broken, imports, package_so
 
 # The ground, floor upon floor: a module imports from its own floor and those before it.
 FLOORS: list[set[str]] = [
-    {"units", "graph", "groups", "schedule"},
+    {"units", "graph", "groups", "schedule", "provenance"},
     {"relaxation", "neighbors", "forcefield", "equivariance", "config"},
-    {"projection", "loss", "loader", "optim", "checkpoint", "modelfile"},
-    {"training"},
+    {"projection", "layerlog", "loss", "loader", "blockwise", "optim", "checkpoint", "modelfile"},
+    {"forcematching", "training"},
     {"calculator", "deploy", "dynamics"},
 ]
 DOOR = {"cli", "__main__"}

@@ -1,12 +1,16 @@
 """Learning rate, weight decay and the moving average, against their formulas."""
 
+import copy
 import math
+from collections.abc import Callable
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
 
-from mdrelax.optim import Ema, LearningRate, make_optimizer
+from mdrelax.config import OptimisationConfig
+from mdrelax.optim import OPTIMIZERS, Ema, LearningRate, make_optimizer, set_rate
 
 
 def rates(rate: LearningRate, n_steps: int, **state: int) -> list[float]:
@@ -73,6 +77,102 @@ def test_every_parameter_is_optimised_once_and_frozen_ones_are_not():
     groups = make_optimizer(model, lr=0.1, weight_decay=0.0, betas=(0.9, 0.99)).param_groups
     held = [id(p) for group in groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters() if p is not model.scale)
+
+
+def test_the_config_knows_the_registry():
+    """A key of the one is a value of the other."""
+    assert set(get_args(OptimisationConfig.model_fields["optimizer"].annotation)) == set(OPTIMIZERS)
+
+
+def test_an_unknown_optimizer_names_the_nearest():
+    """For those who call the function themselves."""
+    with pytest.raises(ValueError, match="Unknown optimizer `muonn`; did you mean `muon`"):
+        make_optimizer(Network(), kind="muonn", lr=0.1, weight_decay=0.0, betas=(0.9, 0.99))
+
+
+def _reference(kind: str, model: Network) -> torch.optim.Optimizer:
+    """The same by torch's own constructor, tensor by tensor."""
+    parameters = dict(model.named_parameters())
+    if kind == "adam":
+        return torch.optim.Adam(parameters.values(), lr=0.1, betas=(0.8, 0.95), weight_decay=0.3, foreach=False)
+    groups = [{"params": [p], "weight_decay": 0.3 * (name == "linear.weight")} for name, p in parameters.items()]
+    return torch.optim.AdamW(groups, lr=0.1, betas=(0.8, 0.95), foreach=False)
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_adam_and_adamw_are_torchs(kind):
+    """Five steps at changing rates; `adam` adds every parameter's decay to its gradient, `adamw` shrinks matrices."""
+    models = Network().double(), Network().double()
+    models[1].load_state_dict(models[0].state_dict())
+    ours = make_optimizer(models[0], kind=kind, lr=0.1, weight_decay=0.3, betas=(0.8, 0.95))
+    theirs = _reference(kind, models[1])
+    generator = torch.Generator().manual_seed(0)
+    for step in range(5):
+        for a, b in zip(*(model.parameters() for model in models), strict=True):
+            a.grad = torch.randn(a.shape, generator=generator, dtype=a.dtype)
+            b.grad = a.grad.clone()
+        for optimizer in (ours, theirs):
+            set_rate(optimizer, 0.1 / (step + 1))
+            optimizer.step()
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_every_optimizer_fits_a_line(kind):
+    """The loss of a small regression falls to a tenth of the start."""
+    loss_of = _regression()
+    model = nn.Linear(4, 3)
+    before = loss_of(model).item()
+    optimizer = make_optimizer(model, kind=kind, lr=0.05, weight_decay=0.0, betas=(0.9, 0.99))
+    for step in range(150):
+        optimizer.zero_grad()
+        loss_of(model).backward()
+        set_rate(optimizer, 0.05 * (1 - step / 150))
+        optimizer.step()
+    assert loss_of(model).item() < 0.1 * before
+
+
+def _regression() -> Callable[[nn.Module], torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, slope = torch.randn(32, 4, generator=generator), torch.randn(4, 3, generator=generator)
+    return lambda model: (model(x) - x @ slope - 0.5).square().mean()
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_an_optimizer_goes_on_from_its_state(kind):
+    """Saved after three steps into another object, the fourth and fifth are the same, bit for bit."""
+    models = Network(), Network()
+    optimizers = [make_optimizer(m, kind=kind, lr=0.1, weight_decay=0.01, betas=(0.9, 0.99)) for m in models]
+    generator = torch.Generator().manual_seed(0)
+    gradients = [[torch.randn(p.shape, generator=generator) for p in models[0].parameters()] for _ in range(5)]
+    for each in gradients[:3]:
+        _step(models[0], optimizers[0], each)
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    for model, optimizer in zip(models, optimizers, strict=True):
+        for each in gradients[3:]:
+            _step(model, optimizer, each)
+    assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in models), strict=True))
+
+
+def _step(model: nn.Module, optimizer: Any, gradients: list[torch.Tensor]) -> None:
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        parameter.grad = gradient.clone()
+    optimizer.step()
+
+
+def test_muon_hands_vectors_to_adamw_at_a_fraction_of_its_rate():
+    """The matrix moves by the rate in the spectral norm; in the first step AdamW moves every entry by 0.2 of it."""
+    model = Network()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = make_optimizer(model, kind="muon", lr=1.0, weight_decay=0.0, betas=(0.9, 0.99))
+    set_rate(optimizer, 0.5)
+    _step(model, optimizer, [torch.randn(p.shape) for p in model.parameters()])
+    moved = {name: p.detach() - before[name] for name, p in model.named_parameters()}
+    assert 0.3 < torch.linalg.matrix_norm(moved["linear.weight"], 2) < 0.65
+    for name in ("linear.bias", "scale", "offset"):
+        torch.testing.assert_close(moved[name].abs(), torch.full_like(moved[name], 0.1), rtol=1e-4, atol=0)
 
 
 def test_moving_average_follows_its_formula():

@@ -37,6 +37,9 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "training": {"validate_every": 4},
     },
     "in float64 without relaxation": {"relaxation": {"schedule": "off"}, "training": {"dtype": "float64"}},
+    "with adam": {"training": {"optimizer": "adam"}},
+    "with muon": {"training": {"optimizer": "muon"}},
+    "with normalised steps": {"training": {"optimizer": "normalised"}},
     "stopping early": {
         # Nothing is learnt at such a rate: the first validation, at step 4, stays the best, and step 20 is the last.
         "training": {"early_stopping": 4, "validate_every": 4, "learning_rate": 1e-30, "ema": 0.0, "steps": 60}
@@ -97,10 +100,12 @@ def assert_same(a: Any, b: Any, place: str = "") -> None:
 def assert_same_runs(a: Path, b: Path) -> None:
     """Weights, average, optimiser, best network, counters, metrics, model file and test predictions."""
     states = [load_checkpoint(folder / "checkpoints" / "last.pt") for folder in (a, b)]
-    assert {"model", "ema", "optimizer", "best", "rows", "step", "epoch", "batch"} <= states[0].keys()
+    assert {"model", "ema", "optimizer", "best", "rows", "layer_rows", "step", "epoch", "batch"} <= states[0].keys()
     assert_same(*states)
     tables = [pd.read_csv(folder / "metrics.csv", dtype=str).drop(columns="time_s") for folder in (a, b)]
     pd.testing.assert_frame_equal(*tables)
+    layers = [folder / "layers.csv" for folder in (a, b)]
+    assert len({path.read_bytes() if path.exists() else None for path in layers}) == 1
     assert_same(*(load_file(folder / "model.safetensors") for folder in (a, b)), "model file")
     predictions = [np.load(folder / "test_predictions.npz") for folder in (a, b)]
     assert_same(*({name: torch.from_numpy(p[name]) for name in p} for p in predictions), "predictions")

@@ -9,17 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import mdrelax.training as training
+import mdrelax.forcematching as forcematching
 from mdrelax.cli.inputs import load_parts
 from mdrelax.cli.run import Outcome, build_force_field, network_arguments, run_training
 from mdrelax.config import Config, load_config
 from mdrelax.datasets import load
 from mdrelax.forcefield import ForceField
+from mdrelax.forcematching import ForceMatching, validation_errors
 from mdrelax.loader import Loader, frames_from_data, join
 from mdrelax.modelfile import load_model
 from mdrelax.neighbors import build_graph
 from mdrelax.relaxation import relax_constraints, relaxed_layers
-from mdrelax.training import Trainer, TrainingError, validation_errors
+from mdrelax.training import Trainer, TrainingError
 from small_runs import CRYSTAL_CUTOFF, clusters, crystals, document, write_frames
 
 FORCES = "val_forces_mae_meV_per_A"
@@ -38,7 +39,8 @@ def trainer(config: Config, folder: Path) -> Trainer:
     model = build_force_field(config, parts, train, network_arguments(config, train))
     relax_constraints(model, initial_std=config.relaxation.initial_std, generator=torch.Generator().manual_seed(0))
     loader = Loader(train, batch_size=config.training.batch_size, seed=config.training.seed)
-    return Trainer(model, loader, valid, training=config.training, relaxation=config.relaxation, folder=folder)
+    task = ForceMatching(loader, valid, config.training)
+    return Trainer(model, task, training=config.training, relaxation=config.relaxation, folder=folder)
 
 
 def run(content: dict[str, Any], folder: Path) -> Outcome:
@@ -67,8 +69,8 @@ def test_the_free_maps_do_not_reach_validation(tmp_path, source):
     """Huge free maps change what is trained and nothing that is validated, bit for bit."""
     subject = trainer(load_config(document(source, training={"steps": 9})), tmp_path)
     subject.run()
-    before = validation_errors(subject.projected()[0], subject.validation)
-    batch = join(subject.validation)
+    before = validation_errors(subject.projected()[0], subject.task.validation)
+    batch = join(subject.task.validation)
     relaxed = subject.model.eval()(batch.graph).energy
     for layer in relaxed_layers(subject.model).values():
         layer.theta = 1.0
@@ -77,7 +79,7 @@ def test_the_free_maps_do_not_reach_validation(tmp_path, source):
         if name.endswith("feed_forward.weight"):
             average.fill_(-5.0)
     assert not torch.equal(subject.model(batch.graph).energy, relaxed)
-    after = validation_errors(subject.projected()[0], subject.validation)
+    after = validation_errors(subject.projected()[0], subject.task.validation)
     before.pop("val_stress_mae_meV_per_A3"), after.pop("val_stress_mae_meV_per_A3")  # NaN: no labels
     assert after == before
 
@@ -90,8 +92,8 @@ def test_the_result_is_the_network_of_the_best_validation(tmp_path, source):
     best = fit.metrics.loc[fit.metrics[FORCES].idxmin()]
     assert fit.best_step == best["step"]
     assert fit.best_step < fit.steps, "the last step is the best one: the law is not tested"
-    assert validation_errors(fit.force_field, subject.validation)[FORCES] == best[FORCES]
-    assert not relaxed_layers(fit.force_field)
+    assert validation_errors(fit.model, subject.task.validation)[FORCES] == best[FORCES]
+    assert not relaxed_layers(fit.model)
 
 
 def test_the_test_set_never_touches_the_model(tmp_path, source):
@@ -116,9 +118,9 @@ def test_the_test_set_never_touches_the_model(tmp_path, source):
 def test_both_arms_of_a_comparison_get_the_same_training(tmp_path, source, monkeypatch):
     """Law 7: the standard arm begins with the same weights and sees the same rotated batches at the same rates."""
     seen: dict[str, list[torch.Tensor]] = {"triangle": [], "off": []}
-    rotate, curves = training.rotate_batch, []
+    rotate, curves = forcematching.rotate_batch, []
     for schedule, batches in seen.items():
-        monkeypatch.setattr(training, "rotate_batch", lambda *a, to=batches, **k: _kept(rotate(*a, **k), to))
+        monkeypatch.setattr(forcematching, "rotate_batch", lambda *a, to=batches, **k: _kept(rotate(*a, **k), to))
         content = document(source, relaxation={"schedule": schedule})
         curves.append(run(content, tmp_path / schedule).fit.metrics)
     assert len(seen["off"]) == 24
@@ -235,7 +237,7 @@ def test_a_nan_of_the_network_is_no_missing_label(tmp_path, source):
     """A network whose predictions overflow has no validation error, not a small one."""
     subject = trainer(load_config(document(source)), tmp_path)
     subject.ema.average[0].fill_(torch.nan)
-    errors = validation_errors(subject.projected()[0], subject.validation)
+    errors = validation_errors(subject.projected()[0], subject.task.validation)
     assert math.isnan(errors[FORCES])
     with pytest.raises(TrainingError, match="no best network"):
         subject.result()

@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from mdrelax.cli import configs, data, models, simulate, train
+from mdrelax.cli import bench, configs, data, models, simulate, train
 
 __all__ = ["app", "main"]
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.add_typer(data.app, name="data")
 app.add_typer(configs.app, name="config")
+app.add_typer(bench.app, name="bench")
 app.command("md")(simulate.md)
 app.command("audit")(models.audit)
 app.command("project")(models.project)

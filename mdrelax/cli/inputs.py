@@ -1,13 +1,10 @@
 """What a training run starts from: its config, its folder and its data."""
 
-import datetime
 import json
-import os
-import platform
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +15,7 @@ from mdrelax import datasets
 from mdrelax.checkpoint import write_atomically
 from mdrelax.config import Config, ConfigError, DataConfig, changed_keys, load_config, read_yaml
 from mdrelax.datasets import Frames, Split
-from mdrelax.modelfile import software_versions
+from mdrelax.provenance import environment
 from mdrelax.units import nearest_name
 
 MAY_CHANGE = ("md_picoseconds",)  # keys that a resumed run may be given anew; nothing that changes a number
@@ -73,22 +70,9 @@ def prepare_folder(config: Config, folder: Path, *, restart: bool) -> bool:
     check_folder(config, folder, restart=restart)
     document = config.model_dump(mode="json")
     write_atomically(folder / "config.yaml", yaml.safe_dump(document, sort_keys=False).encode())
-    write_atomically(folder / "env.json", json.dumps(environment(config), indent=2).encode())
+    made = environment(device=config.training.device, seed=config.training.seed)
+    write_atomically(folder / "env.json", json.dumps(made, indent=2).encode())
     return restart and (folder / "checkpoints" / "last.pt").exists()
-
-
-def environment(config: Config) -> dict[str, Any]:
-    """What a number needs beside it: versions, machine, date and seed."""
-    return {
-        **software_versions(),
-        "platform": platform.platform(),
-        "processor": platform.machine(),
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": config.training.device,
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "seed": config.training.seed,
-    }
 
 
 def load_parts(config: Config) -> Parts:

@@ -17,7 +17,8 @@ def info(
     """Show what a model file says of itself, or the versions that are installed."""
     import json
 
-    from mdrelax.modelfile import load_model, software_versions
+    from mdrelax.modelfile import load_model
+    from mdrelax.provenance import software_versions
 
     if model is None:
         typer.echo("\n".join(f"{name} {version}" for name, version in software_versions().items()))

@@ -15,14 +15,16 @@ import torch
 import mdrelax.analysis.metrics as metrics
 from mdrelax import datasets, potentials
 from mdrelax.checkpoint import write_atomically
-from mdrelax.cli.inputs import Parts, check_device, check_labels, environment, load_parts, prepare_folder
+from mdrelax.cli.inputs import Parts, check_device, check_labels, load_parts, prepare_folder
 from mdrelax.config import Config, ConfigError, load_config, read_yaml
 from mdrelax.forcefield import ForceField, fit_reference_energies
+from mdrelax.forcematching import ForceMatching, predict
 from mdrelax.loader import Batch, Loader, distinct_elements, frames_from_data, join
 from mdrelax.modelfile import save_model
 from mdrelax.projection import Certificate, certify, require
+from mdrelax.provenance import environment
 from mdrelax.relaxation import relax_constraints, relaxed_layers
-from mdrelax.training import FitResult, Progress, Trainer, predict
+from mdrelax.training import FitResult, Progress, Trainer
 
 CERTIFIED_STRUCTURES = 8
 
@@ -38,7 +40,7 @@ class Frames(NamedTuple):
 class Outcome(NamedTuple):
     """A finished run."""
 
-    fit: FitResult
+    fit: FitResult[ForceField]
     certificate: Certificate
     results: dict[str, Any]
     parts: Parts
@@ -125,15 +127,15 @@ def run_training(
         "the constraint is relaxed."
     )
     fit = trainer.run()
-    certificate = certify(fit.force_field, _to_certify(frames), layers=fit.layers)
+    certificate = certify(fit.model, _to_certify(frames), layers=fit.layers)
     results = {
         "n_parameters": n_parameters, "n_free_parameters": n_free, "steps": fit.steps, "best_step": fit.best_step,
         "seconds": fit.seconds, "cpu_seconds": fit.cpu_seconds, "certificate": certificate.to_dict(),
-        "environment": environment(config),
-        **_test_results(config, fit.force_field, parts, frames, folder),
+        "environment": environment(device=config.training.device, seed=config.training.seed),
+        **_test_results(config, fit.model, parts, frames, folder),
     }  # fmt: skip
     save_model(
-        folder / "model.safetensors", fit.force_field, potential=config.potential.name, arguments=arguments,
+        folder / "model.safetensors", fit.model, potential=config.potential.name, arguments=arguments,
         certificate=certificate, card=_card(config, fit, results),
     )  # fmt: skip
     write_results(folder, results)
@@ -153,16 +155,16 @@ def _frames(config: Config, parts: Parts) -> Frames:
     return Frames(*(frames_from_data(data, cutoff=cutoff) for data in (parts.train, parts.validation, parts.test)))
 
 
-def _card(config: Config, fit: FitResult, results: dict[str, Any]) -> dict[str, Any]:
+def _card(config: Config, fit: FitResult[ForceField], results: dict[str, Any]) -> dict[str, Any]:
     """What the model file says of itself: config, data, errors, reference energies. File paths become file names."""
     document = config.model_dump(mode="json")
     for key in ("source", "test_source", "train_indices", "validation_indices", "test_indices"):
         if document["data"][key] is not None:
             document["data"][key] = Path(document["data"][key]).name
-    energies = fit.force_field.reference_energies.tolist()
+    energies = fit.model.reference_energies.tolist()
     return {
         "config": document,
-        "reference_energies_eV": dict(zip(map(str, fit.force_field.elements), energies, strict=True)),
+        "reference_energies_eV": dict(zip(map(str, fit.model.elements), energies, strict=True)),
         "best_step": fit.best_step,
         "validation": results.get("validation"),
         "test": results.get("test"),
@@ -176,7 +178,7 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
 
 def _trainer(
     config: Config, force_field: ForceField, frames: Frames, folder: Path, listener: Callable[[Progress], None]
-) -> Trainer:
+) -> Trainer[ForceField]:
     """Relax the force field where the schedule asks for it, and hand everything to the trainer."""
     relaxation, training = config.relaxation, config.training
     if relaxation.schedule != "off":
@@ -188,10 +190,8 @@ def _trainer(
         except ValueError as error:
             raise ConfigError(f"`relaxation.where`: {error}") from error
     loader = Loader(frames.train, batch_size=training.batch_size, max_edges=training.max_edges, seed=training.seed)
-    return Trainer(
-        force_field, loader, frames.validation, training=training, relaxation=relaxation, folder=folder,
-        listener=listener,
-    )  # fmt: skip
+    task = ForceMatching(loader, frames.validation, training)
+    return Trainer(force_field, task, training=training, relaxation=relaxation, folder=folder, listener=listener)
 
 
 def _to_certify(frames: Frames) -> Any:
@@ -254,9 +254,9 @@ def project_checkpoint(folder: Path, output: Path) -> Certificate:
     trainer = _trainer(config, force_field, frames, folder, lambda progress: None)
     trainer.resume()
     fit = trainer.result()
-    certificate = require(certify(fit.force_field, _to_certify(frames), layers=fit.layers))
+    certificate = require(certify(fit.model, _to_certify(frames), layers=fit.layers))
     save_model(
-        output, fit.force_field, potential=config.potential.name, arguments=arguments, certificate=certificate,
+        output, fit.model, potential=config.potential.name, arguments=arguments, certificate=certificate,
         card=_card(config, fit, {}),
     )  # fmt: skip
     return certificate

@@ -254,7 +254,7 @@ def _molecular_dynamics(config: "Config", folder: Path, outcome: "Outcome") -> d
 
     data = (outcome.parts.test or outcome.parts.validation)[0]
     atoms = to_atoms(data)
-    atoms.calc = MDRelaxCalculator(outcome.fit.force_field, certificate=outcome.certificate)
+    atoms.calc = MDRelaxCalculator(outcome.fit.model, certificate=outcome.certificate)
     warm = run_md(atoms, ensemble="nvt", temperature_K=300.0, duration_ps=0.25, friction_per_fs=0.02)
     start = warm.atoms
     start.calc = atoms.calc

@@ -1,0 +1,39 @@
+"""Provenance: what a number needs beside it to be checked: versions, machine, date, threads and seed."""
+
+import datetime
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+
+__all__ = ["environment", "software_versions"]
+
+PACKAGES = ("mdrelax", "torch", "e3nn", "ase", "numpy", "torch-geometric", "vesin")  # those that decide numbers
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide numbers."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def environment(*, device: str, seed: int) -> dict[str, Any]:
+    """Everything a stored result says of where it was made."""
+    return {
+        **software_versions(),
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "seed": seed,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # mdrelax itself, run from a bare checkout
+        return "not installed"

@@ -1,0 +1,206 @@
+"""SEGNN: steerable E(3)-equivariant message passing (Brandstetter et al., ICLR 2022, arXiv 2110.02905).
+
+With edge attributes a_ij (harmonics of the edge's direction) and node attributes a_i, a layer is (their eqs. 5 to 7)
+
+    m_ij = P2(P1((x_i, x_j, s_ij), a_ij), a_ij)        x_i <- x_i + U2(U1((x_i, sum_j m_ij), a_i), a_i)
+
+where P1, P2 and U1 are gated tensor products with the attribute, U2 has no gate, and s_ij are invariants of the edge.
+Relaxed maps stand beside U1 and U2 (the place of the relaxation paper's N-body experiment).
+
+`NBodySEGNN` predicts displacements of particles, as published. `SEGNNPotential` is the same trunk with an energy.
+It differs from the published network in
+1. every message carries the envelope f(r), and so does the mean of the harmonics that is a node's attribute: energy,
+   forces and their gradient stay continuous when an atom crosses the cut-off;
+2. the sum over neighbours is divided by the root of their mean number;
+3. distances enter as Bessel functions; species are one-hot scalars;
+4. the norm, where one is wanted, is an equivariant layer norm, node by node: the published instance norm would let
+   fragments out of reach feel each other.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from mdrelax.potentials.attributes import INTEGRAL, Attribute, AttributeBasis, GatedProduct, SteerableProduct
+from mdrelax.potentials.edges import Edges, fully_connected, make_edges
+from mdrelax.potentials.radial import BesselBasis, polynomial_envelope
+from mdrelax.potentials.steerable import Features, LayerNorm, SphericalHarmonics
+
+__all__ = ["SEGNN", "NBodySEGNN", "SEGNNPotential"]
+
+NormKind = Literal["none", "layer"]
+RELAXED_PLACES = ("layers.*.update_1", "layers.*.update_2")
+SMALLEST_SPEED = 1e-12  # a particle at rest has no direction
+
+
+def natural_irreps(channels: int, lmax: int) -> o3.Irreps:
+    """The weight-balanced irreps: as many channels of every degree, natural parities; 32x0e+32x1o+..."""
+    return o3.Irreps([(channels, (degree, (-1) ** degree)) for degree in range(lmax + 1)])
+
+
+class Layer(nn.Module):
+    """One round of messages; see the module."""
+
+    def __init__(self, irreps: o3.Irreps, lmax: int, n_invariants: int, sum_scale: float, norm: NormKind) -> None:
+        super().__init__()
+        both = o3.Irreps([(2 * mul, ir) for mul, ir in irreps])
+        pair = o3.Irreps([(2 * mul + (n_invariants if ir.is_scalar() else 0), ir) for mul, ir in irreps])
+        self.sum_scale = sum_scale
+        self.message_1 = GatedProduct(pair, irreps, lmax, scalar=INTEGRAL)
+        self.message_2 = GatedProduct(irreps, irreps, lmax, scalar=INTEGRAL)
+        self.update_1 = GatedProduct(both, irreps, lmax)
+        self.update_2 = SteerableProduct(irreps, irreps, lmax)
+        self.norm = LayerNorm(irreps) if norm == "layer" else None
+
+    def forward(
+        self, x: Features, edges: Edges, of_edge: Attribute, of_node: Attribute, invariants: Tensor
+    ) -> Features:
+        """Node features (N, D, C) of one depth to those of the next; invariants are (E, K)."""
+        normed = x if self.norm is None else self.norm(x)
+        messages = self.message_2(self.message_1.on_pairs(normed, invariants, edges, of_edge), of_edge)
+        summed = [edges.sum_at_target(m * self._weight(edges)) for m in messages]
+        joined = tuple(torch.cat([a, b], dim=2) for a, b in zip(normed, summed, strict=True))
+        update = self.update_2(self.update_1(joined, of_node), of_node)
+        return tuple(a + b for a, b in zip(x, update, strict=True))
+
+    def _weight(self, edges: Edges) -> Tensor:
+        return (self.sum_scale * edges.envelope).unsqueeze(2)
+
+
+class SEGNN(nn.Module):
+    """The trunk: features of ``irreps_in`` and attributes to features of ``irreps_out``, node by node.
+
+    Hidden features are ``channels`` of every degree up to ``lmax``; attributes go up to ``lmax_attribute``.
+    """
+
+    def __init__(
+        self,
+        irreps_in: o3.Irreps,
+        irreps_out: o3.Irreps,
+        *,
+        channels: int,
+        lmax: int,
+        lmax_attribute: int,
+        n_layers: int,
+        n_invariants: int,
+        sum_scale: float = 1.0,
+        norm: NormKind = "none",
+    ) -> None:
+        super().__init__()
+        _check(channels=channels, n_layers=n_layers, lmax=lmax, lmax_attribute=lmax_attribute, norm=norm)
+        hidden = natural_irreps(channels, lmax)
+        self.basis = AttributeBasis(hidden, lmax_attribute)
+        self.embedding = SteerableProduct(irreps_in, hidden, lmax_attribute)
+        self.layers = nn.ModuleList(
+            Layer(hidden, lmax_attribute, n_invariants, sum_scale, norm) for _ in range(n_layers)
+        )
+        self.norm = LayerNorm(hidden) if norm == "layer" else None
+        self.hidden = GatedProduct(hidden, hidden, lmax_attribute)
+        self.output = SteerableProduct(hidden, irreps_out, lmax_attribute)
+
+    def forward(self, x: Features, edges: Edges, of_edge: Tensor, of_node: Tensor, invariants: Tensor) -> Features:
+        """``of_edge`` (E, S) and ``of_node`` (N, S) are 'integral' harmonics, whose first column is not looked at."""
+        edge, node = self.basis(of_edge), self.basis(of_node)
+        x = self.embedding(x, node)
+        for layer in self.layers:
+            x = layer(x, edges, edge, node, invariants)
+        return self.output(self.hidden(x if self.norm is None else self.norm(x), node), node)  # type: ignore[no-any-return]
+
+
+class NBodySEGNN(nn.Module):
+    """The published N-body network: where every particle of fully connected systems will have moved.
+
+    Node input: position from the system's centre, velocity, speed. Edge invariants: distance, product of the charges.
+    Node attribute: mean of the incoming edges' harmonics plus the velocity's. Positions are centred over the particles
+    of each system (the published code averages over x, y and z, and is not equivariant).
+    """
+
+    relax_where = RELAXED_PLACES
+
+    def __init__(self, *, channels: int = 32, n_layers: int = 4, lmax: int = 1, lmax_attribute: int = 1) -> None:
+        super().__init__()
+        self.harmonics = SphericalHarmonics(lmax_attribute)
+        self.segnn = SEGNN(
+            o3.Irreps("1x0e+2x1o"), o3.Irreps("1x1o"), channels=channels, lmax=lmax, lmax_attribute=lmax_attribute,
+            n_layers=n_layers, n_invariants=2,
+        )  # fmt: skip
+
+    def forward(self, positions: Tensor, velocities: Tensor, charges: Tensor) -> Tensor:
+        """Displacements (M, n, 3) of M systems of n particles; ``charges`` is (M, n), the rest (M, n, 3)."""
+        n_systems, n_particles, _ = positions.shape
+        edges = fully_connected(n_systems, n_particles, positions[0])
+        x, v, q = positions.flatten(0, 1), velocities.flatten(0, 1), charges.flatten()
+        vectors = edges.at_source(x) - edges.at_target(x)
+        distances, speeds = vectors.norm(dim=1, keepdim=True), v.norm(dim=1, keepdim=True)
+        of_edge = INTEGRAL * self.harmonics(vectors / distances)
+        of_velocity = INTEGRAL * self.harmonics(v / speeds.clamp(min=SMALLEST_SPEED))
+        of_node = edges.sum_at_target(of_edge) / (n_particles - 1) + of_velocity
+        invariants = torch.cat([distances, (edges.at_source(q) * edges.at_target(q)).unsqueeze(1)], dim=1)
+        centred = (positions - positions.mean(1, keepdim=True)).flatten(0, 1)
+        inputs = (speeds.unsqueeze(2), torch.stack([centred, v], dim=2))
+        (displacement,) = self.segnn(inputs, edges, of_edge, of_node, invariants)
+        return displacement.view(n_systems, n_particles, 3)  # type: ignore[no-any-return]
+
+
+class SEGNNPotential(nn.Module):
+    """Per-atom energies from species and edge vectors; the shapes and units are those of ``forcefield.Potential``.
+
+    ``average_neighbors`` is the mean number of edges an atom has in the training data.
+    """
+
+    relax_where = RELAXED_PLACES
+    symmetry = "E(3)"
+
+    def __init__(
+        self,
+        n_species: int,
+        *,
+        channels: int = 32,
+        lmax: int = 1,
+        lmax_attribute: int | None = None,
+        n_layers: int = 3,
+        cutoff: float = 5.0,
+        n_basis: int = 8,
+        average_neighbors: float = 10.0,
+        norm: NormKind = "none",
+    ) -> None:
+        super().__init__()
+        for name, value in {"cutoff": cutoff, "average_neighbors": average_neighbors}.items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"`{name}` must be a finite number > 0, got {value}.")
+        if min(n_species, n_basis) < 1:
+            raise ValueError(f"`n_species` and `n_basis` must be at least 1, got {n_species} and {n_basis}.")
+        lmax_attribute = lmax if lmax_attribute is None else lmax_attribute
+        self.cutoff, self.average_neighbors, self.n_species = float(cutoff), average_neighbors, n_species
+        self.radial_basis = BesselBasis(n_basis, cutoff)
+        self.harmonics = SphericalHarmonics(lmax_attribute)
+        self.segnn = SEGNN(
+            o3.Irreps([(n_species, "0e")]), o3.Irreps("1x0e"), channels=channels, lmax=lmax,
+            lmax_attribute=lmax_attribute, n_layers=n_layers, n_invariants=n_basis,
+            sum_scale=1 / math.sqrt(average_neighbors), norm=norm,
+        )  # fmt: skip
+
+    def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
+        """Energies (N,) of the atoms; see ``forcefield.Potential``."""
+        lengths = edge_vectors.norm(dim=1)
+        edges = make_edges(edge_index, len(species), polynomial_envelope(lengths / self.cutoff))
+        of_edge = INTEGRAL * self.harmonics(edge_vectors / lengths.unsqueeze(1))
+        of_node = edges.sum_at_target(of_edge * (edges.envelope / math.sqrt(self.average_neighbors)))
+        one_hot = nn.functional.one_hot(species, self.n_species).to(of_edge).unsqueeze(1)
+        (energies,) = self.segnn((one_hot,), edges, of_edge, of_node, self.radial_basis(lengths))
+        return energies.flatten()  # type: ignore[no-any-return]
+
+
+def _check(*, channels: int, n_layers: int, lmax: int, lmax_attribute: int, norm: str) -> None:
+    if min(channels, n_layers) < 1:
+        raise ValueError(f"`channels` and `n_layers` must be at least 1, got {channels} and {n_layers}.")
+    if not 0 <= lmax <= lmax_attribute:
+        raise ValueError(
+            f"`lmax` must lie in [0, lmax_attribute], got {lmax} and {lmax_attribute}: a feature can only be made "
+            "with an attribute of its degree."
+        )
+    if norm not in ("none", "layer"):
+        raise ValueError(f"`norm` must be none or layer, got {norm!r}.")
