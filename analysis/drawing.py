@@ -7,7 +7,7 @@ maps use cividis, made for the same readers.
 import io
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
@@ -17,7 +17,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 __all__ = [
     "BLACK",
@@ -33,6 +33,7 @@ __all__ = [
     "NothingToDrawError",
     "decades",
     "fill_theta",
+    "fit_axes",
     "has_numbers",
     "heat_map",
     "log_scale",
@@ -41,6 +42,7 @@ __all__ = [
     "scientific",
     "shared_legend",
     "short_names",
+    "step_axis",
     "styled",
 ]
 
@@ -51,6 +53,8 @@ SKY, PURPLE, ORANGE, BLACK = "#56B4E9", "#CC79A7", "#E69F00", "#000000"
 THETA_FILL = "#EFE3C2"  # pale, so that curves stay readable on it
 WIDTH = 9.5  # inches; 950 pixels of a report, so 9 points are read as 12 pixels
 DOTS_PER_INCH = 160
+WIDE = 5.0  # a ratio of largest to smallest value from which on a log axis has ticks enough to be read
+LEGEND_HANDLE, LEGEND_LETTER = 0.62, 0.068  # inches of an entry: its sample of the line with the gaps, and a letter
 STYLE: dict[Any, Any] = {  # matplotlib lists all its settings as one literal type
     "font.size": 9,
     "axes.titlesize": 10,
@@ -90,21 +94,47 @@ def panels(count: int, problem: str, *, height: float = 3.3) -> tuple[Figure, li
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
-def log_scale(ax: Axes) -> None:
+def log_scale(ax: Axes, which: Literal["x", "y"] = "y") -> None:
     """A log axis with plain numbers, readable over one decade and over five."""
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set(**{f"{which}scale": "log"})
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def fit_axes(axes: Sequence[Axes], which: Literal["x", "y"] = "y") -> None:
+    """One axis for all panels that holds the points of all their lines with a little room, log where they span much."""
+    lines = [line for ax in axes for line in ax.lines]
+    points = np.concatenate([np.ravel(line.get_data()[which == "y"]) for line in lines]).astype(float)
+    points = points[np.isfinite(points)]
+    if not len(points):
+        return
+    low, high = points.min(), points.max()
+    wide = low > 0 and high / low >= WIDE
+    room = 0.06 * (np.log(high / low) if wide else (high - low) or abs(high) or 1.0)
+    limits = (low * np.exp(-room), high * np.exp(room)) if wide else (low - room, high + room)
+    for ax in axes:
+        if wide:
+            log_scale(ax, which)
+        ax.set(**{f"{which}lim": limits})
+
+
+def step_axis(ax: Axes) -> None:
+    """Few ticks, whole numbers with thousands set apart."""
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
 def shared_legend(figure: Figure) -> None:
-    """One legend above all panels, each label once."""
+    """One legend above all panels, each label once, in as many rows as it needs."""
     entries: dict[str, Artist] = {}
     for ax in figure.axes:
         handles, labels = ax.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
-    figure.legend(list(entries.values()), list(entries), loc="outside upper left", ncols=len(entries))
+    widths = [LEGEND_HANDLE + LEGEND_LETTER * len(label) for label in entries]
+    fitting = len(entries) if sum(widths) <= figure.get_figwidth() else int(figure.get_figwidth() // max(widths))
+    figure.legend(list(entries.values()), list(entries), loc="outside upper left", ncols=max(1, fitting))
 
 
 def has_numbers(table: pd.DataFrame, name: str) -> bool:

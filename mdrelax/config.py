@@ -45,7 +45,9 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where the frames come from and how they are split."""
 
-    source: str = Field(description="A file, `sample:ethanol` (shipped), or a fetched name such as `rmd17:ethanol`.")
+    source: str = Field(
+        description="A file, `sample:ethanol` (shipped), `nbody:charged` (simulated) or fetched: `rmd17:ethanol`."
+    )
     test_source: str | None = Field(None, description="A separate file of test frames; else they are split off.")
     format: str | None = Field(None, description="`extxyz` or `md17`, when the file's ending does not tell.")
     labels: str | None = Field(None, description="rMD17 files: `revised` or `original` labels.")

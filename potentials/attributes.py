@@ -220,8 +220,8 @@ class GatedProduct(nn.Module):
 
     def forward(self, x: Features, attribute: Attribute) -> Features:
         """Features of ``irreps_in`` to features of ``irreps_out``."""
-        return self.gate(self.product(x, attribute))  # type: ignore[no-any-return]
+        return self.gate(self.product(x, attribute))
 
     def on_pairs(self, x: Features, invariants: Tensor, edges: Edges, attribute: Attribute) -> Features:
         """The same for the two ends of edges, see ``SteerableProduct.on_pairs``."""
-        return self.gate(self.product.on_pairs(x, invariants, edges, attribute))  # type: ignore[no-any-return]
+        return self.gate(self.product.on_pairs(x, invariants, edges, attribute))

@@ -107,7 +107,7 @@ class SEGNN(nn.Module):
         x = self.embedding(x, node)
         for layer in self.layers:
             x = layer(x, edges, edge, node, invariants)
-        return self.output(self.hidden(x if self.norm is None else self.norm(x), node), node)  # type: ignore[no-any-return]
+        return self.output(self.hidden(x if self.norm is None else self.norm(x), node), node)
 
 
 class NBodySEGNN(nn.Module):
@@ -142,7 +142,7 @@ class NBodySEGNN(nn.Module):
         centred = (positions - positions.mean(1, keepdim=True)).flatten(0, 1)
         inputs = (speeds.unsqueeze(2), torch.stack([centred, v], dim=2))
         (displacement,) = self.segnn(inputs, edges, of_edge, of_node, invariants)
-        return displacement.view(n_systems, n_particles, 3)  # type: ignore[no-any-return]
+        return displacement.view(n_systems, n_particles, 3)
 
 
 class SEGNNPotential(nn.Module):
@@ -191,7 +191,7 @@ class SEGNNPotential(nn.Module):
         of_node = edges.sum_at_target(of_edge * (edges.envelope / math.sqrt(self.average_neighbors)))
         one_hot = nn.functional.one_hot(species, self.n_species).to(of_edge).unsqueeze(1)
         (energies,) = self.segnn((one_hot,), edges, of_edge, of_node, self.radial_basis(lengths))
-        return energies.flatten()  # type: ignore[no-any-return]
+        return energies.flatten()
 
 
 def _check(*, channels: int, n_layers: int, lmax: int, lmax_attribute: int, norm: str) -> None:

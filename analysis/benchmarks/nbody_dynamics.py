@@ -9,19 +9,26 @@ The same starts are run by ASE's velocity Verlet (order 2) with the model and wi
 Lengths are in Angstrom, energies in eV, times in the simulator's unit (``datasets.nbody_frames``).
 """
 
+import io
+import json
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 from ase.md.verlet import VelocityVerlet
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mdrelax.analysis.drawing import BLUE, GREY, VERMILION, panels, shared_legend, styled
+from mdrelax.checkpoint import write_atomically
 from mdrelax.datasets.nbody_frames import SOFTENING, SPECIES, NBodyCalculator
 from mdrelax.datasets.nbody_simulator import PROTOCOLS, simulate
+from mdrelax.provenance import environment
 
-__all__ = ["compare_dynamics", "dynamics_figure", "starts"]
+__all__ = ["compare_dynamics", "dynamics_figure", "starts", "write_comparison"]
 
 PERTURBATION = 1e-3  # Angstrom, of every coordinate
 TIME = 0.1  # the simulator records a frame every 0.1
@@ -81,6 +88,41 @@ def compare_dynamics(
     return pd.DataFrame(rows)
 
 
+def write_comparison(
+    calculator: Calculator, system: str, folder: Path, *, n_starts: int, duration: float, command: str, seed: int = 0
+) -> list[str]:
+    """dynamics.csv, dynamics.json and dynamics.png in ``folder``; returns lines that say what was found."""
+    table = compare_dynamics(calculator, system, n_starts=n_starts, duration=duration, seed=seed)
+    at = {time: rows for time, rows in table.groupby(table.time.round(6)) if time > 0}
+    medians = {
+        f"{time:g}": {name: float(rows[name].median()) for name in ("divergence", "sensitivity", "displacement")}
+        for time, rows in at.items()
+    }
+    last = at[max(at)]
+    drifts = {name: float(last[name].abs().median()) for name in ("energy_drift_model", "energy_drift_exact")}
+    record = {
+        "command": command, "system": system, "starts": n_starts, "medians_by_time": medians,
+        "median_absolute_energy_drift_eV_per_particle": drifts, "environment": environment(device="cpu", seed=seed),
+    }  # fmt: skip
+    figure = io.BytesIO()
+    dynamics_figure(table).savefig(figure, dpi=150)
+    contents = {
+        "dynamics.csv": table.to_csv(index=False).encode(),
+        "dynamics.json": json.dumps(record, indent=2).encode(),
+        "dynamics.png": figure.getvalue(),
+    }
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    middle = medians.get("1", medians[min(medians, key=float)])
+    return [
+        f"after time 1: divergence {middle['divergence']:.4f}, distance travelled {middle['displacement']:.4f}, "
+        f"start moved by 0.001: {middle['sensitivity']:.4f} (medians of {n_starts} starts, Angstrom)",
+        f"energy drift at the end: model {1e3 * drifts['energy_drift_model']:.3f}, simulator "
+        f"{1e3 * drifts['energy_drift_exact']:.3f} meV a particle",
+        *(str(folder / name) for name in contents),
+    ]
+
+
 def _run(atoms: Atoms, calculator: Calculator, timestep: float, every: int, n_records: int) -> tuple[Array, Array]:
     """Positions (T, n, 3) and total energies (T,) at the recorded times, the start included."""
     moving = atoms.copy()
@@ -124,8 +166,9 @@ def dynamics_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _band(ax, table: pd.DataFrame, name: str, label: str, colour: str) -> None:  # type: ignore[no-untyped-def]
+def _band(ax: Axes, table: pd.DataFrame, name: str, label: str, colour: str) -> None:
     """Median line and quartile band of a column against time."""
-    quartiles = table.groupby("time")[name].quantile([0.25, 0.5, 0.75]).unstack()
-    ax.plot(quartiles.index, quartiles[0.5], color=colour, label=label or None)
-    ax.fill_between(quartiles.index, quartiles[0.25], quartiles[0.75], color=colour, alpha=0.2, linewidth=0)
+    groups = table.groupby("time")[name]
+    lower, middle, upper = (groups.quantile(q) for q in (0.25, 0.5, 0.75))
+    ax.plot(middle.index, middle, color=colour, label=label or None)
+    ax.fill_between(middle.index, lower, upper, color=colour, alpha=0.2, linewidth=0)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from mdrelax.analysis.drawing import (
     BLACK,
@@ -26,15 +26,18 @@ from mdrelax.analysis.drawing import (
     WIDTH,
     NothingToDrawError,
     fill_theta,
+    fit_axes,
     has_numbers,
-    log_scale,
     panels,
     shared_legend,
     short_names,
+    step_axis,
     styled,
 )
 
-__all__ = ["ARM_STYLES", "RunTables", "arms_overview", "learning_curves", "lie_derivatives", "main_setting", "mse_against"]
+__all__ = [
+    "ARM_STYLES", "RunTables", "arms_overview", "learning_curves", "lie_derivatives", "main_setting", "mse_against",
+]  # fmt: skip
 
 ARM_STYLES: dict[str, tuple[str, str]] = {  # colour and marker, in the order in which arms are listed
     "standard": (VERMILION, "s"),
@@ -49,7 +52,6 @@ LIE_ARMS = ("relaxed", "relaxed-weight")  # the paper's penalty and the one of t
 AXES = {"n_layers": "layers", "n_train": "training trajectories"}
 MSE = "MSE (10⁻³)"
 MOST_PANELS = 3  # beside each other; more would be too small to read
-WIDE = 5.0  # a ratio of largest to smallest error from which on a log axis has ticks enough to be read
 
 
 class RunTables(NamedTuple):
@@ -71,7 +73,7 @@ def main_setting(table: pd.DataFrame) -> tuple[int, int]:
 
 @styled
 def mse_against(table: pd.DataFrame, by: Literal["n_layers", "n_train"]) -> Figure:
-    """Test error of every arm against depth or size of the training set (the paper's Figure 4), a row of ``table`` a run.
+    """Test error of every arm against depth or training-set size (the paper's Figure 4); ``table`` has a row a run.
 
     Markers are means over seeds with the sample standard deviation, small dots the single seeds; arms stand a little
     beside each other. One panel for each value of the other variable at which ``by`` takes several values.
@@ -79,29 +81,34 @@ def mse_against(table: pd.DataFrame, by: Literal["n_layers", "n_train"]) -> Figu
     if by not in AXES:
         raise ValueError(f"`by` must be n_layers or n_train, got `{by}`.")
     other = "n_layers" if by == "n_train" else "n_train"
-    groups = [(value, group) for value, group in table.groupby(other) if group[by].nunique() > 1]
+    parts = table.groupby(other) if len(table) else ()
+    groups = [(value, group) for value, group in parts if group[by].nunique() > 1]
     shown = sorted(groups, key=lambda pair: len(pair[1]))[-MOST_PANELS:]
     figure, axes = panels(len(shown), f"`table` holds no two values of {by} beside one of {other}", height=3.4)
     arms = _in_order(table["arm"])
     for ax, (value, group) in zip(axes, sorted(shown, key=lambda pair: pair[0]), strict=True):
         ticks = sorted(group[by].unique())
-        for number, arm in enumerate(arms):
-            _arm_against(ax, group[group["arm"] == arm], by, arm, _beside(number, len(arms), ticks, by == "n_train"))
         _value_axis(ax, ticks, log=by == "n_train")
+        gap = 0.16 * float(np.diff(_scaled(ax, ticks)).min()) / max(len(arms) - 1, 1)
+        for number, arm in enumerate(arms):
+            _arm_against(ax, group[group["arm"] == arm], by, arm, (number - (len(arms) - 1) / 2) * gap, gap)
         ax.set(title=f"{value:,} {_words(other, value)}", xlabel=AXES[by])
     axes[0].set_ylabel(f"test {MSE}")
-    _same_errors(axes)
+    fit_axes(axes)
     shared_legend(figure)
     return figure
 
 
 @styled
 def learning_curves(runs: Sequence[RunTables]) -> Figure:
-    """Validation error of the projected network against the optimiser step: seeds thin, their mean thick, theta filled."""
+    """Validation error of the projected network against the step: seeds thin, their mean thick, theta filled."""
     shown = [run for run in runs if has_numbers(run.metrics, "val_mse")]
     figure, (ax,) = panels(1 if shown else 0, "no run has a validation error", height=3.8)
-    _fill_theta_of(ax, shown)
-    for arm in _in_order(run.arm for run in shown):
+    arms = _in_order(run.arm for run in shown)
+    relaxed = [run for run in sorted(shown, key=lambda run: arms.index(run.arm)) if run.metrics["theta"].any()]
+    if relaxed:  # the first arm's: others may have other schedules
+        fill_theta(ax, relaxed[0].metrics, label=f"θ of {relaxed[0].arm} (right axis)")
+    for arm in arms:
         colour, _ = ARM_STYLES[arm]
         curves = [1e3 * run.metrics.set_index("step")["val_mse"] for run in shown if run.arm == arm]
         for curve in curves if len(curves) > 1 else []:
@@ -109,8 +116,8 @@ def learning_curves(runs: Sequence[RunTables]) -> Figure:
         mean = pd.concat(curves, axis=1, join="inner").mean(axis=1)
         ax.plot(mean.index, mean, color=colour, label=f"{arm} ({_count(len(curves), 'seed')})")
     ax.set(xlabel="optimiser step", ylabel=f"validation {MSE}, projected network")
-    _error_scale([ax], [1e3 * run.metrics["val_mse"] for run in shown])
-    _step_axis(ax)
+    fit_axes([ax])
+    step_axis(ax)
     shared_legend(figure)
     return figure
 
@@ -134,27 +141,26 @@ def lie_derivatives(runs: Sequence[RunTables]) -> Figure:
     grid = figure.subplots(len(arms), 3, squeeze=False, sharex="col", width_ratios=(1.15, 1.15, 1.0))
     for row, (arm, mean) in zip(grid, means.items(), strict=True):
         own = [run for run in relaxed if run.arm == arm]
-        _lie_lines(row[0], mean, "activation_lie", own, f"{arm}: at activations")
-        _lie_lines(row[1], mean, "lie", own, f"{arm}: of the weights")
-        _lie_at_peak(row[2], mean, _peak_step(own[0].metrics))
-    for ax in grid[-1][:2]:
-        ax.set_xlabel("optimiser step")
-    grid[-1][2].set_xlabel("Lie derivative")
+        _lie_lines(row[0], mean, "activation_lie", own[0].metrics)
+        _lie_lines(row[1], mean, "lie", own[0].metrics)
+        row[0].set(title=f"{arm}: at activations", ylabel="Lie derivative")
+        row[1].set(title=f"{arm}: of the weights")
+        _lie_at_peak(row[2], mean, own[0].metrics)
+    for column, which, label in zip(grid.T, "yyx", ("optimiser step", "optimiser step", "Lie derivative"), strict=True):
+        fit_axes(list(column), which)
+        column[-1].set_xlabel(label)
     shared_legend(figure)
     return figure
 
 
 @styled
 def arms_overview(
-    table: pd.DataFrame,
-    *,
-    setting: tuple[int, int] | None = None,
-    published: Mapping[str, float] | None = None,
+    table: pd.DataFrame, *, setting: tuple[int, int] | None = None, published: Mapping[str, float] | None = None
 ) -> Figure:
     """Test errors of the arms at one setting (layers, training trajectories), that of most runs unless given.
 
-    Every dot is a seed, a bar the mean, and beside the arm's name stand mean and sample standard deviation. ``published``
-    are errors to compare with by name, dashed.
+    Every dot is a seed, a bar the mean; below the arm's name stand mean and sample standard deviation. ``published``
+    are errors to compare with, by name, dashed.
     """
     if not len(table):
         raise NothingToDrawError("`table` holds no run: there is nothing to draw.")
@@ -171,7 +177,7 @@ def arms_overview(
     ax.set_yticks(range(len(arms)), labels)
     ax.set_ylim(len(arms) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel(f"test {MSE}: {n_layers} {_words('n_layers', n_layers)}, {n_train:,} {_words('n_train', n_train)}")
+    ax.set_xlabel(f"test {MSE}, {n_layers} {_words('n_layers', n_layers)}, {n_train:,} {_words('n_train', n_train)}")
     _draw_published(ax, published or {})
     return figure
 
@@ -194,28 +200,33 @@ def _count(number: int, noun: str) -> str:
 
 
 def _mean_text(errors: pd.Series) -> str:
-    spread = f" ± {1e3 * errors.std():.2g}" if len(errors) > 1 else ""
-    return f"{1e3 * errors.mean():.3g}{spread} ({_count(len(errors), 'seed')})"
+    spread = f" ± {1e3 * errors.std():.2f}" if len(errors) > 1 else ""
+    return f"{1e3 * errors.mean():.2f}{spread} ({_count(len(errors), 'seed')})"
 
 
-def _beside(number: int, count: int, ticks: Sequence[int], log: bool) -> Any:
-    """The function that moves an arm's points a little to the side, so that bars do not cover each other."""
-    where = np.log(ticks) if log else np.asarray(ticks, dtype=float)
-    shift = 0.12 * float(np.diff(where).min()) * (number - (count - 1) / 2) / max(count - 1, 1)
-    return lambda x: np.asarray(x, dtype=float) * np.exp(shift) if log else np.asarray(x, dtype=float) + shift
+def _scaled(ax: Axes, values: Any) -> Any:
+    """Values as they are spaced on the horizontal axis."""
+    return np.log(values) if ax.get_xscale() == "log" else np.asarray(values, dtype=float)
 
 
-def _arm_against(ax: Axes, rows: pd.DataFrame, by: str, arm: str, beside: Any) -> None:
-    """One arm: dots for the seeds, and means with bars joined by a line."""
+def _moved(ax: Axes, values: Any, shift: float) -> Any:
+    moved = _scaled(ax, values) + shift
+    return np.exp(moved) if ax.get_xscale() == "log" else moved
+
+
+def _arm_against(ax: Axes, rows: pd.DataFrame, by: str, arm: str, shift: float, gap: float) -> None:
+    """One arm, moved to the side by ``shift``: means with bars joined by a line, and the seeds as dots beside them."""
     if not len(rows):
         return
     colour, marker = ARM_STYLES[arm]
-    ax.plot(beside(rows[by]), 1e3 * rows["test_mse"], ".", color=colour, markersize=4, alpha=0.45)
     groups = 1e3 * rows.groupby(by)["test_mse"].agg(["mean", "std"])
+    several = groups["std"].notna().any()
     ax.errorbar(
-        beside(groups.index), groups["mean"], yerr=groups["std"].fillna(0.0), color=colour, marker=marker,
-        markersize=5, linewidth=1.2, elinewidth=1.2, capsize=3, label=arm,
+        _moved(ax, groups.index, shift), groups["mean"], yerr=groups["std"].fillna(0.0) if several else None,
+        color=colour, marker=marker, markersize=4.5, linewidth=1.2, elinewidth=1.2, capsize=2.5, label=arm,
     )  # fmt: skip
+    dots = _moved(ax, rows[by], shift + 0.4 * gap * several)
+    ax.plot(dots, 1e3 * rows["test_mse"], ".", color=colour, markersize=4, alpha=0.6)
 
 
 def _value_axis(ax: Axes, ticks: Sequence[int], *, log: bool) -> None:
@@ -226,39 +237,6 @@ def _value_axis(ax: Axes, ticks: Sequence[int], *, log: bool) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.margins(x=0.1)
-
-
-def _same_errors(axes: Sequence[Axes]) -> None:
-    """One error axis for all panels."""
-    values = np.concatenate([line.get_ydata() for ax in axes for line in ax.lines]).astype(float)
-    low, high = np.min([ax.get_ylim()[0] for ax in axes]), np.max([ax.get_ylim()[1] for ax in axes])
-    _error_scale(axes, [pd.Series(values)])
-    if axes[0].get_yscale() == "linear":
-        for ax in axes:
-            ax.set_ylim(low, high)
-
-
-def _error_scale(axes: Sequence[Axes], errors: Iterable[pd.Series]) -> None:
-    """A log axis where errors span much, with room above and below."""
-    values = pd.concat(list(errors)).dropna()
-    low, high = values.min(), values.max()
-    if low > 0 and high / low >= WIDE:
-        for ax in axes:
-            log_scale(ax)
-            ax.set_ylim(low / 1.15, high * 1.15)
-
-
-def _step_axis(ax: Axes) -> None:
-    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-
-
-def _fill_theta_of(ax: Axes, runs: Sequence[RunTables]) -> None:
-    """theta of the first relaxed arm; arms with other schedules have their own."""
-    relaxed = [run for run in runs if has_numbers(run.metrics, "theta") and run.metrics["theta"].any()]
-    if relaxed:
-        first = next(run for arm in _in_order(run.arm for run in relaxed) for run in relaxed if run.arm == arm)
-        fill_theta(ax, first.metrics, label=f"θ of {first.arm} (right axis)")
 
 
 def _layer_means(tables: Sequence[pd.DataFrame | None]) -> pd.DataFrame:
@@ -272,7 +250,7 @@ def _layer_styles(names: Sequence[str]) -> list[tuple[Any, str]]:
     """Colour by depth, dash by the map within it: 0.update_1 and 0.update_2 share a colour."""
     depths = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
     maps = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
-    colours = mpl.colormaps["cividis"](np.linspace(0.0, 0.8, max(len(depths), 2)))
+    colours = mpl.colormaps["viridis"](np.linspace(0.0, 0.75, max(len(depths), 2)))
     dashes = ("-", "--", ":", "-.")
     return [
         (colours[depths.index(head)], dashes[maps.index(tail) % len(dashes)])
@@ -280,25 +258,19 @@ def _layer_styles(names: Sequence[str]) -> list[tuple[Any, str]]:
     ]
 
 
-def _lie_lines(ax: Axes, mean: pd.DataFrame, column: str, runs: Sequence[RunTables], title: str) -> None:
+def _lie_lines(ax: Axes, mean: pd.DataFrame, column: str, metrics: pd.DataFrame) -> None:
     """One line a layer, theta behind."""
-    _fill_theta_of(ax, runs)
+    fill_theta(ax, metrics, label="θ (right axis)")
     names = list(mean["layer"].unique())
     for name, (colour, dash) in zip(names, _layer_styles(names), strict=True):
         rows = mean[(mean["layer"] == name) & (mean[column] > 0)]
         ax.plot(rows["step"], rows[column], dash, color=colour, linewidth=1.3)
-    ax.set_title(title)
-    _error_scale([ax], [mean.loc[mean[column] > 0, column]])
-    _step_axis(ax)
+    step_axis(ax)
 
 
-def _peak_step(metrics: pd.DataFrame) -> int:
-    """The last validation at which theta is as large as ever; of a constant theta, the end."""
-    return int(metrics.loc[metrics["theta"] == metrics["theta"].max(), "step"].max())
-
-
-def _lie_at_peak(ax: Axes, mean: pd.DataFrame, step: int) -> None:
-    """A row a layer: the dash of its lines, and the two values where theta was largest."""
+def _lie_at_peak(ax: Axes, mean: pd.DataFrame, metrics: pd.DataFrame) -> None:
+    """A row a layer, drawn as its lines: the two values at the last validation at which theta was largest."""
+    step = int(metrics.loc[metrics["theta"] == metrics["theta"].max(), "step"].max())
     rows = mean[mean["step"] == step]
     names = list(rows["layer"])
     for place, (_, row) in enumerate(rows.iterrows()):
@@ -316,10 +288,12 @@ def _lie_at_peak(ax: Axes, mean: pd.DataFrame, step: int) -> None:
 
 
 def _draw_published(ax: Axes, published: Mapping[str, float]) -> None:
-    """Dashed lines with their names above the panel."""
-    for name, error in published.items():
-        ax.axvline(1e3 * error, color=GREY, linestyle="--", linewidth=1.0, zorder=0)
-        ax.text(
-            1e3 * error, 1.02, f"{name} {1e3 * error:g}", transform=ax.get_xaxis_transform(), rotation=25,
-            rotation_mode="anchor", fontsize=8, color="#505050",
+    """Dashed lines with their names above the panel, stacked so that no name or line covers another."""
+    look: dict[str, Any] = {"color": GREY, "linestyle": "--", "linewidth": 1.0}
+    for level, (name, error) in enumerate(sorted(published.items(), key=lambda item: -item[1])):
+        ax.axvline(1e3 * error, zorder=0, **look)
+        ax.annotate(
+            f" {name} {1e3 * error:g}", (1e3 * error, 1.0), xycoords=ax.get_xaxis_transform(),
+            xytext=(0, 5 + 12 * level), textcoords="offset points", fontsize=8, color="#505050",
+            arrowprops={"arrowstyle": "-", "relpos": (0, 0), "shrinkA": 0, "shrinkB": 0, **look},
         )  # fmt: skip

@@ -24,6 +24,7 @@ from mdrelax.units import nearest_name
 
 __all__ = ["Grid", "collect", "plan", "recipe", "run_all", "summarize"]
 
+RECIPES = ("published", "tuned")
 POLL_SECONDS = 0.5
 KEYS = ["arm", "n_layers", "n_train"]  # what a row of the summary is about
 
@@ -37,10 +38,12 @@ class Grid(NamedTuple):
     train_sizes: Sequence[int] = (3000,)
 
 
-def recipe() -> dict[str, Any]:
-    """The shipped settings of a run as a document: data, network, optimiser and relaxation, the same for all arms."""
-    text = (resources.files("mdrelax.analysis.benchmarks") / "nbody.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)  # type: ignore[no-any-return]
+def recipe(name: str = "tuned") -> dict[str, Any]:
+    """A shipped recipe as a document: loss, optimiser and relaxation, the same for all arms; raises ``ConfigError``."""
+    if name not in RECIPES:
+        raise ConfigError(f"There is no recipe `{name}`; {nearest_name(name, RECIPES)}")
+    text = (resources.files("mdrelax.analysis.benchmarks") / f"nbody-{name}.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)
 
 
 def plan(grid: Grid, *, base: dict[str, Any], overrides: Sequence[str] = ()) -> list[NBodyRun]:
@@ -107,7 +110,7 @@ def _outcome(place: Path, code: int) -> str:
     result = read_result(place)
     if code or result is None:
         return f"FAILED with exit code {code}"
-    return f"test MSE {1e3 * result['test_mse']:.3f}e-3 after {result['seconds'] / 60:.1f} min"
+    return f"validation MSE {1e3 * result['validation_mse']:.3f}e-3 after {result['seconds'] / 60:.1f} min"
 
 
 def collect(folder: Path) -> pd.DataFrame:

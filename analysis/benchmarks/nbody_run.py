@@ -63,6 +63,8 @@ class NBodyRun(Section):
     n_test: int = Field(2000, ge=1, description="Test trajectories.")
     n_layers: int = Field(4, ge=1, description="Rounds of messages.")
     channels: int = Field(32, ge=1, description="Channels of each degree.")
+    huber: float | None = Field(None, gt=0, description="Errors above it count linearly in the loss; none: the MSE.")
+    noise: float = Field(0.0, ge=0, description="Size of the normal deviates added to a training batch's input.")
     training: OptimisationConfig
     relaxation: RelaxationConfig = RelaxationConfig()
     compile: bool = Field(False, description="Train through torch.compile, which needs a C++ compiler.")
@@ -120,7 +122,7 @@ def run_nbody(
 def read_result(folder: Path) -> dict[str, Any] | None:
     """What a finished run says of itself, ``None`` before it has finished."""
     path = folder / RESULT
-    return json.loads(path.read_text()) if path.is_file() else None  # type: ignore[no-any-return]
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _story(fit: FitResult[nn.Module]) -> dict[str, Any]:
@@ -180,7 +182,10 @@ def _trainer(
     model.to(getattr(torch, settings.dtype))
     if run.compile:
         model.compile(dynamic=False)
-    task = Displacement(train, validation, batch_size=settings.batch_size, seed=settings.seed, rotate=settings.rotate)
+    task = Displacement(
+        train, validation, batch_size=settings.batch_size, seed=settings.seed, rotate=settings.rotate,
+        huber=run.huber, noise=run.noise,
+    )  # fmt: skip
     return Trainer(model, task, training=settings, relaxation=run.relaxation, folder=folder, listener=listener)
 
 

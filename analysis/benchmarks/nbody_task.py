@@ -1,7 +1,11 @@
 """The N-body task, where will every particle be: a ``Task`` of the trainer, and how equivariant a network is.
 
-A network maps positions, velocities (M, n, 3) and charges (M, n) to displacements (M, n, 3); the loss is the mean
-squared error of the predicted positions over all coordinates, as published.
+A network maps positions, velocities (M, n, 3) and charges (M, n) to displacements (M, n, 3). What is measured is the
+mean squared error of the predicted positions over all coordinates; it is also the published loss. With ``huber`` =
+delta the loss is the same for errors up to delta and grows linearly beyond, so that the few systems that pass through a
+close encounter, which no network can follow, do not rule the gradient. With ``noise`` > 0 every coordinate and velocity
+of a training batch is moved by a normal deviate of that size, the target position kept: what is learnt by heart does
+not survive it.
 """
 
 import copy
@@ -10,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mdrelax.datasets.nbody import NBodySplit
 from mdrelax.equivariance import EquivarianceError, random_rotations
@@ -38,6 +43,11 @@ class Systems(NamedTuple):
         x, v, d = (t @ transposed for t in (self.positions, self.velocities, self.displacements))
         return Systems(x, v, self.charges, d)
 
+    def moved(self, size: float, generator: torch.Generator) -> "Systems":
+        """Positions and velocities moved by normal deviates; the particles still arrive at the same places."""
+        shift, kick = size * torch.randn(2, *self.positions.shape, generator=generator, dtype=self.positions.dtype)
+        return Systems(self.positions + shift, self.velocities + kick, self.charges, self.displacements - shift)
+
 
 def prepare(split: NBodySplit, dtype: torch.dtype = torch.float32) -> Systems:
     """A split of the data set as displacements, cast after the difference was taken in float64."""
@@ -57,9 +67,17 @@ class Displacement:
     selected = "val_mse"
 
     def __init__(
-        self, train: Systems, validation: Systems, *, batch_size: int, seed: int = 0, rotate: bool = True
+        self,
+        train: Systems,
+        validation: Systems,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        rotate: bool = True,
+        huber: float | None = None,
+        noise: float = 0.0,
     ) -> None:
-        self.train, self.validation = train, validation
+        self.train, self.validation, self.huber, self.noise = train, validation, huber, noise
         self.batch_size, self.seed, self.rotate = batch_size, seed, rotate
         self.n_batches = len(train.charges) // batch_size
         if not self.n_batches:
@@ -79,12 +97,16 @@ class Displacement:
             yield self.train.take(order[k * self.batch_size : (k + 1) * self.batch_size])
 
     def loss(self, model: nn.Module, batch: Systems, *, step: int) -> tuple[Tensor, list[Tensor]]:
-        """The mean squared error of a batch, each of its systems turned at random."""
+        """The mean error of a batch, each of its systems turned at random."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         if self.rotate:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
             batch = batch.turned(random_rotations(len(batch.charges), generator))
+        if self.noise:
+            batch = batch.moved(self.noise, generator)
         predicted = model(batch.positions, batch.velocities, batch.charges)
-        return (predicted - batch.displacements).square().mean(), []
+        if self.huber is None:
+            return (predicted - batch.displacements).square().mean(), []
+        return 2 * functional.huber_loss(predicted, batch.displacements, delta=self.huber), []
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """The error of a projected copy on the validation systems."""

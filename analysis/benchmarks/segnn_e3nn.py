@@ -133,4 +133,4 @@ class E3nnNBodySEGNN(nn.Module):
         h = self.embedding(torch.cat([v.norm(dim=1, keepdim=True), centred, v], dim=1), of_node)
         for layer in self.layers:
             h = layer(h, edge_index, of_edge, of_node, invariants)
-        return self.output(self.hidden(h, of_node), of_node).view(n_systems, n, 3)  # type: ignore[no-any-return]
+        return self.output(self.hidden(h, of_node), of_node).view(n_systems, n, 3)

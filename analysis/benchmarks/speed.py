@@ -5,8 +5,10 @@ Every contestant does the same work: forward, mean squared error, backward and a
 their ratios are what to quote. The plain e3nn form stands for the published code, which is written like it.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -14,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from mdrelax.analysis.benchmarks.segnn_e3nn import E3nnNBodySEGNN
+from mdrelax.checkpoint import write_atomically
 from mdrelax.potentials.segnn import NBodySEGNN
 from mdrelax.projection import project
+from mdrelax.provenance import environment
 from mdrelax.relaxation import PenaltyKind, penalty, relax_constraints, set_theta
 
-__all__ = ["nbody_step_times"]
+__all__ = ["nbody_step_times", "write_speed"]
 
 PLAIN = "plain e3nn"
 WARM_UP = 3
@@ -61,6 +65,19 @@ def nbody_step_times(
             step()
             times[name].append(1e3 * (time.perf_counter() - start))
     return _table(times, {each.name: sum(p.numel() for p in each.model.parameters()) for each in contestants})
+
+
+def write_speed(table: pd.DataFrame, folder: Path, *, command: str) -> list[Path]:
+    """speed.csv, and speed.json with the machine, the versions and the command beside the numbers."""
+    record = {
+        "command": command,
+        "work": f"forward, MSE, backward, Adam; batch {BATCH} of {PARTICLES} particles",
+        "environment": environment(device="cpu", seed=0),
+        "networks": json.loads(table.to_json(orient="index")),
+    }
+    write_atomically(folder / "speed.csv", table.to_csv().encode())
+    write_atomically(folder / "speed.json", json.dumps(record, indent=2).encode())
+    return [folder / "speed.csv", folder / "speed.json"]
 
 
 def _contestants(dtype: torch.dtype, *, compiled: bool) -> Iterable[Contestant]:
