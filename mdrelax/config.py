@@ -91,6 +91,9 @@ class RelaxationConfig(Section):
     where: list[str] | None = Field(None, description="Name patterns of the layers; none: the paper's places.")
     initial_std: float = Field(1e-4, ge=0, description="Standard deviation of the free maps at the start.")
     penalty: Literal["activation", "weight"] = Field("activation", description="The paper's, or the closed form in W.")
+    learning_rate_fraction: float = Field(
+        1.0, gt=0, le=1, description="The free maps' learning rate as a fraction of the network's."
+    )
     penalty_rows: int | None = Field(
         None, ge=1, description="activation: rows of a layer's input it is taken at, evenly spaced; none: all of them."
     )

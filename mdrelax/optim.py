@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from mdrelax.blockwise import Muon, NormalisedAdam, is_matrix
+from mdrelax.relaxation import relaxed_layers
 from mdrelax.units import nearest_name
 
 __all__ = [
@@ -30,8 +31,8 @@ __all__ = [
     "Ema",
     "LearningRate",
     "LearningRateKind",
-    "MuonAndAdamW",
     "Optimizer",
+    "Parts",
     "make_optimizer",
     "set_rate",
 ]
@@ -74,13 +75,32 @@ class MakeOptimizer(Protocol):
 
 
 def make_optimizer(
-    model: nn.Module, *, kind: str = "adamw", lr: float, weight_decay: float, betas: tuple[float, float]
+    model: nn.Module,
+    *,
+    kind: str = "adamw",
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    free_fraction: float = 1.0,
 ) -> Optimizer:
-    """The optimiser ``kind`` of the trainable parameters; raises ``ValueError`` for a name not in ``OPTIMIZERS``."""
+    """The optimiser ``kind`` of the trainable parameters; raises ``ValueError`` for a name not in ``OPTIMIZERS``.
+
+    The free maps of a relaxed model move at ``free_fraction`` of the rate.
+    """
     if kind not in OPTIMIZERS:
         raise ValueError(f"Unknown optimizer `{kind}`; {nearest_name(kind, OPTIMIZERS)}")
+    settings: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "betas": betas}
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    return OPTIMIZERS[kind](parameters, lr=lr, weight_decay=weight_decay, betas=betas)
+    free: list[Tensor] = [layer.weight for layer in relaxed_layers(model).values()]
+    if free_fraction == 1 or not free:
+        return OPTIMIZERS[kind](parameters, **settings)
+    known = {id(p) for p in free}
+    parts = {name: OPTIMIZERS[kind](some, **settings) for name, some in (
+        ("trunk", [p for p in parameters if id(p) not in known]), ("free", free)
+    )}  # fmt: skip
+    for group in parts["free"].param_groups:
+        group["lr_fraction"] = free_fraction * group.get("lr_fraction", 1.0)
+    return Parts(parts)
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
@@ -105,21 +125,15 @@ def _adam(parameters: list[Tensor], *, lr: float, weight_decay: float, betas: tu
     return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, betas=betas, fused=True)
 
 
-class MuonAndAdamW:
-    """Muon for matrices and AdamW, at a fixed fraction of its rate, for vectors; either may have nothing to do."""
+class Parts:
+    """Several optimisers, each with parameters of its own, as one."""
 
-    def __init__(self, parameters: list[Tensor], *, lr: float, weight_decay: float, betas: tuple[float, float]) -> None:
-        matrices, vectors = [p for p in parameters if is_matrix(p)], [p for p in parameters if not is_matrix(p)]
-        self.parts: dict[str, Any] = {"muon": Muon(matrices, lr=lr, momentum=betas[0], weight_decay=weight_decay)}
-        if vectors:
-            group = {"params": vectors, "lr_fraction": ADAMW_FRACTION}
-            self.parts["adamw"] = torch.optim.AdamW(
-                [group], lr=ADAMW_FRACTION * lr, betas=betas, weight_decay=0.0, fused=True
-            )
+    def __init__(self, parts: dict[str, Any]) -> None:
+        self.parts = parts
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """Muon's group, then AdamW's."""
+        """The groups of all parts, in their order."""
         return [group for part in self.parts.values() for group in part.param_groups]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -128,7 +142,7 @@ class MuonAndAdamW:
             part.zero_grad(set_to_none)
 
     def step(self) -> None:
-        """Move the matrices, then the vectors."""
+        """Move the parameters, part by part."""
         for part in self.parts.values():
             part.step()
 
@@ -142,10 +156,20 @@ class MuonAndAdamW:
             part.load_state_dict(state[name])
 
 
+def _muon(parameters: list[Tensor], *, lr: float, weight_decay: float, betas: tuple[float, float]) -> Parts:
+    """Muon for matrices and AdamW, at a fixed fraction of its rate, for vectors; either may have nothing to do."""
+    matrices, vectors = [p for p in parameters if is_matrix(p)], [p for p in parameters if not is_matrix(p)]
+    parts: dict[str, Any] = {"muon": Muon(matrices, lr=lr, momentum=betas[0], weight_decay=weight_decay)}
+    if vectors:
+        group = {"params": vectors, "lr_fraction": ADAMW_FRACTION}
+        parts["adamw"] = torch.optim.AdamW([group], lr=ADAMW_FRACTION * lr, betas=betas, weight_decay=0.0, fused=True)
+    return Parts(parts)
+
+
 OPTIMIZERS: dict[str, MakeOptimizer] = {
     "adam": _adam,
     "adamw": _adamw,
-    "muon": MuonAndAdamW,
+    "muon": _muon,
     "normalised": NormalisedAdam,
 }
 

@@ -56,7 +56,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "segnn": {
         "tiny": {"channels": 32, "lmax": 1, "n_layers": 3, "n_basis": 8},
-        "small": {"channels": 64, "lmax": 1, "lmax_attribute": 2, "n_layers": 4, "n_basis": 8},
+        "small": {"channels": 48, "lmax": 1, "lmax_attribute": 2, "n_layers": 3, "n_basis": 8},
     },
 }
 

@@ -1,8 +1,10 @@
 """The N-body benchmark in miniature, through the functions of the real one: fair arms, exact resume, refusals."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,16 @@ from command_line import mdrelax
 from mdrelax.analysis.benchmarks import nbody_grid
 from mdrelax.analysis.benchmarks.nbody_grid import Grid, collect, plan, recipe, run_all
 from mdrelax.analysis.benchmarks.nbody_run import ARMS, NBodyRun, load_run, prepare_folder, read_result, run_nbody
+from mdrelax.analysis.benchmarks.nbody_study import FIGURES
 from mdrelax.analysis.benchmarks.nbody_task import Displacement
 from mdrelax.config import ConfigError
 from mdrelax.training import Progress
 
 TRAINING = {"epochs": 3, "batch_size": 20, "learning_rate": 0.002, "validate_every": 4, "warmup_steps": 0, "ema": 0.0}
 MINIATURE = {"n_train": 60, "n_validation": 20, "n_test": 20, "n_layers": 1, "channels": 8}  # 9 steps in 3 epochs
+
+
+FAILURE = [sys.executable, "-c", "raise SystemExit(1)"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -178,17 +184,17 @@ def test_the_arms_own_keys_replace_the_studys():
 
 def test_a_grid_is_every_combination_seeds_outermost():
     """Two arms of a first seed are there before a second seed begins; names tell the runs apart."""
-    runs = plan(Grid(seeds=(0, 1), layers=(1, 2)), base=recipe(), overrides=["channels=8"])
+    runs = plan(Grid(seeds=(0, 1), layers=(1, 2)), base=recipe("published"), overrides=["channels=8"])
     names = [run.name() for run in runs]
-    assert names[:3] == [
-        f"{arm}-train3000-seed0" for arm in ("standard-layers1", "relaxed-layers1", "standard-layers2")
-    ]
+    assert names[:3] == [f"{k}-train3000-seed0" for k in ("standard-layers1", "relaxed-layers1", "standard-layers2")]
     assert len(set(names)) == 8
-    assert {(run.channels, run.training.epochs, run.relaxation.weight) for run in runs} == {(8, 1000, 0.01)}
+    assert {(r.channels, r.training.epochs, r.training.batch_size, r.huber) for r in runs} == {(8, 1000, 100, None)}
 
 
-def test_an_unknown_arm_or_key_names_the_nearest():
+def test_an_unknown_arm_recipe_or_key_names_the_nearest():
     """And an empty grid says what it lacks."""
+    with pytest.raises(ConfigError, match=r"no recipe `tunned`; .*tuned"):
+        recipe("tunned")
     with pytest.raises(ConfigError, match=r"no arm `relaxd`; .*relaxed"):
         plan(Grid(arms=["relaxd"]), base=recipe())
     with pytest.raises(ConfigError, match=r"Unknown config key `chanels`; .*channels"):
@@ -201,14 +207,14 @@ def test_a_grid_skips_what_is_finished_and_names_what_failed(finished, tmp_path,
     """No process is started for finished runs; one that fails is named after the others have ended."""
     monkeypatch.setattr(nbody_grid, "POLL_SECONDS", 0.01)
     study = finished["standard"].parent
-    run_all([_run("standard"), _run("egnn")], study, jobs=2, command=["false"])
+    run_all([_run("standard"), _run("egnn")], study, jobs=2, command=FAILURE)
     assert sorted(collect(study)["arm"]) == sorted(ARMS)
     said: list[str] = []
     with pytest.raises(RuntimeError, match=r"failed: egnn-layers1-train60-seed0; see run\.log"):
-        run_all([_run("egnn")], tmp_path, jobs=1, command=["false"], tell=said.append)
+        run_all([_run("egnn")], tmp_path, jobs=1, command=FAILURE, tell=said.append)
     assert said == ["[1/1] egnn-layers1-train60-seed0: FAILED with exit code 1"]
     with pytest.raises(ConfigError, match="channels: 8 -> 4"):
-        run_all([_run("standard", channels=4)], study, jobs=1, command=["false"])
+        run_all([_run("standard", channels=4)], study, jobs=1, command=FAILURE)
 
 
 def test_a_prepared_folder_is_run_by_the_hidden_command(tmp_path):
@@ -268,13 +274,9 @@ def test_quick_is_a_grid_with_both_figures(tmp_path, monkeypatch):
     asked = _recorded(monkeypatch)
     said = mdrelax("bench", "nbody", "--quick", "--out", tmp_path, "--seeds", "5,6", "-r", "training.epochs=2")
     assert (said.code, said.last_line) == (1, "RuntimeError: nothing was run")
-    assert {(run.arm, run.training.seed, run.training.epochs) for run in asked} == {
-        ("standard", 5, 2),
-        ("relaxed", 5, 2),
-    }
-    assert {run.n_layers for run in asked} == {1, 2}
-    assert {run.n_train for run in asked} == {200, 400}
-    assert len(asked) == 8
+    settings = {(run.arm, run.n_layers, run.n_train) for run in asked}
+    assert settings == set(product(("standard", "relaxed"), (1, 2), (200, 400)))
+    assert [(run.training.seed, run.training.epochs) for run in asked] == [(5, 2)] * 8
 
 
 def test_numbers_that_are_none_are_refused(tmp_path):
@@ -290,13 +292,7 @@ def test_quick_goes_from_nothing_to_figures_in_five_minutes(tmp_path):
     said = mdrelax("bench", "nbody", "--quick", "--out", tmp_path)
     assert said.code == 0, said.err
     assert time.monotonic() - started < 300
-    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {
-        "mse_layers",
-        "mse_train_size",
-        "learning_curves",
-        "lie_derivatives",
-        "arms",
-    }
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == set(FIGURES)
     table = pd.read_csv(tmp_path / "summary.csv")
     assert len(table) == 8
     assert (table["test_mse"] < 0.04).all()

@@ -7,10 +7,12 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from e3nn import o3
 from torch import nn
 
 from mdrelax.config import OptimisationConfig
 from mdrelax.optim import OPTIMIZERS, Ema, LearningRate, make_optimizer, set_rate
+from mdrelax.relaxation import relax_constraints, relaxed_layers
 
 
 def rates(rate: LearningRate, n_steps: int, **state: int) -> list[float]:
@@ -173,6 +175,24 @@ def test_muon_hands_vectors_to_adamw_at_a_fraction_of_its_rate():
     assert 0.3 < torch.linalg.matrix_norm(moved["linear.weight"], 2) < 0.65
     for name in ("linear.bias", "scale", "offset"):
         torch.testing.assert_close(moved[name].abs(), torch.full_like(moved[name], 0.1), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_free_maps_move_at_their_fraction_of_the_rate(kind):
+    """With every kind: the trunk's groups get the rate (muon's vectors a fifth), the free maps' a tenth of that."""
+    model = nn.Sequential(o3.Linear("4x0e+4x1o", "4x0e+4x1o"), nn.Linear(16, 2))
+    relax_constraints(model)
+    optimizer = make_optimizer(model, kind=kind, lr=0.1, weight_decay=0.0, betas=(0.9, 0.99), free_fraction=0.1)
+    set_rate(optimizer, 0.05)
+    (layer,) = relaxed_layers(model).values()
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(model.parameters()))
+    assert rates[id(layer.weight)] == pytest.approx(0.005)
+    assert rates[id(model[1].weight)] == pytest.approx(0.05)
+    layer.weight.grad = torch.ones_like(layer.weight)
+    before = layer.weight.detach().clone()
+    optimizer.step()
+    assert not torch.equal(layer.weight, before)
 
 
 def test_moving_average_follows_its_formula():

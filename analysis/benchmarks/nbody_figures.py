@@ -66,9 +66,8 @@ class RunTables(NamedTuple):
 def main_setting(table: pd.DataFrame) -> tuple[int, int]:
     """(n_layers, n_train) of most arms, then of most runs, then the largest; ``table`` has a row a run."""
     groups = table.groupby(["n_train", "n_layers"])
-    counts = {key: (group["arm"].nunique(), len(group), *key) for key, group in groups}  # type: ignore[misc]
-    n_train, n_layers = max(counts, key=counts.__getitem__)
-    return int(n_layers), int(n_train)
+    counts = [(g["arm"].nunique(), len(g), int(g["n_train"].iloc[0]), int(g["n_layers"].iloc[0])) for _, g in groups]
+    return max(counts)[:1:-1]
 
 
 @styled
@@ -82,7 +81,7 @@ def mse_against(table: pd.DataFrame, by: Literal["n_layers", "n_train"]) -> Figu
         raise ValueError(f"`by` must be n_layers or n_train, got `{by}`.")
     other = "n_layers" if by == "n_train" else "n_train"
     parts = table.groupby(other) if len(table) else ()
-    groups = [(value, group) for value, group in parts if group[by].nunique() > 1]
+    groups = [(int(group[other].iloc[0]), group) for _, group in parts if group[by].nunique() > 1]
     shown = sorted(groups, key=lambda pair: len(pair[1]))[-MOST_PANELS:]
     figure, axes = panels(len(shown), f"`table` holds no two values of {by} beside one of {other}", height=3.4)
     arms = _in_order(table["arm"])
@@ -146,7 +145,8 @@ def lie_derivatives(runs: Sequence[RunTables]) -> Figure:
         row[0].set(title=f"{arm}: at activations", ylabel="Lie derivative")
         row[1].set(title=f"{arm}: of the weights")
         _lie_at_peak(row[2], mean, own[0].metrics)
-    for column, which, label in zip(grid.T, "yyx", ("optimiser step", "optimiser step", "Lie derivative"), strict=True):
+    ways: tuple[Literal["x", "y"], ...] = ("y", "y", "x")
+    for column, which, label in zip(grid.T, ways, ("optimiser step", "optimiser step", "Lie derivative"), strict=True):
         fit_axes(list(column), which)
         column[-1].set_xlabel(label)
     shared_legend(figure)

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 anything unforeseen, 2 config, 3 data, 4 certificate refused.
 """
 
+import signal
 import sys
 import traceback
 
@@ -10,7 +11,7 @@ import typer
 
 from mdrelax.cli import bench, configs, data, models, simulate, train
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "stop_when_terminated"]
 
 app = typer.Typer(
     name="mdrelax",
@@ -36,6 +37,7 @@ CONFIG, DATA, CERTIFICATE, OTHER = 2, 3, 4, 1
 
 def main() -> None:
     """Run the command line; the message of an error comes last and alone, the traceback only with MDRELAX_DEBUG=1."""
+    stop_when_terminated()
     try:
         app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
@@ -45,6 +47,15 @@ def main() -> None:
             error.show()
             sys.exit(CONFIG)
         _explain(error)
+
+
+def stop_when_terminated() -> None:
+    """Let a polite kill (SIGTERM) end like Ctrl-C: processes that were started for this one are ended too."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def _explain(error: Exception) -> None:
