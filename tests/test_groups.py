@@ -13,6 +13,7 @@ from mdrelax.groups import (
     FiniteRepresentation,
     IrrepsRepresentation,
     Layout,
+    commutator_norm,
     commutators,
     cyclic_regular,
     equivariant_blocks,
@@ -255,3 +256,20 @@ def test_a_group_of_quarter_turns_in_the_plane_acts_on_vectors():
 def test_irreps_may_be_given_as_e3nn_irreps():
     """A string and e3nn's own object mean the same representation."""
     assert IrrepsRepresentation(o3.Irreps("2x0e+1x1o")).irreps == IrrepsRepresentation("2x0e+1x1o").irreps
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("irreps_in", "irreps_out"), PAIRS)
+def test_the_norm_of_the_commutators_needs_none_of_them(irreps_in: str, irreps_out: str, layout: Layout):
+    """The quadratic form block by block is the sum of squares of all commutators, for several matrices at once."""
+    source, output = IrrepsRepresentation(irreps_in, layout), IrrepsRepresentation(irreps_out, layout)
+    weights = normal(3, output.dim, source.dim, seed=4)
+    expected = sum(commutators(weight, output, source).square().sum() for weight in weights)
+    torch.testing.assert_close(commutator_norm(weights, output, source), expected, rtol=ROUNDING, atol=0)
+
+
+def test_the_norm_of_the_commutators_of_a_finite_group():
+    """C4 has no irreps here: the commutators themselves are taken."""
+    source, output = cyclic_regular(4, 3), cyclic_regular(4, 2)
+    weight = normal(8, 12, seed=5)
+    assert commutator_norm(weight, output, source) == commutators(weight, output, source).square().sum()

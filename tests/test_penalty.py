@@ -252,3 +252,18 @@ def test_theta_does_not_scale_the_penalty():
         model(batch_of(ethanol()))
         values.append(penalty(model, kind="weight").item())
     assert values[0] == values[1] > 0
+
+
+def test_the_penalty_at_all_rows_is_the_penalty_and_at_some_an_estimate():
+    """``rows`` at or above their number changes nothing; fewer give the penalty of exactly those evenly spaced rows."""
+    source, output = IrrepsRepresentation("3x0e+2x1o"), IrrepsRepresentation("2x0e+2x1o")
+    layer = Relaxed(nn.Linear(source.dim, output.dim).double(), source, output).double()
+    layer.weight.data = normal(output.dim, source.dim, seed=1)
+    x = normal(10, source.dim, seed=2)
+    layer(x)
+    assert penalty(layer, rows=10) == penalty(layer, rows=99) == penalty(layer)
+    some = penalty(layer, rows=4)
+    layer(x[[0, 2, 5, 7]])
+    torch.testing.assert_close(some, penalty(layer), rtol=1e-12, atol=0)
+    with pytest.raises(ValueError, match="`rows` must be at least 1, got 0"):
+        penalty(layer, rows=0)

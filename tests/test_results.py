@@ -3,9 +3,11 @@
 import json
 import re
 
+import pandas as pd
 import pytest
 
 from blueprint import ROOT
+from mdrelax.analysis.benchmarks.nbody_page import page
 
 # | ... | force MAE | energy MAE | [file](path) |
 ROW = re.compile(
@@ -34,3 +36,48 @@ def test_result_files_tell_seed_versions_machine_and_date(path):
     assert content["certificate"]["passed"]
     assert content["command"].startswith("mdrelax ")
     assert "/" not in content["command"].replace("runs/", ""), "result files name no paths of a machine"
+
+
+STUDIES = sorted((ROOT / "docs/results/nbody").glob("*/summary.csv"))
+# | ... | test MSE +- spread (1e-3) | [study](path) |
+NBODY_ROW = re.compile(
+    r"^\|.*\| (?P<arm>[\w-]+) \| (?P<mean>[\d.]+) \+- (?P<std>[\d.]+) \| \[.*\]\((?P<path>[\w./-]+)/study\.md\) \|$",
+    re.MULTILINE,
+)
+
+
+def rows_of(text):
+    """The lines of Markdown tables, their cells stripped."""
+    return [tuple(cell.strip() for cell in line.split("|")) for line in text.splitlines() if line.startswith("| ")]
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
+def test_the_nbody_page_repeats_the_stored_studies(path):
+    """study.md is what summary.csv gives, and its rows stand in docs/nbody.md."""
+    study = (path.parent / "study.md").read_text()
+    numbers = [row for row in rows_of(study) if row[2].isdigit()]
+    assert numbers
+    assert numbers == [row for row in rows_of(page(pd.read_csv(path))) if row[2].isdigit()]
+    assert set(numbers) <= set(rows_of((ROOT / "docs/nbody.md").read_text()))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
+def test_nbody_studies_tell_seeds_versions_machine_date_and_command(path):
+    """And every network in them is exactly equivariant."""
+    study = json.loads((path.parent / "study.json").read_text())
+    assert study["command"].startswith("mdrelax bench nbody ")
+    assert {"torch", "e3nn", "python", "platform", "threads"} <= study["environment"].keys()
+    runs = pd.read_csv(path.parent / "runs.csv")
+    assert (runs.equivariance_error < 1e-9).all()
+    assert runs.groupby(["n_layers", "n_train", "seed"]).arm.nunique().min() > 1, "arms have the same seeds"
+
+
+def test_the_readme_says_what_the_full_nbody_study_found():
+    """Mean and spread of each arm, in 1e-3."""
+    rows = list(NBODY_ROW.finditer((ROOT / "README.md").read_text()))
+    assert len(rows) >= 2
+    for row in rows:
+        summary = pd.read_csv(ROOT / row["path"] / "summary.csv").set_index("arm").loc[row["arm"]]
+        assert row["mean"] == f"{1e3 * summary.test_mse:.2f}"
+        assert row["std"] == f"{1e3 * summary.test_mse_std:.2f}"
+        assert summary.seeds >= 3
