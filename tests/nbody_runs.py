@@ -49,7 +49,8 @@ def write_run(folder: Path, arm: str, seed: int, test_mse: float, *, finished: b
         layers().to_csv(place / "layers.csv", index=False)
     result = {
         "run": run.model_dump(mode="json"), "n_parameters": 1000, "n_free_parameters": 500 * relaxed,
-        "test_mse": test_mse, "validation_mse": 0.9 * test_mse, "best_step": 90, "steps": 100,
+        "test_mse": test_mse, "test_median": 0.1 * test_mse, "test_share_of_worst_twentieth": 0.6,
+        "validation_mse": 0.9 * test_mse, "best_step": 90, "steps": 100,
         "seconds": 50.0, "cpu_seconds": 60.0 + 6 * seed, "layers": [],
         "equivariance_error_float64": EXACT, "equivariance_error_float32": {key: 1e6 * e for key, e in EXACT.items()},
         "environment": {**environment(device="cpu", seed=seed), "date": f"2026-01-0{seed + 1}T00:00:00+00:00"},

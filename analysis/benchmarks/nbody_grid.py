@@ -22,10 +22,11 @@ from mdrelax.analysis.benchmarks.nbody_run import ARMS, NBodyRun, prepare_folder
 from mdrelax.config import ConfigError, apply_overrides, explain
 from mdrelax.units import nearest_name
 
-__all__ = ["Grid", "collect", "plan", "recipe", "run_all", "summarize"]
+__all__ = ["ERRORS", "Grid", "collect", "plan", "recipe", "run_all", "summarize"]
 
 RECIPES = ("published", "tuned")
 POLL_SECONDS = 0.5
+ERRORS = ("test_mse", "test_median", "test_share_of_worst_twentieth", "validation_mse")
 KEYS = ["arm", "n_layers", "n_train"]  # what a row of the summary is about
 
 
@@ -125,8 +126,7 @@ def _row(result: dict[str, Any]) -> dict[str, Any]:
         **{key: run[key] for key in KEYS},
         "seed": run["training"]["seed"],
         **{key: result[key] for key in ("steps", "best_step", "n_parameters", "n_free_parameters")},
-        "test_mse": result["test_mse"],
-        "validation_mse": result["validation_mse"],
+        **{key: result[key] for key in ERRORS},
         "seconds": result["seconds"],
         "cpu_seconds": result["cpu_seconds"],
         "equivariance_error": max(error.values()),

@@ -22,6 +22,7 @@ from mdrelax.analysis.benchmarks.nbody_task import (
     Displacement,
     Systems,
     displacement_error,
+    error_profile,
     mean_squared_error,
     prepare,
 )
@@ -108,7 +109,7 @@ def run_nbody(
         "run": run.model_dump(mode="json"),
         "n_parameters": n_parameters,
         "n_free_parameters": sum(layer.weight.numel() for layer in relaxed_layers(model).values()),
-        "test_mse": mean_squared_error(fit.model, test),
+        **error_profile(fit.model, test),
         "validation_mse": mean_squared_error(fit.model, validation),
         **_story(fit),
         "equivariance_error_float64": double._asdict(),

@@ -32,7 +32,7 @@ from mdrelax.analysis.benchmarks.nbody_figures import (
     main_setting,
     mse_against,
 )
-from mdrelax.analysis.benchmarks.nbody_grid import KEYS, collect, summarize
+from mdrelax.analysis.benchmarks.nbody_grid import ERRORS, KEYS, collect, summarize
 from mdrelax.analysis.benchmarks.nbody_page import page
 from mdrelax.analysis.benchmarks.nbody_run import ARMS, read_result
 from mdrelax.analysis.drawing import NothingToDrawError, png
@@ -50,7 +50,7 @@ PUBLISHED_TASK = {"data": "charged", "n_train": 3000, "n_test": 2000, "n_layers"
 CONFIDENCE = 0.95
 FIGURES = ("mse_layers", "mse_train_size", "learning_curves", "lie_derivatives", "arms")
 OF_A_RUN = (  # what study.json repeats from a run's results.json, beside its settings and environment
-    "test_mse", "validation_mse", "best_step", "steps", "seconds", "cpu_seconds", "n_parameters", "n_free_parameters",
+    *ERRORS, "best_step", "steps", "seconds", "cpu_seconds", "n_parameters", "n_free_parameters",
     "equivariance_error_float64", "equivariance_error_float32",
 )  # fmt: skip
 VARIED = {"arm", "n_layers", "n_train", "training.seed"}  # in which the runs of a study may differ; and

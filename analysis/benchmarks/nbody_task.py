@@ -19,7 +19,7 @@ from torch.nn import functional
 from mdrelax.datasets.nbody import NBodySplit
 from mdrelax.equivariance import EquivarianceError, random_rotations
 
-__all__ = ["Displacement", "Systems", "displacement_error", "mean_squared_error", "prepare"]
+__all__ = ["Displacement", "Systems", "displacement_error", "error_profile", "mean_squared_error", "prepare"]
 
 EVALUATION_BATCH = 250  # systems evaluated at once: their edge features stay in the cache
 SMALLEST_SCALE = 1e-12  # a network that predicts no motion at all has no scale of its own
@@ -123,6 +123,17 @@ def predict(model: nn.Module, systems: Systems) -> Tensor:
 def mean_squared_error(model: nn.Module, systems: Systems) -> float:
     """The mean over systems, particles and coordinates of the squared error of the predicted positions."""
     return (predict(model, systems) - systems.displacements).double().square().mean().item()
+
+
+def error_profile(model: nn.Module, systems: Systems) -> dict[str, float]:
+    """Mean and median over systems of their squared errors, and what the worst twentieth of them holds of the sum."""
+    errors = (predict(model, systems) - systems.displacements).double().square().mean((1, 2))  # (M,)
+    worst = errors.sort(descending=True).values[: max(1, len(errors) // 20)]
+    return {
+        "test_mse": errors.mean().item(),
+        "test_median": errors.median().item(),
+        "test_share_of_worst_twentieth": (worst.sum() / errors.sum()).item(),
+    }
 
 
 def displacement_error(

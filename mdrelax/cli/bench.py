@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Benchmarks: N-body (the paper's) and speed.", no_args_is_help=True)
 
 QUICK = [  # a miniature: eight runs that learn something, in two minutes on two cores
-    "training.epochs=60", "training.validate_every=15", "training.warmup_steps=20", "training.ema=0.99",
-    "n_validation=200", "n_test=200",
+    "training.epochs=60", "training.batch_size=50", "training.validate_every=15", "training.warmup_steps=20",
+    "training.ema=0.99", "n_validation=200", "n_test=200",
 ]  # fmt: skip
 
 
