@@ -98,7 +98,7 @@ def log_scale(ax: Axes, which: Literal["x", "y"] = "y") -> None:
     """A log axis with plain numbers, readable over one decade and over five."""
     ax.set(**{f"{which}scale": "log"})
     axis = ax.xaxis if which == "x" else ax.yaxis
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if which == "y" else (1, 3)))  # numbers side by side need room
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 

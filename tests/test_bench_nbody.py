@@ -286,7 +286,7 @@ def test_numbers_that_are_none_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_quick_goes_from_nothing_to_figures_in_minutes(tmp_path):
-    """Eight runs, all better than particles that fly straight on (0.1), every table and figure; 5 CPU-minutes at most."""
+    """Eight runs, all better than particles that fly straight on (0.1), tables and figures; 5 CPU-minutes at most."""
     said = mdrelax("bench", "nbody", "--quick", "--out", tmp_path)
     assert said.code == 0, said.err
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == set(FIGURES)
