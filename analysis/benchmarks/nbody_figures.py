@@ -72,7 +72,7 @@ def main_setting(table: pd.DataFrame) -> tuple[int, int]:
 
 @styled
 def mse_against(table: pd.DataFrame, by: Literal["n_layers", "n_train"]) -> Figure:
-    """Test error of every arm against depth or training-set size (the paper's Figure 4); ``table`` has a row a run.
+    """Test error of arms with several depths or training-set sizes (the paper's Figure 4); ``table``: a row a run.
 
     Markers are means over seeds with the sample standard deviation, small dots the single seeds; arms stand a little
     beside each other. One panel for each value of the other variable at which ``by`` takes several values.
@@ -80,11 +80,11 @@ def mse_against(table: pd.DataFrame, by: Literal["n_layers", "n_train"]) -> Figu
     if by not in AXES:
         raise ValueError(f"`by` must be n_layers or n_train, got `{by}`.")
     other = "n_layers" if by == "n_train" else "n_train"
-    parts = table.groupby(other) if len(table) else ()
+    parts = table[table.groupby("arm")[by].transform("nunique") > 1].groupby(other) if len(table) else ()
     groups = [(int(group[other].iloc[0]), group) for _, group in parts if group[by].nunique() > 1]
     shown = sorted(groups, key=lambda pair: len(pair[1]))[-MOST_PANELS:]
     figure, axes = panels(len(shown), f"`table` holds no two values of {by} beside one of {other}", height=3.4)
-    arms = _in_order(table["arm"])
+    arms = _in_order(arm for _, group in groups for arm in group["arm"])
     for ax, (value, group) in zip(axes, sorted(shown, key=lambda pair: pair[0]), strict=True):
         ticks = sorted(group[by].unique())
         _value_axis(ax, ticks, log=by == "n_train")
