@@ -7,6 +7,7 @@ is exactly equivariant may drive a simulation, so a model with relaxed layers, o
 """
 
 import copy
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ from mdrelax.units import nearest_name
 __all__ = ["MDRelaxCalculator", "UnprojectedModelError"]
 
 Results = dict[str, Any]
+NOT_CONSERVATIVE = (
+    "This model predicts forces directly (`forces: direct`): they are not the gradient of its energy, so an NVE run "
+    "drifts and there is no stress. Train with `forces: gradient` for simulations."
+)
 
 
 class UnprojectedModelError(ValueError):
@@ -39,6 +44,8 @@ class MDRelaxCalculator(Calculator):
     ``dtype`` is the network's precision, ``"float32"`` or ``"float64"``; ``None`` keeps the model's own. ``skin``
     (Angstrom) is the reach of the Verlet list beyond the cut-off. The force field is copied: later training does not
     change the calculator. One calculator may serve several ``Atoms``.
+
+    A model with direct forces warns that they are not conservative, and has no stress.
 
     Raises ``UnprojectedModelError`` for a model with relaxed layers, ``ValueError`` for a device or ``dtype`` that
     cannot be used. Asked for results it raises ``ValueError`` for no
@@ -64,6 +71,9 @@ class MDRelaxCalculator(Calculator):
         self.force_field = _own_copy(force_field, dtype, device)
         self.device = device
         self.certificate = certificate
+        if not force_field.conservative:
+            self.implemented_properties = [name for name in self.implemented_properties if name != "stress"]
+            warnings.warn(NOT_CONSERVATIVE, stacklevel=2)
         self.neighbors = VerletList(force_field.cutoff, skin)
 
     @classmethod
@@ -85,6 +95,8 @@ class MDRelaxCalculator(Calculator):
         if structure is None:
             raise ValueError("`calculate` needs a structure: pass `atoms`, or set `atoms.calc` and ask `atoms`.")
         _refuse_empty(structure, "The structure")
+        if "stress" in properties and not self.force_field.conservative:
+            raise PropertyNotImplementedError(NOT_CONSERVATIVE)
         if "stress" in properties and not _has_volume(structure):
             raise PropertyNotImplementedError(
                 f"Stress needs a cell that is periodic in three directions, got pbc = {structure.pbc.tolist()}; "
@@ -112,7 +124,7 @@ class MDRelaxCalculator(Calculator):
         return results
 
     def _evaluate(self, graph: Graph, structures: Sequence[Atoms]) -> list[Results]:
-        volumes = [_has_volume(atoms) for atoms in structures]
+        volumes = [self.force_field.conservative and _has_volume(atoms) for atoms in structures]
         prediction = self.force_field(graph.to(self.device), stress=any(volumes))
         return _split(prediction, [len(atoms) for atoms in structures], volumes)
 

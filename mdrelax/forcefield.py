@@ -5,6 +5,9 @@
 
 A potential is a function of the edge vectors r only, so both derivatives come from one gradient with respect to r. The
 stress is the derivative with respect to a homogeneous strain divided by the volume, in ASE's sign (tension positive).
+
+A potential with ``direct_forces`` gives forces itself (``energies_and_forces``): F_k = scale * f_k. They are no gradient
+of anything, so energy is not conserved, forces need not sum to zero, and there is no stress.
 """
 
 from typing import NamedTuple, Protocol
@@ -84,6 +87,11 @@ class ForceField(nn.Module):
         return float(self.potential.cutoff)  # type: ignore[arg-type]
 
     @property
+    def conservative(self) -> bool:
+        """Whether forces are the gradient of the energy; False for a potential with direct forces."""
+        return not getattr(self.potential, "direct_forces", False)
+
+    @property
     def dtype(self) -> torch.dtype:
         """The network's floating-point type."""
         return next(self.potential.parameters()).dtype
@@ -97,20 +105,37 @@ class ForceField(nn.Module):
         """Energy, forces and (on request) stress of each structure.
 
         ``create_graph=True`` keeps the result differentiable, as training on forces needs. Works under ``no_grad``.
-        Raises ``UnknownElementError`` for an element the model does not know.
+        Raises ``UnknownElementError`` for an element the model does not know, ``ValueError`` when stress is asked of
+        direct forces.
         """
-        with torch.enable_grad():
-            vectors = edge_vectors(graph).detach().requires_grad_()
-            raw = self.potential(self._species(graph.numbers), graph.edge_index, vectors.to(self.dtype))
-            energies = self.scale * raw.double()
-            gradient = _gradient(energies, vectors, create_graph)
-        species = self._species(graph.numbers)
-        energies = energies + self.reference_energies[species]
-        energy = energies.new_zeros(graph.n_graphs).index_add(0, graph.batch, energies)
-        result = Prediction(
-            energy, energies, _forces(graph, gradient), _stress(graph, vectors, gradient) if stress else None
-        )
+        if not self.conservative:
+            result = self._direct(graph, stress=stress, create_graph=create_graph)
+        else:
+            with torch.enable_grad():
+                vectors = edge_vectors(graph).detach().requires_grad_()
+                raw = self.potential(self._species(graph.numbers), graph.edge_index, vectors.to(self.dtype))
+                energies = self.scale * raw.double()
+                gradient = _gradient(energies, vectors, create_graph)
+            tension = _stress(graph, vectors, gradient) if stress else None
+            result = Prediction(*self._sum(graph, energies), _forces(graph, gradient), tension)
         return result if create_graph else Prediction(*(None if t is None else t.detach() for t in result))  # type: ignore[arg-type]
+
+    def _direct(self, graph: Graph, *, stress: bool, create_graph: bool) -> Prediction:
+        """Forces as the potential gives them."""
+        if stress:
+            raise ValueError(
+                "This model predicts forces directly (`forces: direct`), so it has no stress; set the stress weight to "
+                "0, or train with `forces: gradient`."
+            )
+        with torch.set_grad_enabled(create_graph):
+            vectors = edge_vectors(graph).to(self.dtype)
+            raw, forces = self.potential.energies_and_forces(self._species(graph.numbers), graph.edge_index, vectors)
+            return Prediction(*self._sum(graph, self.scale * raw.double()), self.scale * forces.double(), None)
+
+    def _sum(self, graph: Graph, energies: Tensor) -> tuple[Tensor, Tensor]:
+        """Total energies (G,) and the atoms' (N,), reference energies included."""
+        energies = energies + self.reference_energies[self._species(graph.numbers)]
+        return energies.new_zeros(graph.n_graphs).index_add(0, graph.batch, energies), energies
 
     def _species(self, numbers: Tensor) -> Tensor:
         known = numbers.clamp(0, len(self.species) - 1)

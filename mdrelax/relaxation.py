@@ -49,8 +49,9 @@ SMALLEST_SQUARE = 1e-16  # below it the penalty's square root is flat: a finite 
 class Relaxed(nn.Module):
     """An equivariant layer with a free linear map beside it; takes and gives what the layer takes and gives.
 
-    Features are a tensor (..., dim) or a tuple with one (N, D, C) per irrep, flattened side by side for W, which is
-    (dim_out, dim_in). In training mode the input of the last call is remembered, detached, for the penalty.
+    Features are a tensor (..., dim) or a tuple or dict with one tensor per irrep, whose last two axes are components and
+    channels in the order of the layout; they are flattened side by side for W, which is (dim_out, dim_in). In
+    training mode the input of the last call is remembered, detached, for the penalty.
 
     ``theta`` is a number; compiled code (``torch.compile``) reads the same value from a tensor, so that a new theta
     needs no new compilation.
@@ -69,17 +70,26 @@ class Relaxed(nn.Module):
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """f_e(x) + theta W x."""
         y = self.layer(x, *args, **kwargs)
-        flat = torch.cat([block.flatten(1) for block in x], dim=1) if isinstance(x, tuple) else x
+        flat = _flatten(x)
         if self.training:
             self.last_input = flat.detach()
         compiling = torch.compiler.is_compiling()
         if not compiling and self.theta == 0.0:
             return y
         free = (self.theta_tensor if compiling else self.theta) * (flat @ self.weight.T)
-        if not isinstance(y, tuple):
+        if isinstance(y, Tensor):
             return y + free
-        pieces = free.split([block.shape[1:].numel() for block in y], dim=1)
-        return tuple(block + piece.view_as(block) for block, piece in zip(y, pieces, strict=True))
+        blocks = list(y.values() if isinstance(y, dict) else y)
+        pieces = free.split([block.shape[-2:].numel() for block in blocks], dim=-1)
+        sums = [block + piece.view_as(block) for block, piece in zip(blocks, pieces, strict=True)]
+        return dict(zip(y, sums, strict=True)) if isinstance(y, dict) else tuple(sums)
+
+
+def _flatten(x: Any) -> Tensor:
+    """Features as one tensor (..., dim)."""
+    if isinstance(x, Tensor):
+        return x
+    return torch.cat([block.flatten(-2) for block in (x.values() if isinstance(x, dict) else x)], dim=-1)
 
 
 def relaxable_sites(model: nn.Module) -> dict[str, nn.Module]:

@@ -4,6 +4,7 @@
 | --- | --- |
 | equiformer | Liao & Smidt, ICLR 2023, arXiv 2206.11990 |
 | segnn | Brandstetter et al., ICLR 2022, arXiv 2110.02905 |
+| equiformer-pytorch | the library of that name, made fit for molecular dynamics; imported when it is asked for |
 
 A preset is a set of arguments; `md17` is the published MD17 configuration (L = 2, SE(3)), `small` and `tiny` are E(3)
 networks sized for a few CPU cores. The N-body form of SEGNN is no potential; see ``potentials.segnn``.
@@ -20,7 +21,20 @@ from mdrelax.potentials.segnn import SEGNNPotential
 
 __all__ = ["POTENTIALS", "PRESETS", "Equiformer", "SEGNNPotential", "build_potential", "preset"]
 
-POTENTIALS: dict[str, Callable[..., nn.Module]] = {"equiformer": Equiformer, "segnn": SEGNNPotential}
+
+
+def _equiformer_pytorch(n_species: int, **arguments: Any) -> nn.Module:
+    """The adapter; its library takes a moment to import, and only those who use it wait."""
+    from mdrelax.potentials.equiformer_pytorch import EquiformerPytorch
+
+    return EquiformerPytorch(n_species, **arguments)
+
+
+POTENTIALS: dict[str, Callable[..., nn.Module]] = {
+    "equiformer": Equiformer,
+    "segnn": SEGNNPotential,
+    "equiformer-pytorch": _equiformer_pytorch,
+}
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "equiformer": {
@@ -57,6 +71,12 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "segnn": {
         "tiny": {"channels": 32, "lmax": 1, "n_layers": 3, "n_basis": 8},
         "small": {"channels": 48, "lmax": 1, "lmax_attribute": 2, "n_layers": 3, "n_basis": 8},
+    },
+    "equiformer-pytorch": {
+        "tiny": {"dim": [32, 16, 8], "depth": 2, "heads": 4, "dim_head": [8, 4, 2], "radial_hidden": 32, "n_basis": 8},
+        "small": {
+            "dim": [64, 32, 16], "depth": 3, "heads": 4, "dim_head": [16, 8, 4], "radial_hidden": 64, "n_basis": 8
+        },
     },
 }
 

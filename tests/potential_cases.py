@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from mdrelax.potentials import preset
-from molecules import tiny_equiformer, tiny_segnn
+from molecules import tiny_equiformer, tiny_equiformer_pytorch, tiny_segnn
 
 
 class Case(NamedTuple):
@@ -26,6 +26,26 @@ def beyond_scalars(potential: Any) -> set[str]:
     names = {f"attention.{convolution}.weights.{k}" for k in couplings}
     names |= {f"{layer}.weights.{k}" for layer in ("attention.out", "norm_2", "feed_forward.up") for k in irreps}
     return {f"blocks.{last}.{name}" for name in names}
+
+
+def above_degree_zero(potential: Any) -> set[str]:
+    """What the last block of an equiformer-pytorch and the read-out compute for degrees that no energy is read from."""
+    last = f"layers.blocks.{len(potential.layers.blocks) - 1}"
+    parts = [  # where the name continues with a degree, or with a path "(in,out)"
+        "ff_out.weights", "norm.transforms", f"{last}.1.prenorm.transforms", f"{last}.1.project_in.weights",
+        f"{last}.1.project_out.weights", f"{last}.0.to_out.weights", f"{last}.0.to_values.1.weights",
+        f"{last}.0.to_attn_logits", f"{last}.0.to_q.weights",
+        *(f"{last}.0.{product}.{linear}.weights" for product in ("to_attn_and_v", "to_kv")
+          for linear in ("to_out", "self_interact")),
+    ]  # fmt: skip
+    starts = [f"{part}.{degree}" for part in parts for degree in range(1, len(potential.norm.transforms))]
+    starts += [f"{last}.0.{product}.kernel_unary.({i},{o})" for product in ("to_attn_and_v", "to_kv")
+               for i in range(4) for o in range(1, 4)]  # fmt: skip
+    return {name for name, _ in potential.named_parameters() if name.startswith(tuple(starts))}
+
+
+def _equiformer_pytorch(*dim: int, reflections: bool = False, **arguments: Any) -> Case:
+    return Case(partial(tiny_equiformer_pytorch, dim, **arguments), reflections, above_degree_zero)
 
 
 def _equiformer(irreps: str, *, reflections: bool = True, deep_enough: bool = True, **arguments: Any) -> Case:
@@ -52,4 +72,12 @@ CASES = {
     "segnn l=2": Case(partial(tiny_segnn, 2)),
     "segnn l=1 with a norm and attributes of l=2": Case(partial(tiny_segnn, lmax_attribute=2, norm="layer")),
     "segnn scalars only": Case(partial(tiny_segnn, 0)),
+    "equiformer-pytorch tiny": Case(
+        partial(tiny_equiformer_pytorch, **preset("equiformer-pytorch", "tiny")), False, above_degree_zero
+    ),
+    "equiformer-pytorch l=1": _equiformer_pytorch(16, 8),
+    "equiformer-pytorch l=2": _equiformer_pytorch(16, 8, 4, n_basis=6),
+    "equiformer-pytorch l=3": _equiformer_pytorch(16, 4, 4, 2),
+    "equiformer-pytorch distance attention": _equiformer_pytorch(16, 8, 4, attention="distance"),
+    "equiformer-pytorch scalars only": _equiformer_pytorch(16, reflections=True),
 }

@@ -163,8 +163,12 @@ def test_nothing_jumps_when_an_atom_crosses_the_cutoff(model: ForceField, others
 
 
 def test_a_batch_is_its_structures_one_by_one(model: ForceField) -> None:
-    """Molecules, an atom without neighbours and a cell together give what each gives alone, stress included."""
-    structures = [_ethanol(), Atoms("O"), *rattled(water(), 2, seed=3), _small_cell(), molecule("CH4")]
+    """Molecules, an atom without neighbours and a cell together give what each gives alone, stress included.
+
+    All are rattled: where a vector vanishes by symmetry, norms with a small eps make rounding grow without bound.
+    """
+    methane = rattled(molecule("CH4"), 1, seed=5)[0]
+    structures = [_ethanol(), Atoms("O"), *rattled(water(), 2, seed=3), _small_cell(), methane]
     together = model(batch_of(*structures), stress=True)
     alone = [model(graph_of(atoms), stress=True) for atoms in structures]
     for name in Prediction._fields:
@@ -183,7 +187,9 @@ def test_atoms_without_neighbours_have_an_energy_and_no_force(model: ForceField)
     graph = batch_of(Atoms("H"), Atoms("C"), Atoms("H", [[1.0, 2.0, 3.0]]))
     prediction = model(graph, stress=True, create_graph=True)
     assert graph.edge_index.shape == (2, 0)
-    assert prediction.energy[0] == prediction.energy[2] != prediction.energy[1]
+    first, other, like_first = prediction.energy.tolist()
+    assert first == pytest.approx(like_first, rel=ROUNDING)
+    assert first != pytest.approx(other, rel=1e-3)
     assert not prediction.forces.any()
     assert torch.equal(prediction.stress, torch.zeros(3, 3, 3, dtype=torch.float64))
     gradients = torch.autograd.grad(prediction.energy.sum(), list(model.parameters()), allow_unused=True)

@@ -3,9 +3,14 @@
 Exit codes: 0 done, 1 anything unforeseen, 2 config, 3 data, 4 certificate refused.
 """
 
+import contextlib
+import os
 import signal
 import sys
+import tempfile
 import traceback
+from collections.abc import Iterator
+from pathlib import Path
 
 import typer
 
@@ -39,7 +44,8 @@ def main() -> None:
     """Run the command line; the message of an error comes last and alone, the traceback only with MDRELAX_DEBUG=1."""
     stop_when_terminated()
     try:
-        app(standalone_mode=False)
+        with home_left_alone():
+            app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
         _fail("Interrupted; a training run goes on with `--restart auto`.", OTHER)
     except Exception as error:
@@ -58,9 +64,23 @@ def stop_when_terminated() -> None:
     signal.signal(signal.SIGTERM, interrupt)
 
 
-def _explain(error: Exception) -> None:
-    import os
+@contextlib.contextmanager
+def home_left_alone() -> Iterator[None]:
+    """Keep matplotlib from putting its list of fonts into a home that has none yet; it goes when the command ends."""
+    home = Path.home()
+    places = [Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "matplotlib", home / ".matplotlib"]
+    if "MPLCONFIGDIR" in os.environ or any(place.is_dir() for place in places):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="mdrelax-") as folder:
+        os.environ["MPLCONFIGDIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["MPLCONFIGDIR"]
 
+
+def _explain(error: Exception) -> None:
     if os.environ.get("MDRELAX_DEBUG"):
         traceback.print_exc()
     from mdrelax.checkpoint import CheckpointError

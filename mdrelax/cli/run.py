@@ -76,6 +76,11 @@ def build_force_field(config: Config, parts: Parts, frames: Sequence[Batch], arg
     scale = float(known.square().mean().sqrt()) if known.any() else 1.0  # no forces, or all of them zero
     references = _references(config, parts, frames, elements)
     force_field = ForceField(network, elements=elements, reference_energies=references, scale=scale)
+    if config.training.stress_weight > 0 and not force_field.conservative:
+        raise ConfigError(
+            f"`training.stress_weight` is {config.training.stress_weight}, but direct forces have no stress; set it to 0 "
+            "or `potential.arguments.forces` to gradient."
+        )
     return force_field.to_dtype(getattr(torch, config.training.dtype))
 
 

@@ -1,0 +1,177 @@
+"""equiformer-pytorch as a potential: the library's parameters and layers, made fit for molecular dynamics.
+
+The network is `equiformer_pytorch.Equiformer` (0.5, by Phil Wang, MIT licence): the same modules under the same names,
+so a state dict goes from one to the other. Differs from it in
+1. neighbours come from our list, padded per atom: memory grows with the number of atoms, not with its square;
+2. edge frames and Wigner matrices can be differentiated (the library makes them under ``no_grad``, and forces through
+   them miss the angular part); see ``alignment``;
+3. the envelope f(r) multiplies every neighbour's weight, and the sum over neighbours in the first layer is divided by
+   their mean number: energy, forces and their gradient are continuous when an atom crosses the cut-off;
+4. layers that are not smooth, or not masked, are replaced; see ``equiformer_pytorch_layers``;
+5. the library's trick of halving the gradient of the embedding is left out: a gradient is the gradient;
+6. the couplings along the edge come from e3nn's exact coefficients: the library computes them by a singular value
+   decomposition, prints while it does, and keeps them in the user's home directory.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import equiformer_pytorch.equiformer_pytorch as library
+import torch
+from equiformer_pytorch.reversible import SequentialSequence
+from torch import Tensor, nn
+
+from mdrelax.potentials.alignment import axial_couplings, edge_frames, wigner_matrices
+from mdrelax.potentials.edges import neighbor_table
+from mdrelax.potentials.equiformer_pytorch_layers import DistanceAttention, Fibers, MLPAttention, Surroundings, adopt
+from mdrelax.potentials.radial import BesselBasis, polynomial_envelope
+
+__all__ = ["EquiformerPytorch"]
+
+ATTENTION = {"mlp": MLPAttention, "distance": DistanceAttention}
+
+
+class EquiformerPytorch(nn.Module):
+    """Per-atom energies from species and edge vectors; the shapes and units are those of ``forcefield.Potential``.
+
+    ``dim`` are the channels of the degrees 0, 1, ... and ``dim_head`` those of each attention head. The radial networks
+    read the distance alone, as in the library, or also ``n_basis`` Bessel functions of it (the library's ``edges``).
+    ``average_neighbors`` is the mean number of edges an atom has in the training data. ``forces="direct"`` takes forces
+    from the output of degree 1: faster, and **not** the gradient of the energy. ``smooth=False`` keeps the library's
+    hard cut-off and its layers' kinks; it is there to compare, and the energy jumps.
+    """
+
+    relax_where = ("layers.blocks.*.1.project_in", "layers.blocks.*.1.project_out")  # the feed-forward networks
+
+    def __init__(
+        self,
+        n_species: int,
+        *,
+        dim: Sequence[int] = (128, 64, 32),
+        depth: int = 6,
+        heads: int = 4,
+        dim_head: int | Sequence[int] = (32, 16, 8),
+        radial_hidden: int = 64,
+        n_basis: int = 0,
+        attention: Literal["mlp", "distance"] = "mlp",
+        forces: Literal["gradient", "direct"] = "gradient",
+        cutoff: float = 5.0,
+        average_neighbors: float = 10.0,
+        norm_eps: float = 1e-2,
+        smooth: bool = True,
+    ) -> None:
+        super().__init__()
+        dim = tuple(dim)
+        dim_head = (dim_head,) * len(dim) if isinstance(dim_head, int) else tuple(dim_head)
+        _check_numbers(
+            n_species=n_species, depth=depth, heads=heads, radial_hidden=radial_hidden,
+            **{f"dim[{k}]": size for k, size in enumerate(dim)},
+            **{f"dim_head[{k}]": size for k, size in enumerate(dim_head)},
+        )  # fmt: skip
+        _check_choices(dim, dim_head, attention=attention, forces=forces, n_basis=n_basis)
+        for name, value in {"cutoff": cutoff, "average_neighbors": average_neighbors, "norm_eps": norm_eps}.items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"`{name}` must be a finite number > 0, got {value}.")
+        self.cutoff, self.average_neighbors = float(cutoff), average_neighbors
+        self.direct_forces, self.smooth = forces == "direct", smooth
+        self.symmetry = "SE(3)" if len(dim) > 1 else "E(3)"
+        self.library_arguments: dict[str, Any] = {
+            "num_tokens": n_species, "dim": dim, "dim_in": (dim[0],), "num_degrees": len(dim), "depth": depth,
+            "heads": heads, "dim_head": dim_head, "radial_hidden_dim": radial_hidden, "edge_dim": n_basis or None,
+            "valid_radius": self.cutoff, "reduce_dim_out": True, "attend_self": True,
+            "l2_dist_attention": attention == "distance",
+        }  # fmt: skip
+        self.radial_basis = BesselBasis(n_basis, cutoff) if n_basis else None
+        self._build(n_species, dim, depth, ATTENTION[attention], n_basis)
+        adopt(self, norm_eps=norm_eps if smooth else None)
+
+    def _build(self, n_species: int, dim: tuple[int, ...], depth: int, attention: type, n_basis: int) -> None:
+        """The modules of ``equiformer_pytorch.Equiformer``, under its names."""
+        arguments = self.library_arguments
+        of_edges = {"edge_dim": n_basis, "radial_hidden_dim": arguments["radial_hidden_dim"]}
+        of_heads = {name: arguments[name] for name in ("heads", "dim_head", "attend_self")}
+        self.token_emb = nn.Embedding(n_species, dim[0])  # of unit size: the library's 0.01 is far below norm_eps
+        self.tp_in = library.DTP((dim[0],), dim, **of_edges)
+        self.layers = SequentialSequence(
+            [
+                (attention(dim, **of_edges, **of_heads), library.FeedForward(dim, include_htype_norms=False))
+                for _ in range(depth)
+            ]
+        )
+        self.norm = library.Norm(dim)
+        self.ff_out = library.Linear(dim, (1,) * len(dim))
+        self.couplings = [
+            f"({i},{o})" for i in range(1, len(dim)) for o in range(1, len(dim))
+        ]  # along scalars there is nothing to couple
+        for name in self.couplings:
+            i, o = (int(degree) for degree in name[1:-1].split(","))
+            self.register_buffer(f"basis:{name}", axial_couplings(i, o).float())
+
+    def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
+        """Energies (N,) of the atoms; see ``forcefield.Potential``."""
+        return self._outputs(species, edge_index, edge_vectors)[0].flatten()
+
+    def energies_and_forces(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (N,) and direct forces (N, 3), which are no gradient of them (1/A times the energies' unit)."""
+        outputs = self._outputs(species, edge_index, edge_vectors)
+        return outputs[0].flatten(), outputs[1].view(-1, 3)
+
+    def _outputs(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Fibers:
+        """The library's outputs, one (1, N, 1, 2l+1) per degree."""
+        around = self._surroundings(len(species), edge_index, edge_vectors)
+        features = self._gather({0: self.token_emb(species)[None, :, :, None]}, around)
+        for attention, feed_forward in self.layers.blocks:
+            features = _add(features, attention(features, around))
+            features = _add(features, feed_forward(features))
+        return self.ff_out(self.norm(features))
+
+    def _surroundings(self, n_atoms: int, edge_index: Tensor, edge_vectors: Tensor) -> Surroundings:
+        table = neighbor_table(edge_index[1], n_atoms)
+        nobody = edge_vectors.new_tensor([[0.0, self.cutoff, 0.0]])  # fills empty places; its envelope is 0
+        vectors = torch.cat([-edge_vectors, nobody])[table]  # the library looks from the neighbour to the atom
+        sources = torch.cat([edge_index[0], edge_index.new_zeros(1)])[table]
+        lengths = vectors.norm(dim=-1)
+        frames = wigner_matrices(edge_frames(vectors / lengths.unsqueeze(-1)), len(self.library_arguments["dim"]) - 1)
+        envelope = polynomial_envelope(lengths / self.cutoff)
+        if not self.smooth:
+            envelope = (table < edge_index.shape[1]).to(envelope)
+        radial = [lengths.unsqueeze(-1)]
+        if self.radial_basis is not None:
+            radial.insert(0, self.radial_basis(lengths.flatten()).unflatten(0, lengths.shape))
+        return Surroundings(
+            sources[None], envelope[None], {k: frame[None] for k, frame in enumerate(frames)},
+            torch.cat(radial, dim=-1)[None], {name: getattr(self, f"basis:{name}") for name in self.couplings},
+        )  # fmt: skip
+
+    def _gather(self, features: Fibers, around: Surroundings) -> Fibers:
+        """The first layer: what each atom is, plus the mean of what its neighbours send."""
+        weights = around.envelope[..., None, None]
+        count = self.average_neighbors if self.smooth else weights.sum(2).clamp(min=1)
+        tokens = self.tp_in(features, around)
+        return {degree: x[:, :, 0] + (weights * x[:, :, 1:]).sum(2) / count for degree, x in tokens.items()}
+
+
+def _add(x: Fibers, y: Fibers) -> Fibers:
+    return {degree: x[degree] + y[degree] for degree in x}
+
+
+def _check_numbers(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {size}.")
+
+
+def _check_choices(
+    dim: tuple[int, ...], dim_head: tuple[int, ...], *, attention: str, forces: str, n_basis: int
+) -> None:
+    if not dim or len(dim_head) != len(dim):
+        raise ValueError(f"`dim` and `dim_head` need one number per degree, got {dim} and {dim_head}.")
+    if attention not in ATTENTION:
+        raise ValueError(f"`attention` must be mlp or distance, got {attention!r}.")
+    if forces not in ("gradient", "direct"):
+        raise ValueError(f"`forces` must be gradient or direct, got {forces!r}.")
+    if forces == "direct" and len(dim) < 2:
+        raise ValueError(f"`forces: direct` needs features of degree 1, got dim={dim}.")
+    if n_basis < 0:
+        raise ValueError(f"`n_basis` must be at least 0, got {n_basis}.")
