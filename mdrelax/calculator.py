@@ -95,8 +95,6 @@ class MDRelaxCalculator(Calculator):
         if structure is None:
             raise ValueError("`calculate` needs a structure: pass `atoms`, or set `atoms.calc` and ask `atoms`.")
         _refuse_empty(structure, "The structure")
-        if "stress" in properties and not self.force_field.conservative:
-            raise PropertyNotImplementedError(NOT_CONSERVATIVE)
         if "stress" in properties and not _has_volume(structure):
             raise PropertyNotImplementedError(
                 f"Stress needs a cell that is periodic in three directions, got pbc = {structure.pbc.tolist()}; "
