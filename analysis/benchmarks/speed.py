@@ -7,7 +7,7 @@ their ratios are what to quote. The plain e3nn form stands for the published cod
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +22,12 @@ from mdrelax.projection import project
 from mdrelax.provenance import environment
 from mdrelax.relaxation import PenaltyKind, penalty, relax_constraints, set_theta
 
-__all__ = ["nbody_step_times", "write_speed"]
+__all__ = ["nbody_step_times", "time_in_turns", "write_speed"]
 
 PLAIN = "plain e3nn"
 WARM_UP = 3
 BATCH, PARTICLES = 100, 5
+NBODY_WORK = f"forward, MSE, backward, Adam; batch {BATCH} of {PARTICLES} particles"
 
 
 class Contestant(NamedTuple):
@@ -54,6 +55,15 @@ def nbody_step_times(
         contestants += _contestants(dtype, compiled=True)
     batch = _batch(dtype)
     steps = {each.name: _step(each, batch, penalty_rows) for each in contestants}
+    table = time_in_turns(steps, repeats=repeats, tell=tell)
+    n_parameters = {each.name: sum(p.numel() for p in each.model.parameters()) for each in contestants}
+    return _with_ratios(table, n_parameters)
+
+
+def time_in_turns(
+    steps: Mapping[str, Callable[[], object]], *, repeats: int, tell: Callable[[str], None] = lambda name: None
+) -> pd.DataFrame:
+    """Milliseconds a call of each step, warmed up and then called in turns: median and quartiles, a row each."""
     for name, step in steps.items():
         tell(name)
         for _ in range(WARM_UP):
@@ -64,20 +74,24 @@ def nbody_step_times(
             start = time.perf_counter()
             step()
             times[name].append(1e3 * (time.perf_counter() - start))
-    return _table(times, {each.name: sum(p.numel() for p in each.model.parameters()) for each in contestants})
+    table = pd.DataFrame(times).quantile([0.25, 0.5, 0.75]).T
+    table.columns = pd.Index(["ms_lower_quartile", "ms_median", "ms_upper_quartile"])
+    return table
 
 
-def write_speed(table: pd.DataFrame, folder: Path, *, command: str) -> list[Path]:
-    """speed.csv, and speed.json with the machine, the versions and the command beside the numbers."""
+def write_speed(
+    table: pd.DataFrame, folder: Path, *, command: str, work: str = NBODY_WORK, name: str = "speed"
+) -> list[Path]:
+    """{name}.csv, and {name}.json with the machine, the versions and the command beside the numbers."""
     record = {
         "command": command,
-        "work": f"forward, MSE, backward, Adam; batch {BATCH} of {PARTICLES} particles",
+        "work": work,
         "environment": environment(device="cpu", seed=0),
         "networks": json.loads(table.to_json(orient="index")),
     }
-    write_atomically(folder / "speed.csv", table.to_csv().encode())
-    write_atomically(folder / "speed.json", json.dumps(record, indent=2).encode())
-    return [folder / "speed.csv", folder / "speed.json"]
+    write_atomically(folder / f"{name}.csv", table.to_csv().encode())
+    write_atomically(folder / f"{name}.json", json.dumps(record, indent=2).encode())
+    return [folder / f"{name}.csv", folder / f"{name}.json"]
 
 
 def _contestants(dtype: torch.dtype, *, compiled: bool) -> Iterable[Contestant]:
@@ -122,9 +136,7 @@ def _step(each: Contestant, batch: tuple[Tensor, Tensor, Tensor, Tensor], rows: 
     return step
 
 
-def _table(times: dict[str, list[float]], n_parameters: dict[str, int]) -> pd.DataFrame:
-    table = pd.DataFrame(times).quantile([0.25, 0.5, 0.75]).T
-    table.columns = pd.Index(["ms_lower_quartile", "ms_median", "ms_upper_quartile"])
+def _with_ratios(table: pd.DataFrame, n_parameters: dict[str, int]) -> pd.DataFrame:
     compiled = table.index.str.endswith(", compiled")
     reference = [table.ms_median["standard, compiled" if late else "standard"] for late in compiled]
     return table.assign(

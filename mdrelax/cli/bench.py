@@ -111,6 +111,25 @@ def speed(
         typer.echo(path)
 
 
+@app.command()
+def backbones(
+    out: Annotated[Path, typer.Option(help="Folder for backbones.csv and backbones.json.")] = Path("runs/speed"),
+    repeats: Annotated[int, typer.Option(help="Steps of each kind that are timed, in turns.")] = 15,
+    batch_size: Annotated[int, typer.Option(help="Ethanol molecules in a training step.")] = 5,
+) -> None:
+    """Time training and MD steps of every potential on ethanol, standard and relaxed."""
+    from mdrelax.analysis.benchmarks.backbones import backbone_times
+    from mdrelax.analysis.benchmarks.speed import write_speed
+
+    table = backbone_times(batch_size=batch_size, repeats=repeats, tell=lambda name: typer.echo(f"warming up: {name}"))
+    typer.echo(table.round(2).to_string())
+    work = (
+        f"energies and forces of {batch_size} ethanol molecules, squared errors, backward, Adam; or one MD step of one"
+    )
+    for path in write_speed(table, out, command=_command(), work=work, name="backbones"):
+        typer.echo(path)
+
+
 def _command() -> str:
     return shlex.join(["mdrelax", *sys.argv[1:]])
 

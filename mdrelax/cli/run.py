@@ -78,8 +78,8 @@ def build_force_field(config: Config, parts: Parts, frames: Sequence[Batch], arg
     force_field = ForceField(network, elements=elements, reference_energies=references, scale=scale)
     if config.training.stress_weight > 0 and not force_field.conservative:
         raise ConfigError(
-            f"`training.stress_weight` is {config.training.stress_weight}, but direct forces have no stress; set it to 0 "
-            "or `potential.arguments.forces` to gradient."
+            f"`training.stress_weight` is {config.training.stress_weight}, but direct forces have no stress; set it to "
+            "0 or `potential.arguments.forces` to gradient."
         )
     return force_field.to_dtype(getattr(torch, config.training.dtype))
 
