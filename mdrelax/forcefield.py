@@ -10,7 +10,7 @@ A potential with ``direct_forces`` gives forces itself (``energies_and_forces``)
 the gradient of nothing, so energy is not conserved, forces need not sum to zero, and there is no stress.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -127,9 +127,10 @@ class ForceField(nn.Module):
                 "This model predicts forces directly (`forces: direct`), so it has no stress; set the stress weight to "
                 "0, or train with `forces: gradient`."
             )
+        potential: Any = self.potential
         with torch.set_grad_enabled(create_graph):
             vectors = edge_vectors(graph).to(self.dtype)
-            raw, forces = self.potential.energies_and_forces(self._species(graph.numbers), graph.edge_index, vectors)
+            raw, forces = potential.energies_and_forces(self._species(graph.numbers), graph.edge_index, vectors)
             return Prediction(*self._sum(graph, self.scale * raw.double()), self.scale * forces.double(), None)
 
     def _sum(self, graph: Graph, energies: Tensor) -> tuple[Tensor, Tensor]:

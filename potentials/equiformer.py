@@ -41,7 +41,7 @@ from mdrelax.potentials.steerable import (
     SphericalHarmonics,
 )
 
-__all__ = ["Equiformer"]
+__all__ = ["Equiformer", "smooth_leaky_relu"]
 
 RADIAL_BASES = {"bessel": BesselBasis, "expnormal": ExpNormalBasis}
 
@@ -85,7 +85,7 @@ class Attention(nn.Module):
 
     def _softmax(self, scalars: Tensor, edges: Edges) -> Tensor:
         """Attention weights (E, 1, H, 1): softmax with envelope and a null neighbour (difference 1 of the module)."""
-        activated = _smooth_leaky_relu(scalars.view(len(scalars), *self.logit.shape))
+        activated = smooth_leaky_relu(scalars.view(len(scalars), *self.logit.shape))
         logits = (activated * self.logit).sum(2)  # (E, H)
         largest = edges.max_at_target(logits.detach())
         raised = edges.envelope * torch.exp(logits - edges.at_target(largest))
@@ -252,7 +252,7 @@ def _add(x: Features, y: Features) -> Features:
     return tuple(a + b for a, b in zip(x, y, strict=True))
 
 
-def _smooth_leaky_relu(x: Tensor, slope: float = 0.2) -> Tensor:
+def smooth_leaky_relu(x: Tensor, slope: float = 0.2) -> Tensor:
     """(1+a)/2 x + (1-a)/2 x (2 sigmoid(x) - 1): a leaky ReLU with all derivatives."""
     return slope * x + (1 - slope) * x * torch.sigmoid(x)
 

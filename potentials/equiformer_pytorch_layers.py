@@ -21,6 +21,8 @@ from e3nn import o3
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mdrelax.potentials.equiformer import smooth_leaky_relu
+
 __all__ = ["DistanceAttention", "MLPAttention", "Surroundings", "adopt"]
 
 Fibers = dict[int, Tensor]  # degree -> (1, N, C, 2l+1), or (1, N, J, C, 2l+1) for values of edges
@@ -148,7 +150,7 @@ class MLPAttention(library.MLPAttention):
         summed = {}
         for degree, (activation, linear) in enumerate(self.to_attn_logits):
             x = for_logits[degree].squeeze(-1)
-            x = _smooth_leaky_relu(x, activation.negative_slope) if self.smooth else activation(x)
+            x = smooth_leaky_relu(x, activation.negative_slope) if self.smooth else activation(x)
             weights = _softmax(linear(x) * self.scale[degree], around.tokens)
             summed[degree] = _sum_heads(weights, values[degree], gates[degree])
         return self.to_out(summed)
@@ -197,10 +199,6 @@ def _sum_heads(weights: Tensor, values: Tensor, gates: Tensor) -> Tensor:
     return ((weights[..., None, None] * values).sum(2) * gates).flatten(2, 3)
 
 
-def _smooth_leaky_relu(x: Tensor, slope: float) -> Tensor:
-    return slope * x + (1 - slope) * x * torch.sigmoid(x)
-
-
 REPLACED: dict[type, type] = {library.Linear: Linear, library.DTP: DTP}
 
 
@@ -209,6 +207,7 @@ def adopt(network: nn.Module, *, norm_eps: float | None) -> None:
 
     Parameters, their names and their values stay; so does what was built from the library's own constructors.
     """
+    module: Any
     for module in network.modules():
         if type(module) in REPLACED:
             module.__class__ = REPLACED[type(module)]
