@@ -13,7 +13,8 @@ from mdrelax.analysis.benchmarks.nbody_page import page
 ROW = re.compile(
     r"^\|.*\| (?P<forces>[\d.]+) \| (?P<energy>[\d.]+) \| \[.*\]\((?P<path>[\w./-]+\.json)\) \|$", re.MULTILINE
 )
-PAGES = ["README.md", "docs/results.md"]
+RUNS = sorted(path for folder in ("", "backbones") for path in (ROOT / "docs/results" / folder).glob("*.json"))
+PAGES = ["README.md", "docs/results.md", "docs/backbones.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -28,7 +29,7 @@ def test_tables_say_what_the_result_files_say(page):
             assert printed == f"{test[key]:.{digits}f}", f"{page}: {row[0]}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "docs/results").glob("*.json")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
 def test_result_files_tell_seed_versions_machine_and_date(path):
     """A number without them cannot be checked."""
     content = json.loads(path.read_text())
