@@ -19,6 +19,8 @@ from mdrelax.graph import Graph, edge_vectors
 
 __all__ = ["ForceField", "Potential", "Prediction", "UnknownElementError", "fit_reference_energies"]
 
+Raw = tuple[Tensor, Tensor, Tensor | None]  # energies (N,) without references, forces (N, 3), stress (G, 3, 3)
+
 
 class Potential(Protocol):
     """What every network keeps: a smooth function of species and edge vectors, zero influence beyond the cut-off.
@@ -108,19 +110,24 @@ class ForceField(nn.Module):
         Raises ``UnknownElementError`` for an element the model does not know, ``ValueError`` when stress is asked of
         direct forces.
         """
-        if not self.conservative:
-            result = self._direct(graph, stress=stress, create_graph=create_graph)
-        else:
-            with torch.enable_grad():
-                vectors = edge_vectors(graph).detach().requires_grad_()
-                raw = self.potential(self._species(graph.numbers), graph.edge_index, vectors.to(self.dtype))
-                energies = self.scale * raw.double()
-                gradient = _gradient(energies, vectors, create_graph)
-            tension = _stress(graph, vectors, gradient) if stress else None
-            result = Prediction(*self._sum(graph, energies), _forces(graph, gradient), tension)
+        species = self._species(graph.numbers)
+        how = self._from_gradient if self.conservative else self._direct
+        energies, forces, tension = how(graph, species, stress=stress, create_graph=create_graph)
+        energies = energies + self.reference_energies[species]
+        energy = energies.new_zeros(graph.n_graphs).index_add(0, graph.batch, energies)
+        result = Prediction(energy, energies, forces, tension)
         return result if create_graph else Prediction(*(None if t is None else t.detach() for t in result))  # type: ignore[arg-type]
 
-    def _direct(self, graph: Graph, *, stress: bool, create_graph: bool) -> Prediction:
+    def _from_gradient(self, graph: Graph, species: Tensor, *, stress: bool, create_graph: bool) -> Raw:
+        """Forces and stress as derivatives of the energy."""
+        with torch.enable_grad():
+            vectors = edge_vectors(graph).detach().requires_grad_()
+            raw = self.potential(species, graph.edge_index, vectors.to(self.dtype))
+            energies = self.scale * raw.double()
+            gradient = _gradient(energies, vectors, create_graph)
+        return energies, _forces(graph, gradient), _stress(graph, vectors, gradient) if stress else None
+
+    def _direct(self, graph: Graph, species: Tensor, *, stress: bool, create_graph: bool) -> Raw:
         """Forces as the potential gives them."""
         if stress:
             raise ValueError(
@@ -130,13 +137,8 @@ class ForceField(nn.Module):
         potential: Any = self.potential
         with torch.set_grad_enabled(create_graph):
             vectors = edge_vectors(graph).to(self.dtype)
-            raw, forces = potential.energies_and_forces(self._species(graph.numbers), graph.edge_index, vectors)
-            return Prediction(*self._sum(graph, self.scale * raw.double()), self.scale * forces.double(), None)
-
-    def _sum(self, graph: Graph, energies: Tensor) -> tuple[Tensor, Tensor]:
-        """Total energies (G,) and the atoms' (N,), reference energies included."""
-        energies = energies + self.reference_energies[self._species(graph.numbers)]
-        return energies.new_zeros(graph.n_graphs).index_add(0, graph.batch, energies), energies
+            raw, forces = potential.energies_and_forces(species, graph.edge_index, vectors)
+            return self.scale * raw.double(), self.scale * forces.double(), None
 
     def _species(self, numbers: Tensor) -> Tensor:
         known = numbers.clamp(0, len(self.species) - 1)

@@ -28,6 +28,7 @@ from e3nn import o3
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mdrelax.potentials.arguments import check_numbers
 from mdrelax.potentials.edges import Edges, make_edges
 from mdrelax.potentials.radial import BesselBasis, ExpNormalBasis, RadialNetworks, polynomial_envelope
 from mdrelax.potentials.steerable import (
@@ -173,7 +174,7 @@ class Equiformer(nn.Module):
         irreps = o3.Irreps(irreps)
         sizes = {"n_species": n_species, "n_blocks": n_blocks, "n_heads": n_heads, "expansion": expansion}
         sizes |= {"n_features": n_features, "n_basis": n_basis, "radial_hidden": radial_hidden}
-        _check_numbers(sizes, {"cutoff": cutoff, "average_neighbors": average_neighbors, "norm_eps": norm_eps})
+        check_numbers(sizes, {"cutoff": cutoff, "average_neighbors": average_neighbors, "norm_eps": norm_eps})
         _check_names(irreps, n_heads, radial_basis)
         lmax_edge = irreps.lmax if lmax_edge is None else lmax_edge
         self.cutoff, self.irreps, self.average_neighbors = float(cutoff), irreps, average_neighbors
@@ -226,15 +227,6 @@ class Equiformer(nn.Module):
             for mul, ir in self.irreps
         ]
         return (x[0] + self.embedding[species].unsqueeze(1), *x[1:])
-
-
-def _check_numbers(sizes: dict[str, int], lengths: dict[str, float]) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {size}.")
-    for name, value in lengths.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"`{name}` must be a finite number > 0, got {value}.")
 
 
 def _check_names(irreps: o3.Irreps, n_heads: int, radial_basis: str) -> None:

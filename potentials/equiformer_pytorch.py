@@ -13,7 +13,6 @@ so a state dict goes from one to the other. Differs from it in
    decomposition, prints while it does, and keeps them in the user's home directory.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from equiformer_pytorch.reversible import SequentialSequence
 from torch import Tensor, nn
 
 from mdrelax.potentials.alignment import axial_couplings, edge_frames, wigner_matrices
+from mdrelax.potentials.arguments import check_numbers
 from mdrelax.potentials.edges import neighbor_table
 from mdrelax.potentials.equiformer_pytorch_layers import DistanceAttention, Fibers, MLPAttention, Surroundings, adopt
 from mdrelax.potentials.radial import BesselBasis, polynomial_envelope
@@ -64,15 +64,11 @@ class EquiformerPytorch(nn.Module):
         super().__init__()
         dim = tuple(dim)
         dim_head = (dim_head,) * len(dim) if isinstance(dim_head, int) else tuple(dim_head)
-        _check_numbers(
-            n_species=n_species, depth=depth, heads=heads, radial_hidden=radial_hidden,
-            **{f"dim[{k}]": size for k, size in enumerate(dim)},
-            **{f"dim_head[{k}]": size for k, size in enumerate(dim_head)},
-        )  # fmt: skip
+        sizes = {"n_species": n_species, "depth": depth, "heads": heads, "radial_hidden": radial_hidden}
+        sizes |= {f"dim[{k}]": size for k, size in enumerate(dim)}
+        sizes |= {f"dim_head[{k}]": size for k, size in enumerate(dim_head)}
+        check_numbers(sizes, {"cutoff": cutoff, "average_neighbors": average_neighbors, "norm_eps": norm_eps})
         _check_choices(dim, dim_head, attention=attention, forces=forces, n_basis=n_basis)
-        for name, value in {"cutoff": cutoff, "average_neighbors": average_neighbors, "norm_eps": norm_eps}.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"`{name}` must be a finite number > 0, got {value}.")
         self.cutoff, self.average_neighbors = float(cutoff), average_neighbors
         self.direct_forces, self.smooth = forces == "direct", smooth
         self.symmetry = "SE(3)" if len(dim) > 1 else "E(3)"
@@ -101,12 +97,10 @@ class EquiformerPytorch(nn.Module):
         )
         self.norm = library.Norm(dim)
         self.ff_out = library.Linear(dim, (1,) * len(dim))
-        self.couplings = [
-            f"({i},{o})" for i in range(1, len(dim)) for o in range(1, len(dim))
-        ]  # along scalars there is nothing to couple
-        for name in self.couplings:
-            i, o = (int(degree) for degree in name[1:-1].split(","))
-            self.register_buffer(f"basis:{name}", axial_couplings(i, o).float())
+        above_scalars = range(1, len(dim))  # along scalars there is nothing to couple
+        self.coupled = [(i, o) for i in above_scalars for o in above_scalars]
+        for i, o in self.coupled:
+            self.register_buffer(f"basis:({i},{o})", axial_couplings(i, o).float())
 
     def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
         """Energies (N,) of the atoms; see ``forcefield.Potential``."""
@@ -121,10 +115,7 @@ class EquiformerPytorch(nn.Module):
         """The library's outputs, one (1, N, 1, 2l+1) per degree."""
         around = self._surroundings(len(species), edge_index, edge_vectors)
         features = self._gather({0: self.token_emb(species)[None, :, :, None]}, around)
-        for attention, feed_forward in self.layers.blocks:
-            features = _add(features, attention(features, around))
-            features = _add(features, feed_forward(features))
-        return self.ff_out(self.norm(features))
+        return self.ff_out(self.norm(self.layers(features, around=around)))
 
     def _surroundings(self, n_atoms: int, edge_index: Tensor, edge_vectors: Tensor) -> Surroundings:
         table = neighbor_table(edge_index[1], n_atoms)
@@ -140,8 +131,8 @@ class EquiformerPytorch(nn.Module):
         if self.radial_basis is not None:
             radial.insert(0, self.radial_basis(lengths.flatten()).unflatten(0, lengths.shape))
         return Surroundings(
-            sources[None], envelope[None], {k: frame[None] for k, frame in enumerate(frames)},
-            torch.cat(radial, dim=-1)[None], {name: getattr(self, f"basis:{name}") for name in self.couplings},
+            sources[None], envelope[None], [frame[None] for frame in frames], torch.cat(radial, dim=-1)[None],
+            {(i, o): _even_and_odd(getattr(self, f"basis:({i},{o})")) for i, o in self.coupled},
         )  # fmt: skip
 
     def _gather(self, features: Fibers, around: Surroundings) -> Fibers:
@@ -152,14 +143,9 @@ class EquiformerPytorch(nn.Module):
         return {degree: x[:, :, 0] + (weights * x[:, :, 1:]).sum(2) / count for degree, x in tokens.items()}
 
 
-def _add(x: Fibers, y: Fibers) -> Fibers:
-    return {degree: x[degree] + y[degree] for degree in x}
-
-
-def _check_numbers(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {size}.")
+def _even_and_odd(coupling: Tensor) -> tuple[Tensor, Tensor]:
+    """What multiplies entry m of the input, and what entry -m; see ``axial_couplings``."""
+    return coupling[:, ::2].sum(1), coupling[:, 1::2].sum(1)
 
 
 def _check_choices(

@@ -12,7 +12,7 @@
 ``smooth=False`` keeps the library's own functions (envelope: a mask) and serves to compare with it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import equiformer_pytorch.equiformer_pytorch as library
@@ -34,9 +34,9 @@ class Surroundings(NamedTuple):
 
     sources: Tensor  # (1, N, J) int64
     envelope: Tensor  # (1, N, J), 0 in empty places
-    frames: dict[int, Tensor]  # degree -> (1, N, J, 2l+1, 2l+1)
+    frames: Sequence[Tensor]  # of degree l: (1, N, J, 2l+1, 2l+1)
     radial: Tensor  # (1, N, J, K): what the radial networks read
-    couplings: Mapping[str, Tensor]
+    couplings: Mapping[tuple[int, int], tuple[Tensor, Tensor]]  # degrees in, out -> factors of entries m and -m
 
     @property
     def tokens(self) -> Tensor:
@@ -123,8 +123,8 @@ def _product(kernel: Tensor, x: Tensor, degree_in: int, degree_out: int, around:
     least = min(degree_in, degree_out)
     x = x[..., degree_in - least : degree_in + least + 1]
     if least:
-        coupling = around.couplings[f"({degree_in},{degree_out})"]
-        x = x * coupling[:, ::2].sum(1) + x.flip(-1) * coupling[:, 1::2].sum(1)
+        even, odd = around.couplings[degree_in, degree_out]
+        x = x * even + x.flip(-1) * odd
     pad = degree_out - least
     return functional.pad(kernel @ x, (pad, pad))
 

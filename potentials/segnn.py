@@ -24,6 +24,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
+from mdrelax.potentials.arguments import check_numbers
 from mdrelax.potentials.attributes import INTEGRAL, Attribute, AttributeBasis, GatedProduct, SteerableProduct
 from mdrelax.potentials.edges import Edges, fully_connected, make_edges
 from mdrelax.potentials.radial import BesselBasis, polynomial_envelope
@@ -168,9 +169,7 @@ class SEGNNPotential(nn.Module):
         norm: NormKind = "none",
     ) -> None:
         super().__init__()
-        for name, value in {"cutoff": cutoff, "average_neighbors": average_neighbors}.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"`{name}` must be a finite number > 0, got {value}.")
+        check_numbers({}, {"cutoff": cutoff, "average_neighbors": average_neighbors})
         if min(n_species, n_basis) < 1:
             raise ValueError(f"`n_species` and `n_basis` must be at least 1, got {n_species} and {n_basis}.")
         lmax_attribute = lmax if lmax_attribute is None else lmax_attribute
