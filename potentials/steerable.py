@@ -197,6 +197,7 @@ class EdgeBasis(nn.Module):
     def __init__(self, irreps_in: o3.Irreps, irreps_edge: o3.Irreps, irreps_out: o3.Irreps) -> None:
         super().__init__()
         self.irreps_in, self.irreps_out = distinct(irreps_in), distinct(irreps_out)
+        self.irreps_edge = irreps_edge
         self.couplings = [
             coupling
             for o, (_, ir_out) in enumerate(irreps_out)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mdrelax.potentials.attributes import GatedProduct, SteerableProduct
 from mdrelax.potentials.segnn import SEGNN, Layer, NBodySEGNN
 
-__all__ = ["E3nnNBodySEGNN"]
+__all__ = ["E3nnNBodySEGNN", "gate"]
 
 
 class Product(nn.Module):
@@ -23,7 +23,7 @@ class Product(nn.Module):
 
     def __init__(self, irreps_in: o3.Irreps, irreps_attribute: o3.Irreps, irreps_out: o3.Irreps, gated: bool) -> None:
         super().__init__()
-        self.gate = _gate(irreps_out) if gated else None
+        self.gate = gate(irreps_out) if gated else None
         out = self.gate.irreps_in.simplify() if self.gate is not None else irreps_out
         self.product = o3.FullyConnectedTensorProduct(irreps_in, irreps_attribute, out)
         self.n_scalars = out.count(o3.Irrep("0e"))
@@ -52,7 +52,7 @@ class Product(nn.Module):
             self.bias.copy_(fast.bias)
 
 
-def _gate(irreps: o3.Irreps) -> Gate:
+def gate(irreps: o3.Irreps) -> Gate:
     """The published gate: SiLU on scalars, the sigmoid of one scalar for each other irrep."""
     scalars, others = irreps[:1], irreps[1:]
     gates = o3.Irreps([(others.num_irreps, "0e")]) if others.num_irreps else o3.Irreps("")
