@@ -69,18 +69,18 @@ class Attention(nn.Module):
         self.out = Linear(irreps, irreps)
         self.n_logit_scalars = scalars
 
-    def forward(self, x: Features, edges: Edges, radial_weights: Sequence[Tensor]) -> Features:
-        """Node features (N, D, C) per irrep to an update of the same irreps; one (E, W) of weights per coupling."""
+    def forward(self, x: Features, edges: Edges, radial_weights: Sequence[Tensor], n_out: int) -> Features:
+        """Node features (N, D, C) per irrep to an update of the first ``n_out`` irreps; (E, W) weights per coupling."""
         sent, received = self.source(x), self.target(x)
         message = tuple(
             s.index_select(0, edges.source) + edges.at_target(t) for s, t in zip(sent, received, strict=True)
         )
-        mixed = self.message(edges.matrices, message, radial_weights)
+        mixed = self.message(edges.matrices, message, radial_weights, n_out if self.gate is None else None)
         for_logits, scalars = mixed[0].split([self.n_logit_scalars, mixed[0].shape[2] - self.n_logit_scalars], dim=2)
         weights = self._softmax(for_logits, edges)  # (E, 1, H, 1)
         value: Features = (scalars, *mixed[1:])
         if self.gate is not None and self.value is not None:
-            value = self.value(edges.matrices, self.gate(value), None)
+            value = self.value(edges.matrices, self.gate(value), None, n_out)
         summed = tuple(edges.sum_at_target((v.unflatten(2, (self.n_heads, -1)) * weights).flatten(2)) for v in value)
         return self.out(summed)
 
@@ -95,7 +95,10 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Equivariant feed-forward network: linear - gate - linear, atom by atom."""
+    """Equivariant feed-forward network: linear - gate - linear, atom by atom.
+
+    Its output depends on the first ``n_read`` irreps of the input: scalars come from scalars alone.
+    """
 
     feature_layout = "ir_mul"
 
@@ -103,6 +106,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.irreps_in, self.irreps_out = irreps_in, irreps_out
         self.gate = Gate(irreps_middle)
+        self.n_read = len(irreps_in) if any(not ir.is_scalar() for _, ir in irreps_out) else 1
         self.up = Linear(irreps_in, self.gate.irreps_in)
         self.down = Linear(irreps_middle, irreps_out)
 
@@ -134,7 +138,8 @@ class Block(nn.Module):
 
     def forward(self, x: Features, edges: Edges, radial_weights: Sequence[Tensor]) -> Features:
         """Node features of one depth to those of the next."""
-        x = _add(x, self.attention(self.norm_1(x), edges, radial_weights))
+        n_read = getattr(self.feed_forward, "n_read", len(x))  # a free map reads everything
+        x = _add(x[:n_read], self.attention(self.norm_1(x), edges, radial_weights, n_read))
         residual = x if self.shortcut is None else self.shortcut(x)
         return _add(residual, self.feed_forward(self.norm_2(x)))
 

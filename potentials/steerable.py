@@ -29,7 +29,7 @@ __all__ = [
     "distinct",
 ]
 
-Features = tuple[Tensor, ...]  # one (N, D, C) per irrep, in the order of the irreps
+Features = tuple[Tensor, ...]  # one (N, D, C) per irrep, in the order of the irreps; layers also take the first few
 
 # Scales that keep the second moment of a unit normal input at 1 (e3nn.math.normalize2mom).
 SILU_SCALE = 1.6791767923989418
@@ -70,9 +70,10 @@ class Linear(nn.Module):
         self.bias_at = next((k for k, (_, ir) in enumerate(irreps_out) if ir.is_scalar()), -1)
 
     def forward(self, x: Features) -> Features:
-        """Features of ``irreps_in`` to features of ``irreps_out``."""
-        out = [x[i] @ weight for i, weight in zip(self.sources, self.weights, strict=True)]
-        if self.bias is not None:
+        """Features of ``irreps_in`` to features of ``irreps_out``; of the first few, what can be made of them."""
+        n_out = next((k for k, i in enumerate(self.sources) if i >= len(x)), len(self.sources))
+        out = [x[i] @ weight for i, weight in zip(self.sources[:n_out], self.weights, strict=False)]
+        if self.bias is not None and self.bias_at < n_out:
             out[self.bias_at] = out[self.bias_at] + self.bias
         return tuple(out)
 
@@ -99,7 +100,7 @@ class LayerNorm(nn.Module):
             functional.layer_norm(block, weight.shape, weight, self.bias, SCALAR_EPS)
             if ir.is_scalar()
             else block * (torch.rsqrt(block.square().mean((1, 2), keepdim=True) + self.eps) * weight)
-            for block, weight, (_, ir) in zip(x, self.weights, self.irreps, strict=True)
+            for block, weight, (_, ir) in zip(x, self.weights, self.irreps, strict=False)
         )
 
 
@@ -119,9 +120,9 @@ class Gate(nn.Module):
 
     def forward(self, x: Features) -> Features:
         """Features of ``irreps_in`` to features of ``irreps``."""
-        if len(x) == 1:
-            return (SILU_SCALE * functional.silu(x[0]),)
         scalars, gates = x[0].split([self.sizes[0], sum(self.sizes[1:])], dim=2)
+        if len(x) == 1:
+            return (SILU_SCALE * functional.silu(scalars),)
         opened = (SIGMOID_SCALE * torch.sigmoid(gates)).split(self.sizes[1:], dim=2)
         return (SILU_SCALE * functional.silu(scalars), *(g * block for g, block in zip(opened, x[1:], strict=True)))
 
@@ -254,16 +255,20 @@ class EdgeConvolution(nn.Module):
         )
         self.bias = nn.Parameter(torch.zeros(irreps_out[0].mul))
 
-    def forward(self, matrices: list[Tensor], x: Features, path_weights: Sequence[Tensor] | None) -> Features:
-        """Edge features x of ``basis.irreps_in`` to edge features of ``irreps_out``.
+    def forward(
+        self, matrices: list[Tensor], x: Features, path_weights: Sequence[Tensor] | None, n_out: int | None = None
+    ) -> Features:
+        """Edge features x of ``basis.irreps_in`` to edge features of ``irreps_out``, or of its first ``n_out`` irreps.
 
         ``matrices`` is ``basis(harmonics)``; ``path_weights`` one (E, P C) per coupling, or None for all ones.
         """
         n_edges = len(x[0])
-        out: list[Tensor | None] = [None] * len(self.irreps_out)
+        out: list[Tensor | None] = [None] * len(self.irreps_out[:n_out])
         out[0] = self.bias.expand(n_edges, 1, -1)
         weights = [None] * len(matrices) if path_weights is None else path_weights
         for coupling, matrix, weight, mixing in zip(self.basis.couplings, matrices, weights, self.weights, strict=True):
+            if coupling.output >= len(out):
+                continue
             add = _mix_then_couple if coupling.mix_first else _couple_then_mix
             out[coupling.output] = add(out[coupling.output], coupling, matrix, x[coupling.source], weight, mixing)
         return tuple(block for block in out if block is not None)
@@ -273,7 +278,7 @@ def _couple_then_mix(
     total: Tensor | None, coupling: Coupling, matrix: Tensor, x: Tensor, weight: Tensor | None, mixing: Tensor
 ) -> Tensor:
     """total + sum_p (w_p * B_p x) W_p; x is (E, D_i, C), the result (E, D_o, C_out)."""
-    coupled = matrix * x if matrix.shape[1:] == (1, 1) else torch.bmm(matrix, x)  # (E, D_o P, C)
+    coupled = _couple(matrix, x)  # (E, D_o P, C)
     n_edges, dim = len(x), matrix.shape[1] // coupling.n_paths
     if weight is not None:
         coupled = coupled.view(n_edges, dim, weight.shape[1]) * weight.unsqueeze(1)
@@ -292,5 +297,19 @@ def _mix_then_couple(
     for p, part in enumerate(matrices):
         weighted = x if weight is None else x * weights[p].unsqueeze(1)  # type: ignore[union-attr]
         mixed = weighted @ mixing[p]  # (E, D_i, C_out)
-        total = torch.bmm(part, mixed) if total is None else torch.baddbmm(total, part, mixed)
+        total = _couple(part, mixed) if total is None else _add_coupled(total, part, mixed)
     return total  # type: ignore[return-value]  # there is at least one path
+
+
+def _couple(matrix: Tensor, x: Tensor) -> Tensor:
+    """B x for each edge, (E, R, D) and (E, D, C) to (E, R, C): a batched product, or faster where R or D is 1."""
+    if matrix.shape[2] == 1:
+        return matrix * x
+    if matrix.shape[1] == 1:
+        return (matrix.mT * x).sum(1, keepdim=True)
+    return torch.bmm(matrix, x)
+
+
+def _add_coupled(total: Tensor, matrix: Tensor, x: Tensor) -> Tensor:
+    """total + B x."""
+    return torch.addcmul(total, matrix, x) if matrix.shape[2] == 1 else torch.baddbmm(total, matrix, x)
