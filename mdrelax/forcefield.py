@@ -6,10 +6,14 @@
 A potential is a function of the edge vectors r only, so both derivatives come from one gradient with respect to r. The
 stress is the derivative with respect to a homogeneous strain divided by the volume, in ASE's sign (tension positive).
 
+The network's own part, energies and dE/dr, is the function ``energies_and_gradient``; a compiled potential brings a
+method of that name in its place, and everything else stays here.
+
 A potential with ``direct_forces`` gives forces itself (``energies_and_forces``): F_k = scale * f_k. They are
 the gradient of nothing, so energy is not conserved, forces need not sum to zero, and there is no stress.
 """
 
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,7 +21,14 @@ from torch import Tensor, nn
 
 from mdrelax.graph import Graph, edge_vectors
 
-__all__ = ["ForceField", "Potential", "Prediction", "UnknownElementError", "fit_reference_energies"]
+__all__ = [
+    "ForceField",
+    "Potential",
+    "Prediction",
+    "UnknownElementError",
+    "energies_and_gradient",
+    "fit_reference_energies",
+]
 
 Raw = tuple[Tensor, Tensor, Tensor | None]  # energies (N,) without references, forces (N, 3), stress (G, 3, 3)
 
@@ -96,7 +107,7 @@ class ForceField(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The network's floating-point type."""
-        return next(self.potential.parameters()).dtype
+        return next(chain(self.potential.parameters(), self.potential.buffers())).dtype
 
     def to_dtype(self, dtype: torch.dtype) -> "ForceField":
         """Cast the network in place; reference energies and scale stay float64."""
@@ -120,12 +131,17 @@ class ForceField(nn.Module):
 
     def _from_gradient(self, graph: Graph, species: Tensor, *, stress: bool, create_graph: bool) -> Raw:
         """Forces and stress as derivatives of the energy."""
-        with torch.enable_grad():
-            vectors = edge_vectors(graph).detach().requires_grad_()
-            raw = self.potential(species, graph.edge_index, vectors.to(self.dtype))
-            energies = self.scale * raw.double()
-            gradient = _gradient(energies, vectors, create_graph)
-        return energies, _forces(graph, gradient), _stress(graph, vectors, gradient) if stress else None
+        vectors = edge_vectors(graph)
+        arguments = species, graph.edge_index, vectors.to(self.dtype)
+        if (compiled := getattr(self.potential, "energies_and_gradient", None)) is None:
+            raw, slope = energies_and_gradient(self.potential, *arguments, create_graph=create_graph)
+        elif create_graph:
+            raise ValueError("A compiled potential cannot be trained: train the network it was made from.")
+        else:
+            raw, slope = compiled(*arguments)
+        gradient = self.scale * slope.double()
+        tension = _stress(graph, vectors, gradient) if stress else None
+        return self.scale * raw.double(), _forces(graph, gradient), tension
 
     def _direct(self, graph: Graph, species: Tensor, *, stress: bool, create_graph: bool) -> Raw:
         """Forces as the potential gives them."""
@@ -153,9 +169,19 @@ class ForceField(nn.Module):
         return species
 
 
+def energies_and_gradient(
+    potential: nn.Module, species: Tensor, edge_index: Tensor, edge_vectors: Tensor, *, create_graph: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Energies (N,) of the atoms and their sum's gradient (E, 3) by the edge vectors; arguments as in ``Potential``."""
+    with torch.enable_grad():
+        vectors = edge_vectors.detach().requires_grad_()
+        energies = potential(species, edge_index, vectors)
+        return energies, _gradient(energies, vectors, create_graph)
+
+
 def _gradient(energies: Tensor, vectors: Tensor, create_graph: bool) -> Tensor:
     """dE/dr of each edge, (E, 3); zeros where there are no edges."""
-    if not energies.requires_grad or len(vectors) == 0:
+    if not energies.requires_grad or vectors.shape[0] == 0:
         return torch.zeros_like(vectors)
     (gradient,) = torch.autograd.grad(energies.sum(), vectors, create_graph=create_graph, allow_unused=True)
     return torch.zeros_like(vectors) if gradient is None else gradient

@@ -70,7 +70,12 @@ def fully_connected(n_graphs: int, n_atoms: int, like: Tensor) -> Edges:
 
 
 def _common_degree(target: Tensor, n_atoms: int) -> int:
-    """The number of edges into every atom when it is the same and they are sorted, else 0."""
+    """The number of edges into every atom when it is the same and they are sorted, else 0.
+
+    Also 0 while a graph for any number of atoms is captured (sizes are symbols then): it must not ask what edges there are.
+    """
+    if isinstance(n_atoms, torch.SymInt):
+        return 0
     degree, rest = divmod(len(target), max(n_atoms, 1))
     if rest or not degree:
         return 0
