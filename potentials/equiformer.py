@@ -207,7 +207,9 @@ class Equiformer(nn.Module):
         unit = edge_vectors / lengths.unsqueeze(1)
         harmonics = self.harmonics(unit)
         basis = self.radial_basis(lengths)
-        edges = make_edges(edge_index, species.shape[0], polynomial_envelope(lengths / self.cutoff), self.basis(harmonics))
+        edges = make_edges(
+            edge_index, species.shape[0], polynomial_envelope(lengths / self.cutoff), self.basis(harmonics)
+        )
         x = self._embed(species, edges, self.degree_basis(harmonics), self.degree_radial(basis)[0])
         for block, radial_weights in zip(self.blocks, self.radial(basis), strict=True):
             x = block(x, edges, radial_weights)

@@ -45,9 +45,7 @@ class CompiledPotential(nn.Module):
         """Energies (N,) of the atoms; see ``forcefield.Potential``."""
         return self.energies_and_gradient(species, edge_index, edge_vectors)[0]
 
-    def energies_and_gradient(
-        self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def energies_and_gradient(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (N,) and the gradient of their sum by the edge vectors, (E, 3)."""
         n_atoms, n_edges = len(species), len(edge_vectors)
         arguments = species, edge_index, edge_vectors

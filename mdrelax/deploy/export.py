@@ -1,4 +1,4 @@
-"""Export: a force field compiled for this process, or a model file compiled into a `.pt2` file."""
+"""Export: a force field compiled for this process, or a model compiled into a `.pt2` file."""
 
 import copy
 import tempfile
@@ -10,7 +10,7 @@ from mdrelax.deploy.compiler import CompiledPotential, CompileError, compile_pot
 from mdrelax.deploy.package import seal
 from mdrelax.deploy.parity import Parity, arguments_of, example_graphs, measure_parity, require_parity
 from mdrelax.forcefield import ForceField
-from mdrelax.modelfile import DTYPES, load_model
+from mdrelax.modelfile import DTYPES, LoadedModel
 from mdrelax.relaxation import is_relaxed
 from mdrelax.units import nearest_name
 
@@ -30,19 +30,19 @@ def compile_force_field(force_field: ForceField, *, dtype: str | None = None) ->
         return _compile(force_field, Path(folder) / "model.pt2", dtype)[0]
 
 
-def export_model(model: str | Path, output: str | Path, *, dtype: str | None = None) -> dict[str, Any]:
-    """Compile a model file into a `.pt2` file with all that a calculator needs; the header that it carries.
+def export_model(model: LoadedModel, output: str | Path, *, dtype: str | None = None) -> dict[str, Any]:
+    """Compile a loaded model into a `.pt2` file with all that a calculator needs; the document that it carries.
 
-    Raises the errors of ``load_model`` and ``compile_force_field``, and ``ValueError`` for an output of another name.
+    Raises the errors of ``compile_force_field``, ``ValueError`` for an output of another name and ``OSError`` when the
+    disk is full (an old file stays).
     """
     output = Path(output)
     if output.suffix != ".pt2":
         raise ValueError(f"A compiled model is a file `*.pt2`, got `{output}`.")
-    loaded = load_model(model)
     with tempfile.TemporaryDirectory(prefix="mdrelax-") as folder:
         package = Path(folder) / "model.pt2"
-        compiled, parity = _compile(loaded.force_field, package, dtype)
-        header = seal(package, compiled, loaded.header, parity._asdict())
+        compiled, parity = _compile(model.force_field, package, dtype)
+        header = seal(package, compiled, model.header, parity._asdict())
         write_atomically(output, package.read_bytes())
     return header
 

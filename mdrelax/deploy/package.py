@@ -28,7 +28,7 @@ from mdrelax.forcefield import ForceField
 from mdrelax.modelfile import DTYPES, LoadedModel, ModelFileError
 from mdrelax.projection import Certificate, require
 
-__all__ = ["file_hash", "load_compiled", "seal"]
+__all__ = ["file_hash", "load_compiled", "seal", "this_machine"]
 
 FORMAT_VERSION = 1
 DOCUMENT = "extra/mdrelax.json"
@@ -46,7 +46,7 @@ def seal(package: Path, compiled: ForceField, model: dict[str, Any], parity: dic
         "dtype": str(compiled.dtype).removeprefix("torch."),
         **{name: model[name] for name in FROM_THE_MODEL},
         "source": model["content"],
-        "built_for": _this_machine(),
+        "built_for": this_machine(),
         "parity": parity,
     }
     with zipfile.ZipFile(package, "a") as archive:
@@ -120,7 +120,7 @@ def _digest(archive: zipfile.ZipFile, header: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _this_machine() -> dict[str, str]:
+def this_machine() -> dict[str, str]:
     """What a compiled library depends on."""
     from torch._inductor.codecache import get_device_information
 
@@ -128,7 +128,7 @@ def _this_machine() -> dict[str, str]:
 
 
 def _refuse_other_machines(path: Path, header: dict[str, Any]) -> None:
-    here = _this_machine()
+    here = this_machine()
     made = header.get("built_for")
     if made != here:
         raise ModelFileError(
