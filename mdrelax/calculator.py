@@ -139,7 +139,7 @@ class MDRelaxCalculator(Calculator):
             )
         super().calculate(structure, list(properties), list(system_changes))
         self.results = {}  # an error below must not leave the results of another structure behind
-        graph = self.neighbors.graph(structure.positions, structure.numbers, structure.cell, structure.pbc)
+        graph = self.neighbors.graph(structure.positions, structure.numbers, structure.cell.array, structure.pbc)
         (self.results,) = self._evaluate(graph, [structure])
 
     def calculate_many(self, structures: Sequence[Atoms], *, batch_size: int = 32) -> list[Results]:
@@ -154,7 +154,7 @@ class MDRelaxCalculator(Calculator):
             chunk = structures[start : start + batch_size]
             for number, atoms in enumerate(chunk, start):
                 _refuse_empty(atoms, f"Structure {number}")
-            graphs = [build_graph(a.positions, a.numbers, a.cell, a.pbc, self.neighbors.cutoff) for a in chunk]
+            graphs = [build_graph(a.positions, a.numbers, a.cell.array, a.pbc, self.neighbors.cutoff) for a in chunk]
             results += self._evaluate(collate(graphs), chunk)
         return results
 

@@ -87,7 +87,7 @@ class ForceField(nn.Module):
             raise ValueError(f"`elements` must be distinct atomic numbers in rising order, got {elements}.")
         self.potential = potential
         self.elements = elements
-        species = torch.full((max(elements) + 1,), -1)
+        species = torch.full((max(elements) + 2,), -1)  # the last place stands for every number that is no index
         species[list(elements)] = torch.arange(len(elements))
         references = torch.zeros(len(elements)) if reference_energies is None else reference_energies
         self.register_buffer("species", species, persistent=False)
@@ -157,11 +157,9 @@ class ForceField(nn.Module):
             return self.scale * raw.double(), self.scale * forces.double(), None
 
     def _species(self, numbers: Tensor) -> Tensor:
-        known = numbers.clamp(0, len(self.species) - 1)
-        species = self.species[known]
-        wrong = (species < 0) | (known != numbers)
-        if wrong.any():
-            unknown = sorted(set(numbers[wrong].tolist()))
+        species = self.species[numbers.clamp(-1, len(self.species) - 1)]  # -1 is the last place, too
+        if (species < 0).any():
+            unknown = sorted(set(numbers[species < 0].tolist()))
             raise UnknownElementError(
                 f"Atomic numbers {unknown} are unknown to this model, which was trained on {list(self.elements)}; "
                 "train on data with these elements or remove the atoms."

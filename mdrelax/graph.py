@@ -43,7 +43,7 @@ class Graph(NamedTuple):
 def edge_vectors(graph: Graph) -> Tensor:
     """Vectors (E, 3) from target to source, in Angstrom, through the cell's periodic images."""
     source, target = graph.edge_index
-    vectors = graph.positions[source] - graph.positions[target]
+    vectors = graph.positions.index_select(0, source) - graph.positions.index_select(0, target)
     if not graph.cell.any():
         return vectors
     cells = graph.cell[graph.batch[target]]  # (E, 3, 3)

@@ -69,10 +69,10 @@ def fully_connected(n_graphs: int, n_atoms: int, like: Tensor) -> Edges:
     return Edges(source, target, n_atoms - 1, n_graphs * n_atoms, torch.ones_like(like[:1, :1]))
 
 
-def _common_degree(target: Tensor, n_atoms: int) -> int:
+def _common_degree(target: Tensor, n_atoms: int | torch.SymInt) -> int:
     """The number of edges into every atom when it is the same and they are sorted, else 0.
 
-    Also 0 while a graph for any number of atoms is captured (sizes are symbols then): it must not ask what edges there are.
+    Also 0 while a graph for any number of atoms is captured, when sizes are symbols: the choice would be baked in.
     """
     if isinstance(n_atoms, torch.SymInt):
         return 0

@@ -181,7 +181,7 @@ def test_a_compiled_model_with_other_numbers_is_refused() -> None:
 
 
 def test_the_structures_of_the_check_leave_nothing_for_granted() -> None:
-    """Among them: one atom, two, no edges at all, an atom without neighbours, and atoms with unlike numbers of edges."""
+    """Among them: one atom, two, no edges at all, an atom without neighbours, and unlike numbers of edges."""
     graphs = example_graphs(ELEMENTS, 5.0)
     sizes = [(len(graph.numbers), graph.edge_index.shape[1]) for graph in graphs]
     degrees = torch.bincount(collate(graphs).edge_index[1], minlength=sum(n for n, _ in sizes))

@@ -1,4 +1,4 @@
-"""`mdrelax md`, `audit` and `predict` on models that were never trained: what they take, write and say."""
+"""`mdrelax md`, `audit`, `export` and `predict` on models that were never trained: what they take, write and say."""
 
 import json
 from pathlib import Path
@@ -74,6 +74,41 @@ def test_audit_refuses_elements_that_the_model_does_not_know(tmp_path, model):
     said = mdrelax("audit", model, tmp_path / "n2.xyz")
     assert said.code == DATA
     assert said.last_line.startswith("Atomic numbers [7] are unknown to this model, which was trained on [1, 6, 8]")
+
+
+# --- predict ----------------------------------------------------------------------------------------------------------
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("--to", "onnx"), CONFIG, "`--to` must be pt2"),
+        (("--out", "model.so"), DATA, "is a file `*.pt2`, got `model.so`"),
+    ],
+)
+def test_export_refuses_what_it_cannot_write(model, arguments, code, says):
+    """Before anything is compiled."""
+    said = mdrelax("export", model, *arguments)
+    assert said.code == code
+    assert says in said.last_line
+
+
+@pytest.mark.slow
+def test_an_exported_model_runs_by_itself_with_the_models_numbers(tmp_path, model):
+    """The hash that is printed is the file's; a float64 file gives the energies and forces of the float64 model."""
+    exported = tmp_path / "fast.pt2"
+    said = mdrelax("export", model, "--out", exported, "--dtype", "float64")
+    assert said.code == 0, said.err
+    (sha256,) = (line.removeprefix("SHA-256: ") for line in said.out.splitlines() if line.startswith("SHA-256"))
+    fast = MDRelaxCalculator.from_compiled(exported, sha256=sha256)
+    plain = MDRelaxCalculator.from_file(model, dtype="float64")
+    structures = [molecule("CH3CH2OH"), molecule("H2O"), Atoms("O")]
+    for ours, theirs in zip(fast.calculate_many(structures), plain.calculate_many(structures), strict=True):
+        np.testing.assert_allclose(ours["forces"], theirs["forces"], atol=1e-10)
+        assert ours["energy"] == pytest.approx(theirs["energy"], abs=1e-10)
 
 
 # --- predict ----------------------------------------------------------------------------------------------------------

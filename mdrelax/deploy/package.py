@@ -8,6 +8,7 @@ The file is torch's archive of a shared library with one document of ours in it,
 | elements, reference_energies, scale, cutoff, dtype | what makes energies in eV of the library's numbers |
 | certificate, card, citation, versions, units | as in the model file it was made from, whose hash is `source` |
 | built_for | torch's version and the processor that it was compiled with; it runs nowhere else |
+| threads | how many the loops were compiled for; matrix products follow torch's setting |
 | parity | differences from the uncompiled model, measured when it was made |
 | sha256 | over everything else in the file |
 
@@ -47,6 +48,7 @@ def seal(package: Path, compiled: ForceField, model: dict[str, Any], parity: dic
         **{name: model[name] for name in FROM_THE_MODEL},
         "source": model["content"],
         "built_for": this_machine(),
+        "threads": torch.get_num_threads(),
         "parity": parity,
     }
     with zipfile.ZipFile(package, "a") as archive:
@@ -59,9 +61,9 @@ def seal(package: Path, compiled: ForceField, model: dict[str, Any], parity: dic
 def load_compiled(path: str | Path, *, sha256: str | None = None) -> LoadedModel:
     """Read a compiled model, which RUNS ITS CODE: load only what you made yourself or got from someone you trust.
 
-    ``sha256`` is that of the file you trust, as ``mdrelax export`` and ``sha256sum`` print it; any other file is refused
-    before its code is touched. Raises ``ModelFileError`` for a file that is missing, damaged, foreign, of another format version, torch
-    or processor, and ``CertificateError`` when its certificate did not pass.
+    ``sha256`` is that of the file you trust, as ``mdrelax export`` and ``sha256sum`` print it; any other file is
+    refused before its code is touched. Raises ``ModelFileError`` for a file that is missing, damaged, foreign, of
+    another format version, torch or processor, and ``CertificateError`` when its certificate did not pass.
     """
     path = Path(path)
     header = _read(path)

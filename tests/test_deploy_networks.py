@@ -1,0 +1,32 @@
+"""The networks, compiled: what they give on structures they were not captured on is what they give uncompiled."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from ase import Atoms
+from torch import nn
+
+from mdrelax.deploy import compile_force_field
+from mdrelax.deploy.parity import measure_parity
+from mdrelax.forcefield import ForceField
+from molecules import ELEMENTS, batch_of, crystal, ethanol, graph_of, rattled, tiny_equiformer, tiny_segnn, water
+
+NETWORKS = {
+    "equiformer E(3), linear messages": lambda: tiny_equiformer(nonlinear_messages=False),
+    "equiformer SE(3), as published": lambda: tiny_equiformer("8x0e+4x1e+4x2e", radial_basis="expnormal"),
+    "segnn": tiny_segnn,
+    "segnn with a norm and attributes of l=2": lambda: tiny_segnn(lmax_attribute=2, norm="layer"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
+def test_a_compiled_network_gives_its_own_numbers(build: Callable[[], nn.Module]) -> None:
+    """Molecules, a crystal with many edges an atom, a lone atom and a batch of them: float64, rounding apart."""
+    model = ForceField(build(), elements=ELEMENTS, scale=0.5)
+    structures = [*rattled(ethanol(), 2, 0), water(), crystal(), Atoms("C")]
+    graphs = [*map(graph_of, structures), batch_of(*structures)]
+    compiled = compile_force_field(model)
+    assert max(measure_parity(compiled, model, graphs)) < 1e-11
+    assert compiled.dtype == torch.float64
