@@ -42,6 +42,9 @@ class Potential(Protocol):
     | edge_index | (2, E) int64, source and target, sorted by target | - |
     | edge_vectors | (E, 3) | Angstrom |
     | returned energies | (N,) | the force field's scale (eV after scaling) |
+
+    A network that works on ``graph.neighbor_table`` says ``takes_table = True`` and takes it as an optional fourth
+    argument: its width depends on the structure, so that a compiled network cannot make it.
     """
 
     cutoff: float  # Angstrom
@@ -129,18 +132,20 @@ class ForceField(nn.Module):
         result = Prediction(energy, energies, forces, tension)
         return result if create_graph else Prediction(*(None if t is None else t.detach() for t in result))  # type: ignore[arg-type]
 
+    def network_output(self, graph: Graph, species: Tensor, *, create_graph: bool = False) -> tuple[Tensor, Tensor]:
+        """What the network itself gives: energies (N,) and their gradient by the edge vectors (E, 3), without scale."""
+        arguments = species, graph.edge_index, edge_vectors(graph).to(self.dtype)
+        if (compiled := getattr(self.potential, "energies_and_gradient", None)) is None:
+            return energies_and_gradient(self.potential, *arguments, create_graph=create_graph)
+        if create_graph:
+            raise ValueError("A compiled potential cannot be trained: train the network it was made from.")
+        return compiled(*arguments)
+
     def _from_gradient(self, graph: Graph, species: Tensor, *, stress: bool, create_graph: bool) -> Raw:
         """Forces and stress as derivatives of the energy."""
-        vectors = edge_vectors(graph)
-        arguments = species, graph.edge_index, vectors.to(self.dtype)
-        if (compiled := getattr(self.potential, "energies_and_gradient", None)) is None:
-            raw, slope = energies_and_gradient(self.potential, *arguments, create_graph=create_graph)
-        elif create_graph:
-            raise ValueError("A compiled potential cannot be trained: train the network it was made from.")
-        else:
-            raw, slope = compiled(*arguments)
+        raw, slope = self.network_output(graph, species, create_graph=create_graph)
         gradient = self.scale * slope.double()
-        tension = _stress(graph, vectors, gradient) if stress else None
+        tension = _stress(graph, edge_vectors(graph), gradient) if stress else None
         return self.scale * raw.double(), _forces(graph, gradient), tension
 
     def _direct(self, graph: Graph, species: Tensor, *, stress: bool, create_graph: bool) -> Raw:
@@ -168,12 +173,17 @@ class ForceField(nn.Module):
 
 
 def energies_and_gradient(
-    potential: nn.Module, species: Tensor, edge_index: Tensor, edge_vectors: Tensor, *, create_graph: bool = False
+    potential: nn.Module,
+    species: Tensor,
+    edge_index: Tensor,
+    edge_vectors: Tensor,
+    *table: Tensor,
+    create_graph: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Energies (N,) of the atoms and their sum's gradient (E, 3) by the edge vectors; arguments as in ``Potential``."""
     with torch.enable_grad():
         vectors = edge_vectors.detach().requires_grad_()
-        energies = potential(species, edge_index, vectors)
+        energies = potential(species, edge_index, vectors, *table)
         return energies, _gradient(energies, vectors, create_graph)
 
 

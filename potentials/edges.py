@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Edges", "fully_connected", "make_edges", "neighbor_table"]
+__all__ = ["Edges", "fully_connected", "make_edges"]
 
 
 class Edges(NamedTuple):
@@ -81,17 +81,3 @@ def _common_degree(target: Tensor, n_atoms: int | torch.SymInt) -> int:
         return 0
     expected = torch.arange(n_atoms, device=target.device).repeat_interleave(degree)
     return degree if torch.equal(target, expected) else 0
-
-
-def neighbor_table(target: Tensor, n_atoms: int) -> Tensor:
-    """The edges into each atom, padded: (N, J) numbers of edges, with E (one past the last) in empty places.
-
-    J is the largest number of edges into an atom, but at least 1; edges need not be sorted.
-    """
-    counts = torch.bincount(target, minlength=n_atoms)
-    order = torch.argsort(target, stable=True)
-    rank = torch.arange(len(target), device=target.device) - (counts.cumsum(0) - counts)[target[order]]
-    width = int(counts.max()) if len(target) else 1
-    table = target.new_full((n_atoms, width), len(target))
-    table[target[order], rank] = order
-    return table

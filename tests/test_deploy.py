@@ -132,7 +132,7 @@ def test_relaxed_models_are_not_compiled() -> None:
 
 
 class Counting(nn.Module):
-    """Computes something else where there are more than 20 edges."""
+    """Computes something else where the first atom has more than three edges."""
 
     cutoff = 5.0
 
@@ -147,11 +147,10 @@ class Counting(nn.Module):
 
 
 @needs_compiler
-@pytest.mark.parametrize("network", [Counting, tiny_equiformer_pytorch])
-def test_networks_that_look_at_the_structure_are_refused_in_one_sentence(network: Callable[[], nn.Module]) -> None:
+def test_networks_that_look_at_the_structure_are_refused_in_one_sentence() -> None:
     """A branch on data would be baked in: the network is named, and nothing is compiled."""
-    with pytest.raises(CompileError, match="cannot be compiled for every number of atoms") as error:
-        compile_force_field(ForceField(network(), elements=ELEMENTS))
+    with pytest.raises(CompileError, match="`Counting` cannot be compiled for every number of atoms") as error:
+        compile_force_field(ForceField(Counting(), elements=ELEMENTS))
     assert "\n" not in str(error.value)
 
 
@@ -177,7 +176,7 @@ def test_a_compiled_model_with_other_numbers_is_refused() -> None:
     with pytest.raises(CompileError, match="1e-10 is allowed in float64; it is refused"):
         require_parity(parity, torch.float64)
     with pytest.raises(CompileError):
-        require_parity(parity._replace(stress=math.nan), torch.float32)
+        require_parity(parity._replace(gradient=math.nan), torch.float32)
 
 
 def test_the_structures_of_the_check_leave_nothing_for_granted() -> None:

@@ -10,11 +10,23 @@ from torch import nn
 from mdrelax.deploy import compile_force_field
 from mdrelax.deploy.parity import measure_parity
 from mdrelax.forcefield import ForceField
-from molecules import ELEMENTS, batch_of, crystal, ethanol, graph_of, rattled, tiny_equiformer, tiny_segnn, water
+from molecules import (
+    ELEMENTS,
+    batch_of,
+    crystal,
+    ethanol,
+    graph_of,
+    rattled,
+    tiny_equiformer,
+    tiny_equiformer_pytorch,
+    tiny_segnn,
+    water,
+)
 
 NETWORKS = {
     "equiformer E(3), linear messages": lambda: tiny_equiformer(nonlinear_messages=False),
-    "equiformer SE(3), as published": lambda: tiny_equiformer("8x0e+4x1e+4x2e", radial_basis="expnormal"),
+    "equiformer SE(3), as published": lambda: tiny_equiformer("8x0e+4x1e+4x2e", radial_basis="expnormal", n_blocks=1),
+    "equiformer-pytorch": lambda: tiny_equiformer_pytorch(depth=1),
     "segnn": tiny_segnn,
     "segnn with a norm and attributes of l=2": lambda: tiny_segnn(lmax_attribute=2, norm="layer"),
 }

@@ -162,7 +162,7 @@ def export(
     parity = header["parity"]
     typer.echo(
         f"Compiled in {time.perf_counter() - start:.0f} s, {header['dtype']}. Largest differences from the model, "
-        f"relative: energies {parity['energies']:.1e}, forces {parity['forces']:.1e}, stress {parity['stress']:.1e}."
+        f"relative: energies {parity['energies']:.1e}, their gradient {parity['gradient']:.1e}."
     )
     typer.echo(f"SHA-256: {file_hash(output)}")
     typer.echo(f"Loading the file runs its code; use: MDRelaxCalculator.from_compiled({str(output)!r})")

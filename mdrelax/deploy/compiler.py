@@ -4,7 +4,8 @@
 
 The network runs once on an example with symbols in place of N and E; the graph that is recorded holds the forward pass
 and the derivative by the edge vectors, and no Python. torch takes symbols to be at least 2: ``CompiledPotential`` adds
-a pair of atoms out of reach of each other where there are fewer atoms or edges.
+a pair of atoms out of reach of each other where there are fewer atoms or edges. The neighbour table of networks that
+work on one is made outside of the graph, since its width depends on the structure.
 """
 
 import warnings
@@ -14,8 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mdrelax.forcefield import energies_and_gradient
+from mdrelax.graph import neighbor_table
 
 __all__ = ["Arguments", "CompileError", "CompiledPotential", "compile_potential", "load_library"]
 
@@ -30,15 +33,22 @@ class CompileError(RuntimeError):
 class CompiledPotential(nn.Module):
     """A potential that is one compiled function; it cannot be trained, cast or moved.
 
-    ``run`` takes the three ``Arguments`` as a list, with at least two atoms and two edges, and gives energies (N,) and
-    gradient (E, 3).
+    ``run`` takes the ``Arguments`` as a list, with at least two atoms and two edges, and where ``takes_table`` the
+    neighbour table; it gives energies (N,) and gradient (E, 3).
     """
 
     precision: Tensor  # empty, of the dtype and on the device that were compiled for
 
-    def __init__(self, run: Callable[[list[Tensor]], Sequence[Tensor]], cutoff: float, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        run: Callable[[list[Tensor]], Sequence[Tensor]],
+        *,
+        cutoff: float,
+        dtype: torch.dtype,
+        takes_table: bool = False,
+    ) -> None:
         super().__init__()
-        self.run, self.cutoff = run, cutoff
+        self.run, self.cutoff, self.takes_table = run, cutoff, takes_table
         self.register_buffer("precision", torch.empty(0, dtype=dtype), persistent=False)
 
     def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
@@ -51,7 +61,8 @@ class CompiledPotential(nn.Module):
         arguments = species, edge_index, edge_vectors
         if min(n_atoms, n_edges) < SMALLEST:
             arguments = _with_a_pair_out_of_reach(*arguments, 2 * self.cutoff)
-        energies, gradient = self.run(list(arguments))
+        table = [_table(arguments)] if self.takes_table else []
+        energies, gradient = self.run([*arguments, *table])
         return energies[:n_atoms], gradient[:n_edges]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledPotential":
@@ -77,6 +88,13 @@ def _with_a_pair_out_of_reach(species: Tensor, edge_index: Tensor, edge_vectors:
         torch.cat([edge_index, edge_index.new_tensor([[second, first], [first, second]])], dim=1),
         torch.cat([edge_vectors, pair]),
     )
+
+
+def _table(arguments: Arguments) -> Tensor:
+    """The neighbour table, at least two places wide."""
+    species, edge_index, _ = arguments
+    table = neighbor_table(edge_index[1], len(species))
+    return functional.pad(table, (0, max(0, SMALLEST - table.shape[1])), value=edge_index.shape[1])
 
 
 def compile_potential(potential: nn.Module, example: Arguments, path: Path) -> None:
@@ -114,15 +132,20 @@ def _capture(potential: nn.Module, example: Arguments) -> torch.export.ExportedP
     """Energies and gradient as a program without Python, for any N and E of at least 2."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    def function(species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> tuple[Tensor, Tensor]:
-        energies, gradient = energies_and_gradient(potential, species, edge_index, edge_vectors)
+    def function(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+        energies, gradient = energies_and_gradient(potential, *arguments)
         return energies.detach(), gradient.detach()
 
-    function(*example)  # fills the caches of constants, which must not keep a symbolic tensor
-    atoms, edges = (torch.export.Dim(name, min=SMALLEST) for name in ("atoms", "edges"))
+    atoms, edges, places = (torch.export.Dim(name, min=SMALLEST) for name in ("atoms", "edges", "places"))
+    arguments: tuple[Tensor, ...] = example
+    sizes: tuple[dict[int, torch.export.Dim], ...] = ({0: atoms}, {1: edges}, {0: edges})
+    if getattr(potential, "takes_table", False):
+        arguments, sizes = (*arguments, _table(example)), (*sizes, {0: atoms, 1: places})
+    function(*arguments)  # fills the caches of constants, which must not keep a symbolic tensor
     try:
-        graph = make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*example)
-        return torch.export.export(graph, example, dynamic_shapes=({0: atoms}, {1: edges}, {0: edges}))
+        with torch.backends.opt_einsum.flags(enabled=False):  # it would choose an order by the example's sizes
+            graph = make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*arguments)
+        return torch.export.export(graph, arguments, dynamic_shapes=sizes)
     except Exception as error:  # torch raises many types here, none of them public
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CompileError(

@@ -52,7 +52,12 @@ def _compile(force_field: ForceField, package: Path, dtype: str | None) -> tuple
     original = _frozen(force_field, dtype)
     graphs = example_graphs(original.elements, original.cutoff)
     compile_potential(original.potential, arguments_of(original, graphs[0]), package)
-    network = CompiledPotential(load_library(package), original.cutoff, original.dtype)
+    network = CompiledPotential(
+        load_library(package),
+        cutoff=original.cutoff,
+        dtype=original.dtype,
+        takes_table=getattr(original.potential, "takes_table", False),
+    )
     compiled = ForceField(
         network,
         elements=original.elements,

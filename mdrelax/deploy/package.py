@@ -6,6 +6,7 @@ The file is torch's archive of a shared library with one document of ours in it,
 | --- | --- |
 | format_version | 1; others are refused |
 | elements, reference_energies, scale, cutoff, dtype | what makes energies in eV of the library's numbers |
+| takes_table | whether the library wants the neighbour table |
 | certificate, card, citation, versions, units | as in the model file it was made from, whose hash is `source` |
 | built_for | torch's version and the processor that it was compiled with; it runs nowhere else |
 | threads | how many the loops were compiled for; matrix products follow torch's setting |
@@ -20,7 +21,7 @@ import hashlib
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -38,6 +39,7 @@ FROM_THE_MODEL = ("certificate", "card", "citation", "versions", "units")
 
 def seal(package: Path, compiled: ForceField, model: dict[str, Any], parity: dict[str, float]) -> dict[str, Any]:
     """Add our document to torch's archive, in place; ``model`` is the header of the model file. The document."""
+    network = cast(CompiledPotential, compiled.potential)
     header: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "elements": list(compiled.elements),
@@ -45,6 +47,7 @@ def seal(package: Path, compiled: ForceField, model: dict[str, Any], parity: dic
         "scale": compiled.scale.item(),
         "cutoff": compiled.cutoff,
         "dtype": str(compiled.dtype).removeprefix("torch."),
+        "takes_table": network.takes_table,
         **{name: model[name] for name in FROM_THE_MODEL},
         "source": model["content"],
         "built_for": this_machine(),
@@ -72,7 +75,12 @@ def load_compiled(path: str | Path, *, sha256: str | None = None) -> LoadedModel
     _refuse_other_machines(path, header)
     try:
         certificate = require(Certificate.from_dict(header["certificate"]))
-        network = CompiledPotential(load_library(path), float(header["cutoff"]), DTYPES[header["dtype"]])
+        network = CompiledPotential(
+            load_library(path),
+            cutoff=float(header["cutoff"]),
+            dtype=DTYPES[header["dtype"]],
+            takes_table=header["takes_table"],
+        )
         force_field = ForceField(
             network,
             elements=tuple(header["elements"]),
