@@ -1,7 +1,8 @@
 """Parity: a compiled force field must give the numbers of the one it was made from, or it is refused.
 
 Both are asked for structures that differ in all that a compiler could have taken for granted: a cluster, the cluster
-beside an atom without neighbours, a pair, a crystal of one atom with more edges an atom, and a lone atom.
+beside an atom without neighbours, a pair, a crystal with more edges an atom, and a lone atom. None of their atoms is a
+centre of inversion: features that vanish by symmetry are rounding errors, which norms raise to any size.
 """
 
 from typing import NamedTuple
@@ -19,7 +20,8 @@ __all__ = ["Parity", "arguments_of", "example_graphs", "measure_parity", "requir
 
 LARGEST_DIFFERENCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 SPACING = 0.4  # of the cluster's atoms, in cut-offs: 2 Angstrom at a cut-off of 5
-LATTICE = 0.6  # of the crystal
+LATTICE = 0.8  # of the crystal
+MOTIF = [[0.05, 0.1, 0.0], [0.45, 0.5, 0.1], [0.2, 0.55, 0.6]]  # its three atoms, in lattice vectors
 
 
 class Parity(NamedTuple):
@@ -41,7 +43,7 @@ def example_graphs(elements: tuple[int, ...], cutoff: float) -> list[Graph]:
         build_graph(cluster, numbers, cutoff=cutoff),
         build_graph(lonely, [*numbers, elements[-1]], cutoff=cutoff),
         build_graph(cluster[[0, 1]], numbers[[0, 1]], cutoff=cutoff),
-        build_graph([[0, 0, 0]], elements[:1], cell, True, cutoff=cutoff),
+        build_graph(MOTIF @ cell, numbers[:3], cell, True, cutoff=cutoff),
         build_graph([[0, 0, 0]], elements[:1], cutoff=cutoff),
     ]
 
