@@ -6,10 +6,12 @@ import pytest
 import torch
 from ase import Atoms
 from torch import nn
+from torch.nn import functional
 
 from mdrelax.deploy import compile_force_field
 from mdrelax.deploy.parity import measure_parity
 from mdrelax.forcefield import ForceField
+from mdrelax.graph import edge_vectors, neighbor_table
 from molecules import (
     ELEMENTS,
     batch_of,
@@ -42,3 +44,14 @@ def test_a_compiled_network_gives_its_own_numbers(build: Callable[[], nn.Module]
     compiled = compile_force_field(model)
     assert max(measure_parity(compiled, model, graphs)) < 1e-11
     assert compiled.dtype == torch.float64
+
+
+def test_a_given_neighbor_table_changes_nothing() -> None:
+    """However wide: a compiled network is handed one at least two places wide."""
+    network = tiny_equiformer_pytorch()
+    graph = batch_of(ethanol(), water(), Atoms("C"))
+    species = torch.tensor([ELEMENTS.index(z) for z in graph.numbers.tolist()])
+    arguments = species, graph.edge_index, edge_vectors(graph)
+    table = functional.pad(neighbor_table(graph.edge_index[1], len(species)), (0, 3), value=graph.edge_index.shape[1])
+    # Sums over the padded axis may go in another order.
+    torch.testing.assert_close(network(*arguments, table), network(*arguments), atol=1e-13, rtol=1e-13)

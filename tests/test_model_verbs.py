@@ -171,6 +171,19 @@ def test_md_refuses_a_device_that_is_not_there(model, water):
     assert not Path("md.csv").exists()
 
 
+def test_md_compiles_when_it_is_told_to(model, water, monkeypatch):
+    """And says in one sentence that it cannot where there is no compiler; `--compile` left out, none is needed."""
+
+    def missing() -> str:
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", missing)
+    said = mdrelax("md", model, water, "--ps", "0.002", "--compile")
+    assert said.code == OTHER
+    assert said.last_line.startswith("Compiling needs a C++ compiler, and none was found")
+    assert mdrelax("md", model, water, "--ps", "0.002").code == 0
+
+
 def pretended(monkeypatch: pytest.MonkeyPatch, *, exploded: bool) -> None:
     """A run of water whose second frame, at 10 fs, has its first bond twice as long."""
 

@@ -100,13 +100,17 @@ def _table(arguments: Arguments) -> Tensor:
 def compile_potential(potential: nn.Module, example: Arguments, path: Path) -> None:
     """Write the compiled network to ``path`` (``.pt2``); the example needs more edges than atoms, and two atoms.
 
-    Raises ``CompileError`` where there is no C++ compiler, and for a network that asks its data what to compute.
+    Raises ``CompileError`` where there is no C++ compiler that works, and for a network that asks its data what to
+    compute.
     """
     _require_compiler()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about its own inner deprecations
         program = _capture(potential, example)
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        try:
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        except Exception as error:  # torch's own types, and the compiler's words
+            raise CompileError(f"torch or the C++ compiler failed ({_first_line(error)}).") from error
 
 
 def load_library(path: Path) -> Callable[[list[Tensor]], Sequence[Tensor]]:
@@ -147,8 +151,11 @@ def _capture(potential: nn.Module, example: Arguments) -> torch.export.ExportedP
             graph = make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*arguments)
         return torch.export.export(graph, arguments, dynamic_shapes=sizes)
     except Exception as error:  # torch raises many types here, none of them public
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CompileError(
             f"The network `{type(potential).__name__}` cannot be compiled for every number of atoms: what it computes "
-            f"depends on the structure ({reason}). Use it uncompiled."
+            f"depends on the structure ({_first_line(error)}). Use it uncompiled."
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -112,7 +112,7 @@ def _read(path: Path) -> dict[str, Any]:
                     "export the model anew."
                 )
             found, stated = _digest(archive, header), header["sha256"]
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelFileError(f"`{path}` is damaged, or no compiled model of mdrelax ({error}).") from error
     if found != stated:
         raise ModelFileError(f"`{path}` was altered after it was exported: its content does not match its hash.")
