@@ -1,6 +1,7 @@
 """MDRelaxCalculator: a projected model as an ASE calculator.
 
-    atoms.calc = MDRelaxCalculator.from_file("model.safetensors")
+    atoms.calc = MDRelaxCalculator.from_file("model.safetensors")  # compile=True: slow to make, several times faster
+    atoms.calc = MDRelaxCalculator.from_compiled("model.pt2")  # of `mdrelax export`; RUNS THE CODE in the file
 
 Energies in eV, forces in eV/A, stress in eV/A^3 (ASE's sign and Voigt order xx, yy, zz, yz, xz, xy). Only a model that
 is exactly equivariant may drive a simulation, so a model with relaxed layers, or without its certificate, is refused.
@@ -18,6 +19,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from mdrelax.deploy import compile_force_field, load_compiled
 from mdrelax.forcefield import ForceField, Prediction
 from mdrelax.graph import Graph, collate
 from mdrelax.modelfile import DTYPES, load_model
@@ -78,11 +80,46 @@ class MDRelaxCalculator(Calculator):
 
     @classmethod
     def from_file(
-        cls, path: str | Path, *, dtype: str | None = None, device: str | torch.device = "cpu", skin: float = 0.5
+        cls,
+        path: str | Path,
+        *,
+        dtype: str | None = None,
+        device: str | torch.device = "cpu",
+        skin: float = 0.5,
+        compile: bool = False,
     ) -> "MDRelaxCalculator":
-        """The calculator of a finished model file, whose certificate holds; raises the errors of ``load_model``."""
+        """The calculator of a finished model file, whose certificate holds; raises the errors of ``load_model``.
+
+        ``compile=True`` compiles the network for this process, which takes a minute or more and a C++ compiler, and
+        raises ``CompileError`` where that fails or the numbers differ (see ``deploy.compile_force_field``).
+        """
+        if compile and torch.device(device).type != "cpu":
+            raise ValueError(f"Models are compiled for the CPU only, got the device `{device}`; leave out `compile`.")
         model = load_model(path)
-        return cls(model.force_field, dtype=dtype, device=device, skin=skin, certificate=model.certificate)
+        force_field = compile_force_field(model.force_field, dtype=dtype) if compile else model.force_field
+        return cls(force_field, dtype=dtype, device=device, skin=skin, certificate=model.certificate)
+
+    @classmethod
+    def from_compiled(cls, path: str | Path, *, sha256: str | None = None, skin: float = 0.5) -> "MDRelaxCalculator":
+        """The calculator of a `.pt2` file, which RUNS THE CODE IT HOLDS: take only files that you made or trust.
+
+        ``sha256`` names the one file that is accepted. Raises the errors of ``deploy.load_compiled``.
+        """
+        model = load_compiled(path, sha256=sha256)
+        return cls(model.force_field, skin=skin, certificate=model.certificate)
+
+    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
+        """What has changed since the last calculation, to the bit: ASE's comparison costs more than a small network."""
+        old = self.atoms
+        if old is None:
+            return list(all_changes)
+        pairs = {
+            "positions": (old.positions, atoms.positions),
+            "numbers": (old.numbers, atoms.numbers),
+            "cell": (old.cell.array, atoms.cell.array),
+            "pbc": (old.pbc, atoms.pbc),
+        }
+        return [name for name, (before, now) in pairs.items() if not np.array_equal(before, now)]
 
     def calculate(
         self,
@@ -102,7 +139,7 @@ class MDRelaxCalculator(Calculator):
             )
         super().calculate(structure, list(properties), list(system_changes))
         self.results = {}  # an error below must not leave the results of another structure behind
-        graph = self.neighbors.graph(structure.positions, structure.numbers, structure.cell, structure.pbc)
+        graph = self.neighbors.graph(structure.positions, structure.numbers, structure.cell.array, structure.pbc)
         (self.results,) = self._evaluate(graph, [structure])
 
     def calculate_many(self, structures: Sequence[Atoms], *, batch_size: int = 32) -> list[Results]:
@@ -117,7 +154,7 @@ class MDRelaxCalculator(Calculator):
             chunk = structures[start : start + batch_size]
             for number, atoms in enumerate(chunk, start):
                 _refuse_empty(atoms, f"Structure {number}")
-            graphs = [build_graph(a.positions, a.numbers, a.cell, a.pbc, self.neighbors.cutoff) for a in chunk]
+            graphs = [build_graph(a.positions, a.numbers, a.cell.array, a.pbc, self.neighbors.cutoff) for a in chunk]
             results += self._evaluate(collate(graphs), chunk)
         return results
 

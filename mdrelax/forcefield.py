@@ -6,10 +6,14 @@
 A potential is a function of the edge vectors r only, so both derivatives come from one gradient with respect to r. The
 stress is the derivative with respect to a homogeneous strain divided by the volume, in ASE's sign (tension positive).
 
+The network's own part, energies and dE/dr, is the function ``energies_and_gradient``; a compiled potential brings a
+method of that name in its place, and everything else stays here.
+
 A potential with ``direct_forces`` gives forces itself (``energies_and_forces``): F_k = scale * f_k. They are
 the gradient of nothing, so energy is not conserved, forces need not sum to zero, and there is no stress.
 """
 
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,7 +21,14 @@ from torch import Tensor, nn
 
 from mdrelax.graph import Graph, edge_vectors
 
-__all__ = ["ForceField", "Potential", "Prediction", "UnknownElementError", "fit_reference_energies"]
+__all__ = [
+    "ForceField",
+    "Potential",
+    "Prediction",
+    "UnknownElementError",
+    "energies_and_gradient",
+    "fit_reference_energies",
+]
 
 Raw = tuple[Tensor, Tensor, Tensor | None]  # energies (N,) without references, forces (N, 3), stress (G, 3, 3)
 
@@ -31,6 +42,9 @@ class Potential(Protocol):
     | edge_index | (2, E) int64, source and target, sorted by target | - |
     | edge_vectors | (E, 3) | Angstrom |
     | returned energies | (N,) | the force field's scale (eV after scaling) |
+
+    A network that works on ``graph.neighbor_table`` says ``takes_table = True`` and takes it as an optional fourth
+    argument: its width depends on the structure, so that a compiled network cannot make it.
     """
 
     cutoff: float  # Angstrom
@@ -76,7 +90,7 @@ class ForceField(nn.Module):
             raise ValueError(f"`elements` must be distinct atomic numbers in rising order, got {elements}.")
         self.potential = potential
         self.elements = elements
-        species = torch.full((max(elements) + 1,), -1)
+        species = torch.full((max(elements) + 2,), -1)  # the last place stands for every number that is no index
         species[list(elements)] = torch.arange(len(elements))
         references = torch.zeros(len(elements)) if reference_energies is None else reference_energies
         self.register_buffer("species", species, persistent=False)
@@ -96,7 +110,7 @@ class ForceField(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The network's floating-point type."""
-        return next(self.potential.parameters()).dtype
+        return next(chain(self.potential.parameters(), self.potential.buffers())).dtype
 
     def to_dtype(self, dtype: torch.dtype) -> "ForceField":
         """Cast the network in place; reference energies and scale stay float64."""
@@ -118,14 +132,21 @@ class ForceField(nn.Module):
         result = Prediction(energy, energies, forces, tension)
         return result if create_graph else Prediction(*(None if t is None else t.detach() for t in result))  # type: ignore[arg-type]
 
+    def network_output(self, graph: Graph, species: Tensor, *, create_graph: bool = False) -> tuple[Tensor, Tensor]:
+        """What the network itself gives: energies (N,) and their gradient by the edge vectors (E, 3), without scale."""
+        arguments = species, graph.edge_index, edge_vectors(graph).to(self.dtype)
+        if (compiled := getattr(self.potential, "energies_and_gradient", None)) is None:
+            return energies_and_gradient(self.potential, *arguments, create_graph=create_graph)
+        if create_graph:
+            raise ValueError("A compiled potential cannot be trained: train the network it was made from.")
+        return compiled(*arguments)
+
     def _from_gradient(self, graph: Graph, species: Tensor, *, stress: bool, create_graph: bool) -> Raw:
         """Forces and stress as derivatives of the energy."""
-        with torch.enable_grad():
-            vectors = edge_vectors(graph).detach().requires_grad_()
-            raw = self.potential(species, graph.edge_index, vectors.to(self.dtype))
-            energies = self.scale * raw.double()
-            gradient = _gradient(energies, vectors, create_graph)
-        return energies, _forces(graph, gradient), _stress(graph, vectors, gradient) if stress else None
+        raw, slope = self.network_output(graph, species, create_graph=create_graph)
+        gradient = self.scale * slope.double()
+        tension = _stress(graph, edge_vectors(graph), gradient) if stress else None
+        return self.scale * raw.double(), _forces(graph, gradient), tension
 
     def _direct(self, graph: Graph, species: Tensor, *, stress: bool, create_graph: bool) -> Raw:
         """Forces as the potential gives them."""
@@ -141,11 +162,9 @@ class ForceField(nn.Module):
             return self.scale * raw.double(), self.scale * forces.double(), None
 
     def _species(self, numbers: Tensor) -> Tensor:
-        known = numbers.clamp(0, len(self.species) - 1)
-        species = self.species[known]
-        wrong = (species < 0) | (known != numbers)
-        if wrong.any():
-            unknown = sorted(set(numbers[wrong].tolist()))
+        species = self.species[numbers.clamp(-1, len(self.species) - 1)]  # -1 is the last place, too
+        if (species < 0).any():
+            unknown = sorted(set(numbers[species < 0].tolist()))
             raise UnknownElementError(
                 f"Atomic numbers {unknown} are unknown to this model, which was trained on {list(self.elements)}; "
                 "train on data with these elements or remove the atoms."
@@ -153,9 +172,24 @@ class ForceField(nn.Module):
         return species
 
 
+def energies_and_gradient(
+    potential: nn.Module,
+    species: Tensor,
+    edge_index: Tensor,
+    edge_vectors: Tensor,
+    *table: Tensor,
+    create_graph: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Energies (N,) of the atoms and their sum's gradient (E, 3) by the edge vectors; arguments as in ``Potential``."""
+    with torch.enable_grad():
+        vectors = edge_vectors.detach().requires_grad_()
+        energies = potential(species, edge_index, vectors, *table)
+        return energies, _gradient(energies, vectors, create_graph)
+
+
 def _gradient(energies: Tensor, vectors: Tensor, create_graph: bool) -> Tensor:
     """dE/dr of each edge, (E, 3); zeros where there are no edges."""
-    if not energies.requires_grad or len(vectors) == 0:
+    if not energies.requires_grad or vectors.shape[0] == 0:
         return torch.zeros_like(vectors)
     (gradient,) = torch.autograd.grad(energies.sum(), vectors, create_graph=create_graph, allow_unused=True)
     return torch.zeros_like(vectors) if gradient is None else gradient

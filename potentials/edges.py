@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Edges", "fully_connected", "make_edges", "neighbor_table"]
+__all__ = ["Edges", "fully_connected", "make_edges"]
 
 
 class Edges(NamedTuple):
@@ -69,24 +69,15 @@ def fully_connected(n_graphs: int, n_atoms: int, like: Tensor) -> Edges:
     return Edges(source, target, n_atoms - 1, n_graphs * n_atoms, torch.ones_like(like[:1, :1]))
 
 
-def _common_degree(target: Tensor, n_atoms: int) -> int:
-    """The number of edges into every atom when it is the same and they are sorted, else 0."""
+def _common_degree(target: Tensor, n_atoms: int | torch.SymInt) -> int:
+    """The number of edges into every atom when it is the same and they are sorted, else 0.
+
+    Also 0 while a graph for any number of atoms is captured, when sizes are symbols: the choice would be baked in.
+    """
+    if isinstance(n_atoms, torch.SymInt):
+        return 0
     degree, rest = divmod(len(target), max(n_atoms, 1))
     if rest or not degree:
         return 0
     expected = torch.arange(n_atoms, device=target.device).repeat_interleave(degree)
     return degree if torch.equal(target, expected) else 0
-
-
-def neighbor_table(target: Tensor, n_atoms: int) -> Tensor:
-    """The edges into each atom, padded: (N, J) numbers of edges, with E (one past the last) in empty places.
-
-    J is the largest number of edges into an atom, but at least 1; edges need not be sorted.
-    """
-    counts = torch.bincount(target, minlength=n_atoms)
-    order = torch.argsort(target, stable=True)
-    rank = torch.arange(len(target), device=target.device) - (counts.cumsum(0) - counts)[target[order]]
-    width = int(counts.max()) if len(target) else 1
-    table = target.new_full((n_atoms, width), len(target))
-    table[target[order], rank] = order
-    return table

@@ -86,7 +86,7 @@ class Attention(nn.Module):
 
     def _softmax(self, scalars: Tensor, edges: Edges) -> Tensor:
         """Attention weights (E, 1, H, 1): softmax with envelope and a null neighbour (difference 1 of the module)."""
-        activated = smooth_leaky_relu(scalars.view(len(scalars), *self.logit.shape))
+        activated = smooth_leaky_relu(scalars.view(scalars.shape[0], *self.logit.shape))
         logits = (activated * self.logit).sum(2)  # (E, H)
         largest = edges.max_at_target(logits.detach())
         raised = edges.envelope * torch.exp(logits - edges.at_target(largest))
@@ -212,7 +212,9 @@ class Equiformer(nn.Module):
         unit = edge_vectors / lengths.unsqueeze(1)
         harmonics = self.harmonics(unit)
         basis = self.radial_basis(lengths)
-        edges = make_edges(edge_index, len(species), polynomial_envelope(lengths / self.cutoff), self.basis(harmonics))
+        edges = make_edges(
+            edge_index, species.shape[0], polynomial_envelope(lengths / self.cutoff), self.basis(harmonics)
+        )
         x = self._embed(species, edges, self.degree_basis(harmonics), self.degree_radial(basis)[0])
         for block, radial_weights in zip(self.blocks, self.radial(basis), strict=True):
             x = block(x, edges, radial_weights)
@@ -222,13 +224,13 @@ class Equiformer(nn.Module):
 
     def _embed(self, species: Tensor, edges: Edges, matrices: list[Tensor], weights: Sequence[Tensor]) -> Features:
         """Species embedding plus the degree embedding: what the neighbours' directions and distances tell."""
-        ones = self.embedding.new_ones(1).expand(len(edges.source), 1, self.embedding.shape[1])
+        ones = self.embedding.new_ones(1).expand(edges.source.shape[0], 1, self.embedding.shape[1])
         product = self.degree(matrices, (ones,), weights)
         scale = 1 / math.sqrt(self.average_neighbors)
         summed = [edges.sum_at_target(p * (scale * edges.envelope.unsqueeze(2))) for p in product]
         known = [ir for _, ir in self.degree.irreps_out]
         x = [
-            summed[known.index(ir)] if ir in known else self.embedding.new_zeros(len(species), ir.dim, mul)
+            summed[known.index(ir)] if ir in known else self.embedding.new_zeros(species.shape[0], ir.dim, mul)
             for mul, ir in self.irreps
         ]
         return (x[0] + self.embedding[species].unsqueeze(1), *x[1:])

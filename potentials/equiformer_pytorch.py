@@ -21,9 +21,9 @@ import torch
 from equiformer_pytorch.reversible import SequentialSequence
 from torch import Tensor, nn
 
+from mdrelax.graph import neighbor_table
 from mdrelax.potentials.alignment import axial_couplings, edge_frames, wigner_matrices
 from mdrelax.potentials.arguments import check_numbers
-from mdrelax.potentials.edges import neighbor_table
 from mdrelax.potentials.equiformer_pytorch_layers import DistanceAttention, Fibers, MLPAttention, Surroundings, adopt
 from mdrelax.potentials.radial import BesselBasis, polynomial_envelope
 
@@ -43,6 +43,7 @@ class EquiformerPytorch(nn.Module):
     """
 
     relax_where = ("layers.blocks.*.1.project_in", "layers.blocks.*.1.project_out")  # the feed-forward networks
+    takes_table = True
 
     def __init__(
         self,
@@ -102,23 +103,25 @@ class EquiformerPytorch(nn.Module):
         for i, o in self.coupled:
             self.register_buffer(f"basis:({i},{o})", axial_couplings(i, o).float())
 
-    def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
-        """Energies (N,) of the atoms; see ``forcefield.Potential``."""
-        return self._outputs(species, edge_index, edge_vectors)[0].flatten()
+    def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor, table: Tensor | None = None) -> Tensor:
+        """Energies (N,) of the atoms; see ``forcefield.Potential``. ``table`` is the ``neighbor_table`` where known."""
+        return self._outputs(species, edge_index, edge_vectors, table)[0].flatten()
 
     def energies_and_forces(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (N,) and direct forces (N, 3), which are no gradient of them (1/A times the energies' unit)."""
         outputs = self._outputs(species, edge_index, edge_vectors)
         return outputs[0].flatten(), outputs[1].view(-1, 3)
 
-    def _outputs(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Fibers:
+    def _outputs(
+        self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor, table: Tensor | None = None
+    ) -> Fibers:
         """The library's outputs, one (1, N, 1, 2l+1) per degree."""
-        around = self._surroundings(len(species), edge_index, edge_vectors)
+        table = neighbor_table(edge_index[1], len(species)) if table is None else table
+        around = self._surroundings(table, edge_index, edge_vectors)
         features = self._gather({0: self.token_emb(species)[None, :, :, None]}, around)
         return self.ff_out(self.norm(self.layers(features, around=around)))
 
-    def _surroundings(self, n_atoms: int, edge_index: Tensor, edge_vectors: Tensor) -> Surroundings:
-        table = neighbor_table(edge_index[1], n_atoms)
+    def _surroundings(self, table: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Surroundings:
         nobody = edge_vectors.new_tensor([[0.0, self.cutoff, 0.0]])  # fills empty places; its envelope is 0
         vectors = torch.cat([-edge_vectors, nobody])[table]  # the library looks from the neighbour to the atom
         sources = torch.cat([edge_index[0], edge_index.new_zeros(1)])[table]

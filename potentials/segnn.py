@@ -185,7 +185,7 @@ class SEGNNPotential(nn.Module):
     def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
         """Energies (N,) of the atoms; see ``forcefield.Potential``."""
         lengths = edge_vectors.norm(dim=1)
-        edges = make_edges(edge_index, len(species), polynomial_envelope(lengths / self.cutoff))
+        edges = make_edges(edge_index, species.shape[0], polynomial_envelope(lengths / self.cutoff))
         of_edge = INTEGRAL * self.harmonics(edge_vectors / lengths.unsqueeze(1))
         of_node = edges.sum_at_target(of_edge * (edges.envelope / math.sqrt(self.average_neighbors)))
         one_hot = nn.functional.one_hot(species, self.n_species).to(of_edge).unsqueeze(1)

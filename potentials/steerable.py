@@ -209,7 +209,7 @@ class EdgeBasis(nn.Module):
     def forward(self, harmonics: Tensor) -> list[Tensor]:
         """Harmonics (E, S) to one matrix (E, rows, D_i) per coupling; (E, P D_o, D_i) with rows m3 p or p m3."""
         return [
-            (harmonics @ c.table.like(harmonics)).view(len(harmonics), c.rows, self.irreps_in[c.source].ir.dim)
+            (harmonics @ c.table.like(harmonics)).view(harmonics.shape[0], c.rows, self.irreps_in[c.source].ir.dim)
             for c in self.couplings
         ]
 
@@ -262,7 +262,7 @@ class EdgeConvolution(nn.Module):
 
         ``matrices`` is ``basis(harmonics)``; ``path_weights`` one (E, P C) per coupling, or None for all ones.
         """
-        n_edges = len(x[0])
+        n_edges = x[0].shape[0]
         out: list[Tensor | None] = [None] * len(self.irreps_out[:n_out])
         out[0] = self.bias.expand(n_edges, 1, -1)
         weights = [None] * len(matrices) if path_weights is None else path_weights
@@ -279,7 +279,7 @@ def _couple_then_mix(
 ) -> Tensor:
     """total + sum_p (w_p * B_p x) W_p; x is (E, D_i, C), the result (E, D_o, C_out)."""
     coupled = _couple(matrix, x)  # (E, D_o P, C)
-    n_edges, dim = len(x), matrix.shape[1] // coupling.n_paths
+    n_edges, dim = x.shape[0], matrix.shape[1] // coupling.n_paths
     if weight is not None:
         coupled = coupled.view(n_edges, dim, weight.shape[1]) * weight.unsqueeze(1)
     rows, mixing = coupled.view(n_edges * dim, mixing.shape[0] * mixing.shape[1]), mixing.flatten(0, 1)

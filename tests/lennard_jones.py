@@ -33,7 +33,7 @@ class SmoothLennardJones(nn.Module):
         fade = torch.where(r2 < inner, torch.ones_like(r2), fade)
         attraction = (SIGMA**2 / r2) ** 3
         pair = 4 * self.epsilon * (attraction**2 - attraction) * fade
-        return pair.new_zeros(len(species)).index_add(0, edge_index[1], pair / 2)
+        return pair.new_zeros(species.shape[0]).index_add(0, edge_index[1], pair / 2)
 
 
 def lj_force_field() -> ForceField:

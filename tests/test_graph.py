@@ -7,7 +7,7 @@ from ase import Atoms
 from ase.neighborlist import neighbor_list
 from scipy.spatial.transform import Rotation
 
-from mdrelax.graph import Graph, collate, edge_vectors, rotate
+from mdrelax.graph import Graph, collate, edge_vectors, neighbor_table, rotate
 from molecules import CUTOFF, batch_of, crystal, ethanol, graph_of, rattled, tiny_force_field, water
 
 
@@ -110,3 +110,13 @@ def test_a_batch_is_predicted_as_its_parts_are():
     whole, parts = model(batch_of(*structures)), [model(graph_of(atoms)) for atoms in structures]
     torch.testing.assert_close(whole.energy, torch.cat([p.energy for p in parts]), atol=1e-10, rtol=0)
     torch.testing.assert_close(whole.forces, torch.cat([p.forces for p in parts]), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("target", [[0, 0, 1, 3], [3, 0, 1, 0, 0], []])
+def test_the_neighbor_table_lists_the_edges_into_each_atom(target: list[int]):
+    """In any order of the edges, padded with a number that is no edge; atoms without edges have an empty row."""
+    table = neighbor_table(torch.tensor(target, dtype=torch.int64), 4)
+    found = [[k for k in row if k < len(target)] for row in table.tolist()]
+    assert found == [[k for k, atom in enumerate(target) if atom == i] for i in range(4)]
+    assert table.shape == (4, max(1, *(len(row) for row in found)))
+    assert int(table.max()) <= len(target)

@@ -1,4 +1,4 @@
-"""`mdrelax md`, `audit` and `predict` on models that were never trained: what they take, write and say."""
+"""`mdrelax md`, `audit`, `export` and `predict` on models that were never trained: what they take, write and say."""
 
 import json
 from pathlib import Path
@@ -79,6 +79,41 @@ def test_audit_refuses_elements_that_the_model_does_not_know(tmp_path, model):
 # --- predict ----------------------------------------------------------------------------------------------------------
 
 
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("--to", "onnx"), CONFIG, "`--to` must be pt2"),
+        (("--out", "model.so"), DATA, "is a file `*.pt2`, got `model.so`"),
+    ],
+)
+def test_export_refuses_what_it_cannot_write(model, arguments, code, says):
+    """Before anything is compiled."""
+    said = mdrelax("export", model, *arguments)
+    assert said.code == code
+    assert says in said.last_line
+
+
+@pytest.mark.slow
+def test_an_exported_model_runs_by_itself_with_the_models_numbers(tmp_path, model):
+    """The hash that is printed is the file's; a float64 file gives the energies and forces of the float64 model."""
+    exported = tmp_path / "fast.pt2"
+    said = mdrelax("export", model, "--out", exported, "--dtype", "float64")
+    assert said.code == 0, said.err
+    (sha256,) = (line.removeprefix("SHA-256: ") for line in said.out.splitlines() if line.startswith("SHA-256"))
+    fast = MDRelaxCalculator.from_compiled(exported, sha256=sha256)
+    plain = MDRelaxCalculator.from_file(model, dtype="float64")
+    structures = [molecule("CH3CH2OH"), molecule("H2O"), Atoms("O")]
+    for ours, theirs in zip(fast.calculate_many(structures), plain.calculate_many(structures), strict=True):
+        np.testing.assert_allclose(ours["forces"], theirs["forces"], atol=1e-10)
+        assert ours["energy"] == pytest.approx(theirs["energy"], abs=1e-10)
+
+
+# --- predict ----------------------------------------------------------------------------------------------------------
+
+
 def test_predict_reads_bare_frames_of_any_format(tmp_path, model):
     """All frames of a trajectory without labels get energies and forces, and only cells a stress."""
     cell = Atoms("CO", [[0, 0, 0], [1.2, 0.1, 0.2]], cell=[3.1, 3.2, 3.3], pbc=True)
@@ -134,6 +169,19 @@ def test_md_refuses_a_device_that_is_not_there(model, water):
     assert said.code == DATA
     assert said.last_line.startswith("The device `cuda:99` cannot be used here (")
     assert not Path("md.csv").exists()
+
+
+def test_md_compiles_when_it_is_told_to(model, water, monkeypatch):
+    """And says in one sentence that it cannot where there is no compiler; `--compile` left out, none is needed."""
+
+    def missing() -> str:
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", missing)
+    said = mdrelax("md", model, water, "--ps", "0.002", "--compile")
+    assert said.code == OTHER
+    assert said.last_line.startswith("Compiling needs a C++ compiler, and none was found")
+    assert mdrelax("md", model, water, "--ps", "0.002").code == 0
 
 
 def pretended(monkeypatch: pytest.MonkeyPatch, *, exploded: bool) -> None:

@@ -33,6 +33,7 @@ app.add_typer(bench.app, name="bench")
 app.command("md")(simulate.md)
 app.command("audit")(models.audit)
 app.command("project")(models.project)
+app.command("export")(models.export)
 app.command("predict")(models.predict)
 app.command("report")(train.report)
 app.command("info")(models.info)
@@ -85,6 +86,7 @@ def _explain(error: Exception) -> None:
         traceback.print_exc()
     from mdrelax.checkpoint import CheckpointError
     from mdrelax.config import ConfigError
+    from mdrelax.deploy import CompileError
     from mdrelax.dynamics import ExplodedError
     from mdrelax.modelfile import ModelFileError
     from mdrelax.projection import CertificateError
@@ -100,7 +102,7 @@ def _explain(error: Exception) -> None:
         _fail(str(error), DATA)
     if isinstance(error, OSError) and error.strerror and error.filename is None:  # a sentence of our own
         _fail(error.strerror, OTHER)
-    own = (CheckpointError, ExplodedError, ModelFileError, TrainingError)
+    own = (CheckpointError, CompileError, ExplodedError, ModelFileError, TrainingError)
     _fail(str(error) if isinstance(error, own) else f"{type(error).__name__}: {error}", OTHER)
 
 

@@ -1,4 +1,4 @@
-"""Verbs about finished models: audit (check the certificate again), project, predict, info."""
+"""Verbs about finished models: audit (check the certificate again), project, export, predict, info."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -134,6 +134,38 @@ def project(
 
     certificate = project_checkpoint(run, output)
     typer.echo(f"Certificate passed ({certificate.symmetry}); model: {output}")
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="A model file (.safetensors).")],
+    to: Annotated[
+        str, typer.Option(help="pt2: compiled to machine code; loading it RUNS the code in the file.")
+    ] = "pt2",
+    out: Annotated[Path | None, typer.Option(help="The file to write; the default is the model's name, .pt2.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or float64; the default is the model's own.")] = "",
+) -> None:
+    """Compile a model for this machine (minutes, a C++ compiler): the same numbers, checked here, several times faster.
+
+    A .pt2 file holds machine code, which runs when the file is loaded: load only files that you made or trust.
+    """
+    import time
+
+    from mdrelax.config import ConfigError
+    from mdrelax.deploy import export_model, file_hash
+    from mdrelax.modelfile import load_model
+
+    if to != "pt2":
+        raise ConfigError(f"`--to` must be pt2, got {to!r}.")
+    output = model.with_suffix(".pt2") if out is None else out
+    start = time.perf_counter()
+    header = export_model(load_model(model), output, dtype=dtype or None)
+    parity = header["parity"]
+    typer.echo(
+        f"Compiled in {time.perf_counter() - start:.0f} s, {header['dtype']}. Largest differences from the model, "
+        f"relative: energies {parity['energies']:.1e}, their gradient {parity['gradient']:.1e}."
+    )
+    typer.echo(f"SHA-256: {file_hash(output)}")
+    typer.echo(f"Loading the file runs its code; use: MDRelaxCalculator.from_compiled({str(output)!r})")
 
 
 def predict(

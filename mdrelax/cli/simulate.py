@@ -26,6 +26,7 @@ def md(
     trajectory: Annotated[Path, typer.Option(help="Output (.traj, .extxyz).")] = Path("md.traj"),
     log: Annotated[Path, typer.Option(help="CSV with units in the column names.")] = Path("md.csv"),
     plot: Annotated[Path | None, typer.Option(help="A picture of energy drift and temperature.")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile first (minutes), then step faster.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace trajectory and log of an older run.")] = False,
 ) -> None:
     """Run NVE or NVT molecular dynamics; report the energy drift and the first bond that broke."""
@@ -41,7 +42,7 @@ def md(
     if not overwrite:
         _refuse_existing(trajectory, log)
     start = atoms = read_structures(structure)[-1]
-    atoms.calc = MDRelaxCalculator.from_file(model, dtype=dtype or None, device=device)
+    atoms.calc = MDRelaxCalculator.from_file(model, dtype=dtype or None, device=device, compile=compile)
     if equilibrate > 0:
         warm = run_md(
             atoms, ensemble="nvt", temperature_K=temperature, duration_ps=equilibrate, timestep_fs=timestep, seed=seed,

@@ -1,0 +1,83 @@
+"""Export: a force field compiled for this process, or a model compiled into a `.pt2` file."""
+
+import copy
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mdrelax.checkpoint import write_atomically
+from mdrelax.deploy.compiler import CompiledPotential, CompileError, compile_potential, load_library
+from mdrelax.deploy.package import seal
+from mdrelax.deploy.parity import Parity, arguments_of, example_graphs, measure_parity, require_parity
+from mdrelax.forcefield import ForceField
+from mdrelax.modelfile import DTYPES, LoadedModel
+from mdrelax.relaxation import is_relaxed
+from mdrelax.units import nearest_name
+
+__all__ = ["compile_force_field", "export_model"]
+
+
+def compile_force_field(force_field: ForceField, *, dtype: str | None = None) -> ForceField:
+    """A force field with the same numbers whose network is compiled for this process; the original stays as it is.
+
+    ``dtype`` is ``"float32"`` or ``"float64"``; ``None`` keeps the model's own. It takes a minute or so and a C++
+    compiler, and nothing is kept on disk but torch's own cache.
+
+    Raises ``CompileError`` where the network cannot be compiled or the compiled one differs, ``ValueError`` for
+    relaxed layers and an unknown ``dtype``.
+    """
+    with tempfile.TemporaryDirectory(prefix="mdrelax-") as folder:
+        return _compile(force_field, Path(folder) / "model.pt2", dtype)[0]
+
+
+def export_model(model: LoadedModel, output: str | Path, *, dtype: str | None = None) -> dict[str, Any]:
+    """Compile a loaded model into a `.pt2` file with all that a calculator needs; the document that it carries.
+
+    Raises the errors of ``compile_force_field``, ``ValueError`` for an output of another name and ``OSError`` when the
+    disk is full (an old file stays).
+    """
+    output = Path(output)
+    if output.suffix != ".pt2":
+        raise ValueError(f"A compiled model is a file `*.pt2`, got `{output}`.")
+    with tempfile.TemporaryDirectory(prefix="mdrelax-") as folder:
+        package = Path(folder) / "model.pt2"
+        compiled, parity = _compile(model.force_field, package, dtype)
+        header = seal(package, compiled, model.header, parity._asdict())
+        write_atomically(output, package.read_bytes())
+    return header
+
+
+def _compile(force_field: ForceField, package: Path, dtype: str | None) -> tuple[ForceField, Parity]:
+    """Write the compiled network to ``package`` and check it; the force field that runs on it."""
+    original = _frozen(force_field, dtype)
+    graphs = example_graphs(original.elements, original.cutoff)
+    compile_potential(original.potential, arguments_of(original, graphs[0]), package)
+    network = CompiledPotential(
+        load_library(package),
+        cutoff=original.cutoff,
+        dtype=original.dtype,
+        takes_table=getattr(original.potential, "takes_table", False),
+    )
+    compiled = ForceField(
+        network,
+        elements=original.elements,
+        reference_energies=original.reference_energies,
+        scale=original.scale.item(),
+    )
+    parity = require_parity(measure_parity(compiled, original, graphs), original.dtype)
+    return compiled, parity
+
+
+def _frozen(force_field: ForceField, dtype: str | None) -> ForceField:
+    """A copy to compile: evaluation mode, no gradients of parameters, the wanted precision, on the CPU."""
+    if is_relaxed(force_field):
+        raise ValueError("The network still has free maps; `project` it before it is compiled.")
+    if not force_field.conservative:
+        raise CompileError(
+            "This model predicts forces directly (`forces: direct`); only forces that are the gradient of the energy "
+            "are compiled. Use it uncompiled."
+        )
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"Unknown `dtype` {dtype!r}; {nearest_name(str(dtype), DTYPES)}")
+    twin = copy.deepcopy(force_field).cpu().eval().requires_grad_(False)
+    return twin if dtype is None else twin.to_dtype(DTYPES[dtype])
