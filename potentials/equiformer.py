@@ -29,12 +29,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mdrelax.potentials.arguments import check_numbers
+from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
 from mdrelax.potentials.edges import Edges, make_edges
 from mdrelax.potentials.radial import BesselBasis, ExpNormalBasis, RadialNetworks, polynomial_envelope
 from mdrelax.potentials.steerable import (
     SILU_SCALE,
-    EdgeBasis,
-    EdgeConvolution,
     Features,
     Gate,
     LayerNorm,

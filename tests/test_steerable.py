@@ -16,12 +16,11 @@ from e3nn import nn as e3nn_nn
 from e3nn import o3
 from torch import Tensor
 
+from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
 from mdrelax.potentials.steerable import (
     SIGMOID_SCALE,
     SILU_SCALE,
     Constant,
-    EdgeBasis,
-    EdgeConvolution,
     Features,
     Gate,
     LayerNorm,

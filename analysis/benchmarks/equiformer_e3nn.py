@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mdrelax.analysis.benchmarks.segnn_e3nn import gate
+from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
 from mdrelax.potentials.equiformer import Attention, Block, Equiformer, FeedForward, smooth_leaky_relu
 from mdrelax.potentials.radial import RadialNetworks, polynomial_envelope
-from mdrelax.potentials.steerable import SCALAR_EPS, SILU_SCALE, EdgeBasis, EdgeConvolution, LayerNorm, Linear
+from mdrelax.potentials.steerable import SCALAR_EPS, SILU_SCALE, LayerNorm, Linear
 
 __all__ = ["E3nnEquiformer"]
 
