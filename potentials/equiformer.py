@@ -20,127 +20,27 @@ Differs from the published network in
 """
 
 import math
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from e3nn import o3
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from mdrelax.potentials.arguments import check_numbers
 from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
-from mdrelax.potentials.edges import Edges, make_edges
+from mdrelax.potentials.edges import Edges, Piece, make_edges, split_edges
+from mdrelax.potentials.equiformer_layers import Block, BlockSizes, Gather
 from mdrelax.potentials.radial import BesselBasis, ExpNormalBasis, RadialNetworks, polynomial_envelope
-from mdrelax.potentials.steerable import (
-    SILU_SCALE,
-    Features,
-    Gate,
-    LayerNorm,
-    Linear,
-    SphericalHarmonics,
-)
+from mdrelax.potentials.steerable import SILU_SCALE, Features, LayerNorm, Linear, SphericalHarmonics
 
-__all__ = ["Equiformer", "smooth_leaky_relu"]
+__all__ = ["Equiformer"]
 
+EDGES_AT_ONCE = 16_384  # more are evaluated piece by piece, so that memory grows with atoms only
 RADIAL_BASES = {"bessel": BesselBasis, "expnormal": ExpNormalBasis}
-
-
-class Attention(nn.Module):
-    """Equivariant graph attention over the neighbours with H heads.
-
-    Nonlinear messages pass a gate and a second tensor product before they are summed; linear ones (the paper's
-    ablation, half the cost) are summed as they come out of the first.
-    """
-
-    def __init__(self, irreps: o3.Irreps, basis: EdgeBasis, n_heads: int, nonlinear: bool) -> None:
-        super().__init__()
-        self.n_heads = n_heads
-        scalars = irreps[0].mul
-        self.gate = Gate(irreps) if nonlinear else None
-        value = self.gate.irreps_in if self.gate else irreps
-        message = o3.Irreps([(scalars + value[0].mul, irreps[0].ir), *irreps[1:]])
-        self.source = Linear(irreps, irreps)
-        self.target = Linear(irreps, irreps, bias=False)
-        self.message = EdgeConvolution(basis, message)  # the logits' scalars first, then what the gate takes
-        self.logit = nn.Parameter(_glorot(n_heads, scalars // n_heads))
-        self.value = EdgeConvolution(basis, irreps) if nonlinear else None
-        self.out = Linear(irreps, irreps)
-        self.n_logit_scalars = scalars
-
-    def forward(self, x: Features, edges: Edges, radial_weights: Sequence[Tensor], n_out: int) -> Features:
-        """Node features (N, D, C) per irrep to an update of the first ``n_out`` irreps; (E, W) weights per coupling."""
-        sent, received = self.source(x), self.target(x)
-        message = tuple(
-            s.index_select(0, edges.source) + edges.at_target(t) for s, t in zip(sent, received, strict=True)
-        )
-        mixed = self.message(edges.matrices, message, radial_weights, n_out if self.gate is None else None)
-        for_logits, scalars = mixed[0].split([self.n_logit_scalars, mixed[0].shape[2] - self.n_logit_scalars], dim=2)
-        weights = self._softmax(for_logits, edges)  # (E, 1, H, 1)
-        value: Features = (scalars, *mixed[1:])
-        if self.gate is not None and self.value is not None:
-            value = self.value(edges.matrices, self.gate(value), None, n_out)
-        summed = tuple(edges.sum_at_target((v.unflatten(2, (self.n_heads, -1)) * weights).flatten(2)) for v in value)
-        return self.out(summed)
-
-    def _softmax(self, scalars: Tensor, edges: Edges) -> Tensor:
-        """Attention weights (E, 1, H, 1): softmax with envelope and a null neighbour (difference 1 of the module)."""
-        activated = smooth_leaky_relu(scalars.view(scalars.shape[0], *self.logit.shape))
-        logits = (activated * self.logit).sum(2)  # (E, H)
-        largest = edges.max_at_target(logits.detach())
-        raised = edges.envelope * torch.exp(logits - edges.at_target(largest))
-        total = torch.exp(-largest) + edges.sum_at_target(raised)
-        return (raised / edges.at_target(total))[:, None, :, None]
-
-
-class FeedForward(nn.Module):
-    """Equivariant feed-forward network: linear - gate - linear, atom by atom.
-
-    Its output depends on the first ``n_read`` irreps of the input: scalars come from scalars alone.
-    """
-
-    feature_layout = "ir_mul"
-
-    def __init__(self, irreps_in: o3.Irreps, irreps_middle: o3.Irreps, irreps_out: o3.Irreps) -> None:
-        super().__init__()
-        self.irreps_in, self.irreps_out = irreps_in, irreps_out
-        self.gate = Gate(irreps_middle)
-        self.n_read = len(irreps_in) if any(not ir.is_scalar() for _, ir in irreps_out) else 1
-        self.up = Linear(irreps_in, self.gate.irreps_in)
-        self.down = Linear(irreps_middle, irreps_out)
-
-    def forward(self, x: Features) -> Features:
-        """Features of ``irreps_in`` to features of ``irreps_out``."""
-        return self.down(self.gate(self.up(x)))
-
-
-class BlockSizes(NamedTuple):
-    """The arguments of ``Equiformer`` that a block needs."""
-
-    n_heads: int
-    expansion: int
-    nonlinear_messages: bool
-    norm_eps: float
-
-
-class Block(nn.Module):
-    """Attention and feed-forward network, each behind a norm and beside a residual."""
-
-    def __init__(self, irreps: o3.Irreps, irreps_out: o3.Irreps, basis: EdgeBasis, sizes: BlockSizes) -> None:
-        super().__init__()
-        middle = o3.Irreps([(sizes.expansion * mul, ir) for mul, ir in irreps])
-        self.norm_1 = LayerNorm(irreps, sizes.norm_eps)
-        self.attention = Attention(irreps, basis, sizes.n_heads, sizes.nonlinear_messages)
-        self.norm_2 = LayerNorm(irreps, sizes.norm_eps)
-        self.feed_forward = FeedForward(irreps, middle, irreps_out)
-        self.shortcut = None if irreps == irreps_out else Linear(irreps, irreps_out)
-
-    def forward(self, x: Features, edges: Edges, radial_weights: Sequence[Tensor]) -> Features:
-        """Node features of one depth to those of the next."""
-        n_read = getattr(self.feed_forward, "n_read", len(x))  # a free map reads everything
-        x = _add(x[:n_read], self.attention(self.norm_1(x), edges, radial_weights, n_read))
-        residual = x if self.shortcut is None else self.shortcut(x)
-        return _add(residual, self.feed_forward(self.norm_2(x)))
 
 
 class Equiformer(nn.Module):
@@ -207,32 +107,105 @@ class Equiformer(nn.Module):
 
     def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
         """Energies (N,) of the atoms; see ``forcefield.Potential``."""
-        lengths = edge_vectors.norm(dim=1)
-        unit = edge_vectors / lengths.unsqueeze(1)
-        harmonics = self.harmonics(unit)
-        basis = self.radial_basis(lengths)
-        edges = make_edges(
-            edge_index, species.shape[0], polynomial_envelope(lengths / self.cutoff), self.basis(harmonics)
-        )
-        x = self._embed(species, edges, self.degree_basis(harmonics), self.degree_radial(basis)[0])
-        for block, radial_weights in zip(self.blocks, self.radial(basis), strict=True):
-            x = block(x, edges, radial_weights)
+        pieces = split_edges(edge_index, edge_vectors, species.shape[0], EDGES_AT_ONCE)
+        view = Whole(self, pieces[0]) if len(pieces) == 1 else InPieces(self, pieces)
+        x = self._embed(species, view.degree())
+        for block, gather in zip(self.blocks, view.gathers(), strict=True):
+            x = block(x, gather)
         (x,) = self.hidden(self.norm(x))
         (energies,) = self.energy((SILU_SCALE * functional.silu(x),))
         return energies.flatten()
 
-    def _embed(self, species: Tensor, edges: Edges, matrices: list[Tensor], weights: Sequence[Tensor]) -> Features:
+    def _embed(self, species: Tensor, degree: Features) -> Features:
         """Species embedding plus the degree embedding: what the neighbours' directions and distances tell."""
-        ones = self.embedding.new_ones(1).expand(edges.source.shape[0], 1, self.embedding.shape[1])
-        product = self.degree(matrices, (ones,), weights)
-        scale = 1 / math.sqrt(self.average_neighbors)
-        summed = [edges.sum_at_target(p * (scale * edges.envelope.unsqueeze(2))) for p in product]
         known = [ir for _, ir in self.degree.irreps_out]
         x = [
-            summed[known.index(ir)] if ir in known else self.embedding.new_zeros(species.shape[0], ir.dim, mul)
+            degree[known.index(ir)] if ir in known else self.embedding.new_zeros(species.shape[0], ir.dim, mul)
             for mul, ir in self.irreps
         ]
         return (x[0] + self.embedding[species].unsqueeze(1), *x[1:])
+
+    def look(self, piece: Piece) -> "Surroundings":
+        """What all blocks need to know about the edges of a piece."""
+        lengths = piece.vectors.norm(dim=1)
+        harmonics = self.harmonics(piece.vectors / lengths.unsqueeze(1))
+        envelope = polynomial_envelope(lengths / self.cutoff)
+        edges = make_edges(piece.edge_index, piece.n_atoms, envelope, self.basis(harmonics))
+        return Surroundings(edges, self.degree_basis(harmonics), self.radial_basis(lengths))
+
+    def degree_of(self, around: "Surroundings") -> Features:
+        """The degree embedding of a piece's atoms."""
+        (weights,) = self.degree_radial(around.basis)
+        ones = self.embedding.new_ones(1).expand(around.basis.shape[0], 1, self.embedding.shape[1])
+        product = self.degree(around.degree_matrices, (ones,), weights)
+        envelope = around.edges.envelope.unsqueeze(2) / math.sqrt(self.average_neighbors)
+        return tuple(around.edges.sum_at_target(p * envelope) for p in product)
+
+
+class Surroundings(NamedTuple):
+    """What blocks need to know about edges: the edges, the degree embedding's matrices, the radial basis (E, K)."""
+
+    edges: Edges
+    degree_matrices: list[Tensor]
+    basis: Tensor
+
+
+class Whole:
+    """All edges at once: what concerns them is made once and shared by all blocks."""
+
+    def __init__(self, network: Equiformer, piece: Piece) -> None:
+        self.network, self.around = network, network.look(piece)
+
+    def degree(self) -> Features:
+        """The degree embedding of all atoms."""
+        return self.network.degree_of(self.around)
+
+    def gathers(self) -> list[Gather]:
+        """``Attention.gather`` of each block."""
+        radial_weights = self.network.radial(self.around.basis)
+        return [
+            partial(cast(Block, block).attention.gather, edges=self.around.edges, radial_weights=weights)
+            for block, weights in zip(self.network.blocks, radial_weights, strict=True)
+        ]
+
+
+class InPieces:
+    """The same piece by piece: what concerns edges is made anew in each block, and again in the backward pass."""
+
+    def __init__(self, network: Equiformer, pieces: Sequence[Piece]) -> None:
+        self.network, self.pieces = network, pieces
+
+    def degree(self) -> Features:
+        """The degree embedding of all atoms."""
+        return _join([_forget(lambda p=piece: self.network.degree_of(self.network.look(p))) for piece in self.pieces])
+
+    def gathers(self) -> list[Gather]:
+        """``Attention.gather`` of each block."""
+        return [partial(self._gather, number) for number in range(len(self.network.blocks))]
+
+    def _gather(self, number: int, sent: Features, received: Features, n_out: int) -> Features:
+        atoms = [piece.n_atoms for piece in self.pieces]
+        at_targets = zip(*(each.split(atoms) for each in received), strict=True)
+        return _join([
+            _forget(self._gather_piece, number, piece, sent, targets, n_out)
+            for piece, targets in zip(self.pieces, at_targets, strict=True)
+        ])  # fmt: skip
+
+    def _gather_piece(self, number: int, piece: Piece, sent: Features, received: Features, n_out: int) -> Features:
+        around = self.network.look(piece)
+        (weights,) = self.network.radial(around.basis, slice(number, number + 1))
+        attention = cast(Block, self.network.blocks[number]).attention
+        return attention.gather(sent, received, n_out, around.edges, weights)
+
+
+def _forget(function: Callable[..., Features], *arguments: Any) -> Features:
+    """The function's values; what it kept for the backward pass is made again when that comes."""
+    return cast(Features, checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False))
+
+
+def _join(parts: Sequence[Features]) -> Features:
+    """Features of consecutive atoms as one."""
+    return tuple(torch.cat(each) for each in zip(*parts, strict=True))
 
 
 def _check_names(irreps: o3.Irreps, n_heads: int, radial_basis: str) -> None:
@@ -244,17 +217,3 @@ def _check_names(irreps: o3.Irreps, n_heads: int, radial_basis: str) -> None:
         )
     if radial_basis not in RADIAL_BASES:
         raise ValueError(f"`radial_basis` must be one of {sorted(RADIAL_BASES)}, got {radial_basis!r}.")
-
-
-def _add(x: Features, y: Features) -> Features:
-    return tuple(a + b for a, b in zip(x, y, strict=True))
-
-
-def smooth_leaky_relu(x: Tensor, slope: float = 0.2) -> Tensor:
-    """(1+a)/2 x + (1-a)/2 x (2 sigmoid(x) - 1): a leaky ReLU with all derivatives."""
-    return slope * x + (1 - slope) * x * torch.sigmoid(x)
-
-
-def _glorot(n_heads: int, size: int) -> Tensor:
-    bound = math.sqrt(6 / (n_heads + size))
-    return torch.empty(n_heads, size).uniform_(-bound, bound)

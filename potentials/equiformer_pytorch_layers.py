@@ -21,7 +21,7 @@ from e3nn import o3
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mdrelax.potentials.equiformer import smooth_leaky_relu
+from mdrelax.potentials.equiformer_layers import smooth_leaky_relu
 
 __all__ = ["DistanceAttention", "MLPAttention", "Surroundings", "adopt"]
 

@@ -78,15 +78,15 @@ class RadialNetworks(nn.Module):
         self.outputs = nn.ParameterList(uniform(n_networks, hidden, size, fan_in=hidden) for size in sizes)
         self.offsets = nn.ParameterList(uniform(n_networks, 1, size, fan_in=hidden) for size in sizes)
 
-    def forward(self, basis: Tensor) -> list[tuple[Tensor, ...]]:
-        """The weights of each network at the basis values (E, K)."""
-        x = basis.expand(len(self.biases[0]), -1, -1)  # (B, E, K)
+    def forward(self, basis: Tensor, which: slice = slice(None)) -> list[tuple[Tensor, ...]]:
+        """The weights of each network, or of those of a slice, at the basis values (E, K)."""
+        x = basis.expand(len(self.biases[0][which]), -1, -1)  # (B, E, K)
         for k in range(2):
-            x = torch.baddbmm(self.biases[k], x, self.weights[k])
+            x = torch.baddbmm(self.biases[k][which], x, self.weights[k][which])
             x = functional.layer_norm(x, (self.hidden,))
-            x = functional.silu(torch.addcmul(self.norm_biases[k], x, self.norm_weights[k]))
+            x = functional.silu(torch.addcmul(self.norm_biases[k][which], x, self.norm_weights[k][which]))
         columns = [
-            torch.baddbmm(offset, x, output).unbind(0)
+            torch.baddbmm(offset[which], x, output[which]).unbind(0)
             for output, offset in zip(self.outputs, self.offsets, strict=True)
         ]
         return list(zip(*columns, strict=True))

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from mdrelax.analysis.benchmarks.segnn_e3nn import gate
 from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
-from mdrelax.potentials.equiformer import Attention, Block, Equiformer, FeedForward, smooth_leaky_relu
+from mdrelax.potentials.equiformer import Equiformer
+from mdrelax.potentials.equiformer_layers import Attention, Block, FeedForward, smooth_leaky_relu
 from mdrelax.potentials.radial import RadialNetworks, polynomial_envelope
 from mdrelax.potentials.steerable import SCALAR_EPS, SILU_SCALE, LayerNorm, Linear
 

@@ -1,0 +1,79 @@
+"""Large systems are evaluated piece by piece: the same numbers, with less memory. Everything is float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mdrelax.forcefield import ForceField
+from mdrelax.potentials import equiformer
+from mdrelax.potentials.edges import split_edges
+from molecules import ELEMENTS, batch_of, crystal, ethanol, normal, rattled, tiny_equiformer, water
+
+SAME = 1e-12  # rounding of sums in another order; they agree to some 1e-15
+
+
+def results(network: equiformer.Equiformer) -> list[Tensor]:
+    """Energies, forces, stress, and the gradient of a loss of forces by all parameters."""
+    graph = batch_of(crystal(), *rattled(ethanol(), 2, seed=0), water())
+    prediction = ForceField(network, elements=ELEMENTS)(graph, stress=True, create_graph=True)
+    loss = prediction.forces.square().sum() + prediction.energy.square().sum()
+    gradients = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
+    assert prediction.stress is not None
+    together = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+    return [prediction.energies, prediction.forces, prediction.stress, together]
+
+
+@pytest.mark.parametrize("nonlinear", [True, False])
+def test_pieces_give_the_numbers_of_the_whole(monkeypatch, nonlinear):
+    """Energies, forces, stress and the double backward pass, for pieces of some 50 of 346 edges and for single atoms."""
+    network = tiny_equiformer(nonlinear_messages=nonlinear)
+    whole = results(network)
+    for at_once in (50, 1):
+        monkeypatch.setattr(equiformer, "EDGES_AT_ONCE", at_once)
+        for ours, theirs in zip(results(network), whole, strict=True):
+            assert (ours - theirs).abs().max() < SAME * theirs.abs().max()
+
+
+def test_pieces_hold_every_edge_once_and_whole_atoms():
+    """Their atoms follow one another, their edges and vectors are those of the whole, none is much too large."""
+    target = torch.tensor([0, 0, 0, 2, 2, 3, 3, 3, 3, 5])  # atoms 1 and 4 have no edges, nor has 6
+    index, vectors = torch.stack([torch.arange(10) % 7, target]), normal(10, 3, seed=0)
+    pieces = split_edges(index, vectors, 7, at_most=4)
+    assert len(pieces) == 3
+    assert sum(piece.n_atoms for piece in pieces) == 7
+    assert max(piece.edge_index.shape[1] for piece in pieces) <= 4 + 3  # at most, and all but one edge of an atom
+    first, again = 0, []
+    for piece in pieces:
+        assert piece.edge_index[1].min() >= 0
+        assert piece.edge_index[1].max() < piece.n_atoms
+        again.append(piece.edge_index + torch.tensor([[0], [first]]))
+        first += piece.n_atoms
+    assert torch.equal(torch.cat(again, dim=1), index)
+    assert torch.equal(torch.cat([piece.vectors for piece in pieces]), vectors)
+
+
+@pytest.mark.parametrize("target", [[0, 0, 1, 1], [1, 0, 1, 0]])
+def test_few_or_unsorted_edges_stay_together(target):
+    """Sorted ones up to the limit; unsorted ones always, since a piece is a run of atoms."""
+    index = torch.tensor([[1, 2, 0, 2], target])
+    (piece,) = split_edges(index, normal(4, 3, seed=0), 3, at_most=4 if target[0] == 0 else 1)
+    assert torch.equal(piece.edge_index, index)
+
+
+def test_pieces_need_less_memory(monkeypatch):
+    """What the backward pass keeps, counted: an eighth of the edges at once need less than half."""
+    network, graph = tiny_equiformer(), batch_of(*rattled(ethanol(), 16, seed=0))
+    kept = []
+    for at_once in (10**6, len(graph.edge_index[1]) // 8):
+        monkeypatch.setattr(equiformer, "EDGES_AT_ONCE", at_once)
+        sizes: dict[int, int] = {}
+
+        def count(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        vectors = normal(graph.edge_index.shape[1], 3, seed=1).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            network(torch.zeros_like(graph.numbers), graph.edge_index, vectors)
+        kept.append(sum(sizes.values()))
+    assert kept[1] < kept[0] / 2
