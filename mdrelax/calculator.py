@@ -137,7 +137,7 @@ class MDRelaxCalculator(Calculator):
                 f"Stress needs a cell that is periodic in three directions, got pbc = {structure.pbc.tolist()}; "
                 "energy and forces are available."
             )
-        super().calculate(structure, list(properties), list(system_changes))
+        self.atoms = structure.copy()  # what ``check_state`` compares with
         self.results = {}  # an error below must not leave the results of another structure behind
         graph = self.neighbors.graph(structure.positions, structure.numbers, structure.cell.array, structure.pbc)
         (self.results,) = self._evaluate(graph, [structure])

@@ -71,6 +71,7 @@ class ForceField(nn.Module):
     """A potential with its elements, reference energies and scale: everything that makes a number in eV.
 
     ``reference_energies`` (eV, one an element) and ``scale`` (eV) are kept in float64 whatever the network's dtype.
+    ``conservative`` says whether forces are the gradient of the energy; not so for a potential with direct forces.
     """
 
     species: Tensor
@@ -90,6 +91,7 @@ class ForceField(nn.Module):
             raise ValueError(f"`elements` must be distinct atomic numbers in rising order, got {elements}.")
         self.potential = potential
         self.elements = elements
+        self.conservative = not getattr(potential, "direct_forces", False)
         species = torch.full((max(elements) + 2,), -1)  # the last place stands for every number that is no index
         species[list(elements)] = torch.arange(len(elements))
         references = torch.zeros(len(elements)) if reference_energies is None else reference_energies
@@ -101,11 +103,6 @@ class ForceField(nn.Module):
     def cutoff(self) -> float:
         """The potential's cut-off radius in Angstrom."""
         return float(self.potential.cutoff)  # type: ignore[arg-type]
-
-    @property
-    def conservative(self) -> bool:
-        """Whether forces are the gradient of the energy; False for a potential with direct forces."""
-        return not getattr(self.potential, "direct_forces", False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -128,7 +125,7 @@ class ForceField(nn.Module):
         how = self._from_gradient if self.conservative else self._direct
         energies, forces, tension = how(graph, species, stress=stress, create_graph=create_graph)
         energies = energies + self.reference_energies[species]
-        energy = energies.new_zeros(graph.n_graphs).index_add(0, graph.batch, energies)
+        energy = energies.new_zeros(graph.n_graphs).index_add_(0, graph.batch, energies)
         result = Prediction(energy, energies, forces, tension)
         return result if create_graph else Prediction(*(None if t is None else t.detach() for t in result))  # type: ignore[arg-type]
 
@@ -199,7 +196,7 @@ def _forces(graph: Graph, gradient: Tensor) -> Tensor:
     """F_i = sum over edges into i of dE/dr, minus the sum over edges out of i: net force zero by construction."""
     source, target = graph.edge_index
     zeros = gradient.new_zeros(len(graph.numbers), 3)
-    return zeros.index_add(0, target, gradient).index_add(0, source, -gradient)
+    return zeros.index_add_(0, target, gradient).index_add_(0, source, gradient, alpha=-1)
 
 
 def _stress(graph: Graph, vectors: Tensor, gradient: Tensor) -> Tensor:

@@ -89,6 +89,7 @@ def test_a_compiled_calculator_refuses_what_the_model_does_not_know(calculator: 
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_compiling_in_memory_gives_the_models_numbers_in_either_precision() -> None:
     """``compile_force_field`` leaves the original as it is, and checks itself against it."""
     model = lj_force_field()
