@@ -22,6 +22,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from mdrelax.deploy import compile_force_field, load_compiled
 from mdrelax.forcefield import ForceField, Prediction
 from mdrelax.graph import Graph, collate
+from mdrelax.memory import keep_freed_memory
 from mdrelax.modelfile import DTYPES, load_model
 from mdrelax.neighbors import VerletList, build_graph
 from mdrelax.relaxation import relaxed_layers
@@ -69,6 +70,7 @@ class MDRelaxCalculator(Calculator):
         certificate: Any = None,
     ) -> None:
         super().__init__()
+        keep_freed_memory()
         _refuse_relaxed(force_field)
         self.force_field = _own_copy(force_field, dtype, device)
         self.device = device

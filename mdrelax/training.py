@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mdrelax.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, write_atomically
 from mdrelax.config import OptimisationConfig, RelaxationConfig
 from mdrelax.layerlog import LAYER_COLUMNS, activation_lie_squares, last_inputs, layer_rows
+from mdrelax.memory import keep_freed_memory
 from mdrelax.optim import Ema, LearningRate, make_optimizer, set_rate
 from mdrelax.projection import LayerRecord, projected_copy
 from mdrelax.relaxation import is_relaxed, penalty, set_theta
@@ -137,6 +138,7 @@ class Trainer(Generic[Model]):
 
     def run(self) -> FitResult[Model]:
         """Train to the last step (or the early stop) from wherever the state is; raises ``TrainingError`` on NaN."""
+        keep_freed_memory()
         started, cpu_started = time.perf_counter() - self.seconds, time.process_time() - self.cpu_seconds
         while self.step < self.n_steps and not self._stopped_early():
             for batch in self.task.batches(self.epoch, start=self.batch):

@@ -4,6 +4,8 @@ Both sum the same products in another order, which costs some 1e-15 of the large
 optimisation must keep.
 """
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -35,6 +37,15 @@ def graphs() -> list[Graph]:
 def difference(a: Tensor, b: Tensor) -> float:
     """The largest difference relative to the largest value."""
     return float((a - b).abs().max() / b.abs().max())
+
+
+@pytest.fixture(autouse=True)
+def _double_precision() -> Iterator[None]:
+    """e3nn makes its tables in the default dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 @pytest.fixture(params=CASES)

@@ -25,7 +25,7 @@ def results(network: equiformer.Equiformer) -> list[Tensor]:
 
 @pytest.mark.parametrize("nonlinear", [True, False])
 def test_pieces_give_the_numbers_of_the_whole(monkeypatch, nonlinear):
-    """Energies, forces, stress and the double backward pass, for pieces of some 50 of 346 edges and for single atoms."""
+    """Energies, forces, stress and the double backward pass, in pieces of some 50 of 346 edges and atom by atom."""
     network = tiny_equiformer(nonlinear_messages=nonlinear)
     whole = results(network)
     for at_once in (50, 1):

@@ -26,23 +26,17 @@ Maps = dict[o3.Irrep, Tensor]  # a matrix (C_in, C_out) for each irrep
 
 
 class E3nnEquiformer(nn.Module):
-    """The plain form of a fast network: same arguments and results of ``forward``, same weights, dtype and cut-off."""
+    """The plain form of a fast network: same arguments and results of ``forward``, same weights, dtype and cut-off.
+
+    e3nn keeps Clebsch-Gordan coefficients in torch's default dtype: make it float64 where more than seven digits count.
+    """
 
     def __init__(self, fast: Equiformer) -> None:
         super().__init__()
         self.cutoff, self.irreps, self.average_neighbors = fast.cutoff, fast.irreps, fast.average_neighbors
         self.irreps_edge = fast.basis.irreps_edge
-        dtype, default = fast.embedding.dtype, torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)  # e3nn keeps Clebsch-Gordan coefficients in the default dtype
-        try:
-            self._build(fast)
-        finally:
-            torch.set_default_dtype(default)
-        self.to(dtype)
-
-    def _build(self, fast: Equiformer) -> None:
         self.radial_basis = fast.radial_basis
-        self.embedding = nn.Parameter(fast.embedding.detach().double())
+        self.embedding = nn.Parameter(fast.embedding.detach().clone())
         self.degree_product = depthwise(fast.degree_basis, weighted=True)
         self.degree_radial = radial_network(fast.degree_radial, 0, fast.degree_basis, self.degree_product)
         self.degree_mix = mixing(fast.degree, self.degree_product, fast.degree.irreps_out)
@@ -52,6 +46,7 @@ class E3nnEquiformer(nn.Module):
         )
         self.norm = E3nnLayerNorm(fast.norm)
         self.hidden, self.energy = linear(fast.hidden), linear(fast.energy)
+        self.to(fast.embedding.dtype)
 
     def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
         """Energies (N,) of the atoms; see ``forcefield.Potential``."""
@@ -109,7 +104,7 @@ class E3nnAttention(nn.Module):
         self.for_logits = mixing(fast.message, self.product, o3.Irreps([(n, "0e")]), slice(n))
         values = self.irreps if self.gate is None else self.gate.irreps_in.simplify()
         self.for_values = mixing(fast.message, self.product, values, slice(n, None))
-        self.logit = nn.Parameter(fast.logit.detach().double())
+        self.logit = nn.Parameter(fast.logit.detach().clone())
         if fast.value is not None:
             self.value_product = depthwise(fast.value.basis, weighted=False)
             self.value_mix = mixing(fast.value, self.value_product, self.irreps)
@@ -165,8 +160,8 @@ class E3nnLayerNorm(nn.Module):
     def __init__(self, fast: LayerNorm) -> None:
         super().__init__()
         self.irreps, self.eps = fast.irreps, fast.eps
-        self.weights = nn.ParameterList(weight.detach().double() for weight in fast.weights)
-        self.bias = nn.Parameter(fast.bias.detach().double())
+        self.weights = nn.ParameterList(weight.detach().clone() for weight in fast.weights)
+        self.bias = nn.Parameter(fast.bias.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised features of the same irreps."""
