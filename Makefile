@@ -1,5 +1,6 @@
 # Two commands do everything on a fresh machine: `make train` and `make test`.
-# Variables: PYTHON (3.11 to 3.13), VENV (where to install), PRESET (what to train), PYTEST_ARGS (e.g. PYTEST_ARGS="-m slow").
+# Variables: PYTHON (3.11 to 3.13), VENV (where to install), PRESET (what to train), PEERS (where the other packages go),
+# PYTEST_ARGS (e.g. PYTEST_ARGS="-m slow").
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -8,6 +9,7 @@ SHELL := bash
 
 VENV ?= .venv
 PRESET ?= ethanol-tiny
+PEERS ?= $(or $(MDRELAX_PEERS),.peers)
 PYTEST_ARGS ?=
 
 # The first Python on the path that is recent enough, or python3 to complain about.
@@ -20,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 STAMP := $(VENV)/.stamp
 TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 
-.PHONY: help venv train test lint format types check wheel clean
+.PHONY: help venv train test lint format types check wheel peers clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -66,6 +68,15 @@ wheel: $(STAMP)  ## sdist and wheel in dist/
 	rm -rf build dist
 	$(BIN)/python -m build --no-isolation
 
-clean:  ## remove build products (.venv and runs/ stay)
+# They exclude each other's e3nn, so each has an environment of its own; their lists are complete, so nothing is resolved.
+peers: $(patsubst analysis/benchmarks/peers/%.txt,$(PEERS)/%/.stamp,$(wildcard analysis/benchmarks/peers/*.txt))  ## the other packages that `mdrelax bench speed` times
+
+$(PEERS)/%/.stamp: analysis/benchmarks/peers/%.txt constraints.txt
+	$(PYTHON) -m venv $(PEERS)/$*
+	$(PEERS)/$*/bin/python -m pip --disable-pip-version-check --no-input install $(TORCH)
+	$(PEERS)/$*/bin/python -m pip --disable-pip-version-check --no-input install --no-deps -r $<
+	@touch $@
+
+clean:  ## remove build products (.venv, .peers and runs/ stay)
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
-	find . -path './.venv*' -prune -o -path ./runs -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -path ./.peers -prune -o -path ./runs -prune -o -name __pycache__ -type d -exec rm -rf {} +

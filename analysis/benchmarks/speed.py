@@ -1,146 +1,193 @@
-"""Speed of the N-body training step: our SEGNN against its plain e3nn form, relaxed against standard.
+"""The speed benchmark: training and MD steps of our networks and of other packages, timed in turns in one run.
 
-Every contestant does the same work: forward, mean squared error, backward and an Adam step at batch 100 (500 particles,
-2,000 edges). They are timed in turns within one process, so that a busy machine disturbs all of them alike; medians and
-their ratios are what to quote. The plain e3nn form stands for the published code, which is written like it.
+What is timed stands in ``contestants``, how in ``turns``; here the numbers become a table with its ratios, with the
+fractions of what the machine could do, and the files that are kept.
 """
 
 import json
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
-import torch
-from torch import Tensor, nn
 
-from mdrelax.analysis.benchmarks.segnn_e3nn import E3nnNBodySEGNN
+from mdrelax.analysis.benchmarks.contestants import Case, Contestant, own
+from mdrelax.analysis.benchmarks.peers import memory
+from mdrelax.analysis.benchmarks.speed_figures import scaling
+from mdrelax.analysis.benchmarks.turns import Rules, run_cases
+from mdrelax.analysis.benchmarks.workers import Worker, start
+from mdrelax.analysis.drawing import NothingToDrawError, png
 from mdrelax.checkpoint import write_atomically
-from mdrelax.potentials.segnn import NBodySEGNN
-from mdrelax.projection import project
 from mdrelax.provenance import environment
-from mdrelax.relaxation import PenaltyKind, penalty, relax_constraints, set_theta
 
-__all__ = ["nbody_step_times", "time_in_turns", "write_speed"]
+__all__ = [
+    "Speed",
+    "measure",
+    "memory_rules",
+    "printed",
+    "with_limits",
+    "with_ratios",
+    "write_speed",
+    "write_table",
+]
 
-PLAIN = "plain e3nn"
-WARM_UP = 3
-BATCH, PARTICLES = 100, 5
-NBODY_WORK = f"forward, MSE, backward, Adam; batch {BATCH} of {PARTICLES} particles"
+LIMITS = "limits"  # the name of the worker that times the machine itself
+LIBRARY = "equiformer-pytorch"  # a network of ours after another package's: a reference too
+TOGETHER = 0.4  # of the memory that is free at the start: what all workers may hold between their steps
+SHOWN = [
+    "ms_median", "ms_lower_quartile", "ms_upper_quartile", "repeats", "ms_per_atom", "peak_MB", "n_parameters",
+    "matrix_limit_used", "memory_limit_used", "ratio_to_standard", "times_faster_than_plain",
+]  # fmt: skip
 
 
-class Contestant(NamedTuple):
-    """A network with the penalty of its training, or none."""
+class Speed(NamedTuple):
+    """A finished run."""
 
-    name: str
-    model: nn.Module
-    penalty: PenaltyKind | None = None
+    table: pd.DataFrame
+    versions: dict[str, dict[str, str]]  # of each contestant's packages
+    limits: dict[str, Any]  # what the machine reaches
+    rules: Rules
 
 
-def nbody_step_times(
+def measure(
+    cases: Sequence[Case],
+    contestants: Sequence[Contestant],
     *,
-    repeats: int = 15,
-    dtype: torch.dtype = torch.float32,
-    penalty_rows: int | None = 64,
-    compile: bool = False,
-    tell: Callable[[str], None] = lambda name: None,
-) -> pd.DataFrame:
-    """Milliseconds a training step: median, quartiles, and ratios to the plain form and to our standard network.
+    rules: Rules,
+    settings: Mapping[str, str] | None = None,
+    longest: float = 300.0,
+    tell: Callable[[str], None] = lambda line: None,
+    keep: Callable[["Speed"], object] = lambda speed: None,
+    start: Callable[..., Worker] = start,
+) -> Speed:
+    """Time the contestants on the cases; those that are not installed are left out with one line.
 
-    With ``compile`` every network of ours is timed once more through torch.compile (which needs a C++ compiler).
+    ``settings`` are environment variables for the worker that times the machine; a worker may take ``longest``
+    seconds for an answer; ``keep`` is handed what there is after every case.
     """
-    contestants = list(_contestants(dtype, compiled=False))
-    if compile:
-        contestants += _contestants(dtype, compiled=True)
-    batch = _batch(dtype)
-    steps = {each.name: _step(each, batch, penalty_rows) for each in contestants}
-    table = time_in_turns(steps, repeats=repeats, tell=tell)
-    n_parameters = {each.name: sum(p.numel() for p in each.model.parameters()) for each in contestants}
-    return _with_ratios(table, n_parameters)
+    here = [each for each in contestants if each.installed]
+    for each in contestants:
+        if not each.installed:
+            tell(f"{each.name} is left out, it is not installed (`make peers`)")
+    machine = start(own(LIMITS, settings), longest=longest)
+    limits: dict[str, Any] = {}
+    peers = [each.name for each in here if "md" in each.kinds and (not each.own or each.name.startswith(LIBRARY))]
+
+    def finished(table: pd.DataFrame, versions: dict[str, dict[str, str]]) -> Speed:
+        return Speed(with_limits(with_ratios(table, peers), limits), dict(versions), dict(limits), rules)
+
+    def keep_rows(table: pd.DataFrame, versions: dict[str, dict[str, str]]) -> None:
+        for name, value in machine.ask("limits", dtype=rules.dtype).items():  # the best that was seen in the run
+            limits[name] = max(value, limits.get(name, 0))
+        if len(table):
+            keep(finished(table, versions))
+
+    try:
+        table, versions = run_cases(
+            cases, here, lambda each: start(each, longest=longest), rules=rules, tell=tell, keep=keep_rows
+        )
+    finally:
+        machine.close()
+    if table.empty:
+        raise ValueError("Nothing was timed: no chosen contestant takes part in a chosen case, or all were left out.")
+    return finished(table, versions)
 
 
-def time_in_turns(
-    steps: Mapping[str, Callable[[], object]], *, repeats: int, tell: Callable[[str], None] = lambda name: None
-) -> pd.DataFrame:
-    """Milliseconds a call of each step, warmed up and then called in turns: median and quartiles, a row each."""
-    for name, step in steps.items():
-        tell(name)
-        for _ in range(WARM_UP):
-            step()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repeats):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    table = pd.DataFrame(times).quantile([0.25, 0.5, 0.75]).T
-    table.columns = pd.Index(["ms_lower_quartile", "ms_median", "ms_upper_quartile"])
-    return table
+def with_ratios(table: pd.DataFrame, references: Sequence[str]) -> pd.DataFrame:
+    """Milliseconds an atom and ratios of medians within each case.
+
+    ``ratio_to_standard`` compares a relaxed or projected form with the standard one, compiled ones with the compiled;
+    ``times_faster_than_plain`` compares with the network's plain e3nn form, ``times_faster_than_X`` with contestant X.
+    """
+    median = table.set_index(["case", "contestant"]).ms_median
+    result = table.assign(
+        ms_per_atom=table.ms_median / table.n_atoms.where(table.n_atoms > 0),
+        ratio_to_standard=_ratios(table, median, lambda name: _standard(name, references)) ** -1,
+        times_faster_than_plain=_ratios(table, median, lambda name: name.partition(":")[0] + ":plain"),
+    )
+    for reference in references:
+        result[f"times_faster_than_{reference}"] = _ratios(table, median, partial(_same, reference))
+    return result
 
 
-def write_speed(
-    table: pd.DataFrame, folder: Path, *, command: str, work: str = NBODY_WORK, name: str = "speed"
+def _same(reference: str, name: str) -> str:
+    """One contestant as the reference of all."""
+    return reference
+
+
+def _standard(name: str, peers: Sequence[str]) -> str:
+    """The standard network of a form; peers have none."""
+    if name in peers:
+        return ""
+    network = name.partition(":")[0]
+    return f"{network}:compiled" if name.endswith("compiled") else network
+
+
+def _ratios(table: pd.DataFrame, median: "pd.Series[float]", reference: Callable[[str], str]) -> "pd.Series[float]":
+    """Median of the reference in the same case over the row's own; nothing where there is none."""
+    names = zip(table.case, table.contestant, strict=True)
+    other = [median.get((case, reference(name))) for case, name in names]
+    return pd.Series(other, index=table.index, dtype=float) / table.ms_median
+
+
+def with_limits(table: pd.DataFrame, limits: dict[str, Any]) -> pd.DataFrame:
+    """Operations and bytes a second of what was counted, and the fractions of the machine's limits."""
+    counted = table.reindex(columns=[*table.columns, *(name for name in ("gflop", "gbyte") if name not in table)])
+    seconds = counted.ms_median / 1e3
+    return counted.assign(
+        matrix_limit_used=counted.gflop / seconds / limits["gflop_per_s"],
+        memory_limit_used=counted.gbyte / seconds / limits["gbyte_per_s"],
+    )
+
+
+def printed(speed: Speed) -> str:
+    """The table as text, case by case, without the columns that are empty there; the machine's limits below."""
+    parts = []
+    for case, rows in speed.table.groupby("case", sort=False):
+        shown = rows.set_index("contestant").reindex(columns=SHOWN).dropna(axis=1, how="all").sort_values("ms_median")
+        shown = shown.astype({name: "Int64" for name in ("n_parameters",) if name in shown})
+        parts.append(f"{case}\n{shown.to_string(float_format=lambda value: f'{value:.4g}', na_rep='')}\n")
+    limits = speed.limits
+    parts.append(
+        f"limits with {limits['threads']} threads, {speed.rules.dtype}: matrix product {limits['gflop_per_s']:.0f} "
+        f"GFLOP/s, memory {limits['gbyte_per_s']:.1f} GB/s"
+    )
+    return "\n".join(parts)
+
+
+def write_speed(speed: Speed, folder: Path, *, command: str) -> list[Path]:
+    """speed.csv, speed.json with all that is needed to check it, and speed.png where MD was timed."""
+    more = {"rules": speed.rules._asdict(), "limits": speed.limits, "versions": speed.versions}
+    work = (
+        "training step: energies, forces, squared errors, backward, Adam; MD step: velocity Verlet with ASE; nbody: "
+        "forward, squared error, backward, Adam of 100 systems of 5 particles; import: a fresh process"
+    )
+    paths = write_table(speed.table, folder, command=command, work=work, name="speed", more=more)
+    try:
+        picture = png(scaling(speed.table))
+    except NothingToDrawError:
+        return paths
+    write_atomically(folder / "speed.png", picture)
+    return [*paths, folder / "speed.png"]
+
+
+def write_table(
+    table: pd.DataFrame, folder: Path, *, command: str, work: str, name: str, more: dict[str, Any] | None = None
 ) -> list[Path]:
-    """{name}.csv, and {name}.json with the machine, the versions and the command beside the numbers."""
+    """{name}.csv, and {name}.json with the machine, the versions and the command beside the rows."""
     record = {
         "command": command,
         "work": work,
         "environment": environment(device="cpu", seed=0),
-        "networks": json.loads(table.to_json(orient="index")),
+        **(more or {}),
+        "rows": json.loads(table.to_json(orient="records")),
     }
-    write_atomically(folder / f"{name}.csv", table.to_csv().encode())
+    write_atomically(folder / f"{name}.csv", table.to_csv(index=False).encode())
     write_atomically(folder / f"{name}.json", json.dumps(record, indent=2).encode())
     return [folder / f"{name}.csv", folder / f"{name}.json"]
 
 
-def _contestants(dtype: torch.dtype, *, compiled: bool) -> Iterable[Contestant]:
-    """The plain form (never compiled here: e3nn scripts its own code), and ours in its four states."""
-    if not compiled:
-        yield Contestant(PLAIN, E3nnNBodySEGNN.from_fast(NBodySEGNN()).to(dtype))
-    kinds: list[tuple[str, PenaltyKind | None]] = [
-        ("standard", None), ("relaxed, activation penalty", "activation"), ("relaxed, weight penalty", "weight"),
-        ("projected", None),
-    ]  # fmt: skip
-    for name, kind in kinds:
-        model = NBodySEGNN()
-        if name != "standard":
-            relax_constraints(model)
-            set_theta(model, 0.5)
-        if name == "projected":
-            project(model, how="fold")
-        model.to(dtype).train()
-        if compiled:
-            model.compile(dynamic=False)
-        yield Contestant(name + (", compiled" if compiled else ""), model, kind)
-
-
-def _batch(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x, v, d = (torch.randn(BATCH, PARTICLES, 3, generator=generator, dtype=dtype) for _ in range(3))
-    return x, v, torch.randn(BATCH, PARTICLES, generator=generator, dtype=dtype).sign(), d
-
-
-def _step(each: Contestant, batch: tuple[Tensor, Tensor, Tensor, Tensor], rows: int | None) -> Callable[[], None]:
-    optimizer = torch.optim.Adam(each.model.parameters(), lr=1e-5, fused=True)
-    *inputs, target = batch
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss = (each.model(*inputs) - target).square().mean()
-        if each.penalty is not None:
-            loss = loss + 0.01 * penalty(each.model, kind=each.penalty, rows=rows)
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-def _with_ratios(table: pd.DataFrame, n_parameters: dict[str, int]) -> pd.DataFrame:
-    compiled = table.index.str.endswith(", compiled")
-    reference = [table.ms_median["standard, compiled" if late else "standard"] for late in compiled]
-    return table.assign(
-        n_parameters=pd.Series(n_parameters),
-        times_faster_than_plain=table.ms_median[PLAIN] / table.ms_median,
-        ratio_to_standard=table.ms_median / reference,
-    ).rename_axis("network")
+def memory_rules(most_GB: float | None = None) -> dict[str, float]:
+    """How much a worker may hold (0: whatever its share of the free memory allows), and all together, in MB."""
+    return {"memory_MB": 1e3 * (most_GB or 0.0), "together_MB": TOGETHER * memory.available()}

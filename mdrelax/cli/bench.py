@@ -98,16 +98,57 @@ def nbody_md(
 
 @app.command()
 def speed(
-    out: Annotated[Path, typer.Option(help="Folder for speed.csv and speed.json.")] = Path("runs/speed"),
-    repeats: Annotated[int, typer.Option(help="Steps of each network that are timed, in turns.")] = 15,
-    compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Time torch.compile's code too.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for speed.csv, speed.json and speed.png.")] = Path("runs/speed"),
+    cases: Annotated[
+        str, typer.Option(help="Comma-separated names, * allowed: ethanol-b8, aspirin-*, md-*, nbody, import.")
+    ] = "*",
+    contestants: Annotated[
+        str, typer.Option(help="Comma-separated names, * allowed: equiformer-*, *:relaxed, mace-128, ...")
+    ] = "*",
+    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Time other packages too (`make peers`).")] = True,
+    venvs: Annotated[
+        Path, typer.Option(envvar="MDRELAX_PEERS", help="Folder with a virtual environment for each peer.")
+    ] = Path(".peers"),
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    repeats: Annotated[int, typer.Option(help="Steps of each contestant that are timed, in turns.")] = 15,
+    seconds: Annotated[
+        float, typer.Option(help="A contestant stops after so many seconds of timed steps, but not before three.")
+    ] = 20.0,
+    longest: Annotated[float, typer.Option(help="Seconds without an answer after which a case is lost.")] = 300.0,
+    memory: Annotated[
+        float | None,
+        typer.Option(help="GB that a contestant may hold; never more than 70 % of what is free beside it."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of each contestant; default: as the environment.")
+    ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Time torch.compile's code of the N-body network too.")
+    ] = False,
+    list_names: Annotated[bool, typer.Option("--list", help="Name the cases and contestants, and stop.")] = False,
 ) -> None:
-    """Time the N-body training step: our SEGNN, its plain e3nn form, relaxed against standard."""
-    from mdrelax.analysis.benchmarks.speed import nbody_step_times, write_speed
+    """Time training and MD steps of our networks and of other packages, all in turns in one run."""
+    from mdrelax.analysis.benchmarks import contestants as who
+    from mdrelax.analysis.benchmarks import speed as benchmark
+    from mdrelax.analysis.benchmarks.turns import Rules
 
-    table = nbody_step_times(repeats=repeats, compile=compile, tell=lambda name: typer.echo(f"warming up: {name}"))
-    typer.echo(table.round(2).to_string())
-    for path in write_speed(table, out, command=_command()):
+    settings = who.thread_settings(threads)
+    chosen = who.contestants(contestants.split(","), peers=peers, venvs=venvs, compiled=compile, settings=settings)
+    what = who.cases(cases.split(","))
+    if list_names:
+        typer.echo("cases: " + ", ".join(case.name for case in what))
+        typer.echo("contestants: " + ", ".join(each.name for each in chosen))
+        return
+    rules = Rules(repeats=repeats, seconds=seconds, dtype=_dtype(dtype), **benchmark.memory_rules(memory))
+
+    def write(result: benchmark.Speed) -> list[Path]:
+        return benchmark.write_speed(result, out, command=_command())
+
+    result = benchmark.measure(
+        what, chosen, rules=rules, settings=settings, longest=longest, tell=typer.echo, keep=write
+    )
+    typer.echo(benchmark.printed(result))
+    for path in write(result):
         typer.echo(path)
 
 
@@ -119,15 +160,23 @@ def backbones(
 ) -> None:
     """Time training and MD steps of every potential on ethanol, standard and relaxed."""
     from mdrelax.analysis.benchmarks.backbones import backbone_times
-    from mdrelax.analysis.benchmarks.speed import write_speed
+    from mdrelax.analysis.benchmarks.speed import write_table
 
-    table = backbone_times(batch_size=batch_size, repeats=repeats, tell=lambda name: typer.echo(f"warming up: {name}"))
+    table = backbone_times(batch_size=batch_size, repeats=repeats, tell=typer.echo)
     typer.echo(table.round(2).to_string())
     work = (
         f"energies and forces of {batch_size} ethanol molecules, squared errors, backward, Adam; or one MD step of one"
     )
-    for path in write_speed(table, out, command=_command(), work=work, name="backbones"):
+    for path in write_table(table.reset_index(), out, command=_command(), work=work, name="backbones"):
         typer.echo(path)
+
+
+def _dtype(name: str) -> str:
+    from mdrelax.config import ConfigError
+
+    if name not in ("float32", "float64"):
+        raise ConfigError(f"`--dtype` must be float32 or float64, got `{name}`.")
+    return name
 
 
 def _command() -> str:
