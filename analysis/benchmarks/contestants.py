@@ -93,7 +93,10 @@ OWN = [
     "equiformer-pytorch-small",
 ]
 NBODY = ["segnn-nbody:plain", *(f"segnn-nbody{form}" for form in FORMS)]
-COMPILED = [f"segnn-nbody:{form}compiled" for form in ("", "relaxed-", "relaxed-weight-", "projected-")]
+COMPILED = [
+    *(f"{network}:compiled" for network in ("equiformer-tiny", "equiformer-small", "equiformer-md17", "segnn-tiny")),
+    *(f"segnn-nbody:{form}compiled" for form in ("", "relaxed-", "relaxed-weight-", "projected-")),
+]
 
 
 def _cases() -> Iterable[Case]:
@@ -178,9 +181,16 @@ def _home() -> Path:
 def own(name: str, extra: Mapping[str, str] | None = None) -> Contestant:
     """One of ours, by its name in the module ``own``."""
     command = (sys.executable, "-m", "mdrelax.analysis.benchmarks.own", name)
-    kinds = ("nbody",) if "nbody" in name else ("training",) if ":relaxed" in name else ("training", "md")
+    kinds = ("nbody",) if "nbody" in name else _kinds(name.partition(":")[2])
     counted = "compiled" not in name  # compiled code shows no operations
     return Contestant(name, command, HERE, _environment(extra or {}, _home()), kinds, counted=counted)
+
+
+def _kinds(form: str) -> tuple[str, ...]:
+    """What a form of a potential is timed on: free maps are for training, compiled potentials for MD."""
+    return {"relaxed": ("training",), "relaxed-weight": ("training",), "compiled": ("md",)}.get(
+        form, ("training", "md")
+    )
 
 
 def _own_import(extra: Mapping[str, str]) -> Contestant:

@@ -9,6 +9,7 @@ A name is a network, or a network and its form: ``equiformer-md17``, ``equiforme
 | relaxed | free maps at theta = 0.5, activation penalty at a few rows |
 | relaxed-weight | the same with the weight penalty |
 | projected | relaxed, then projected; nothing of the free maps is left |
+| compiled | compiled ahead of time, for MD (minutes before the first step) |
 
 ``segnn-nbody`` is the published N-body network; its forms may end in ``compiled``, through torch.compile.
 Weights are random: time does not depend on them.
@@ -27,6 +28,7 @@ from mdrelax.analysis.benchmarks.peers.steps import count_parameters, md_step, t
 from mdrelax.analysis.benchmarks.segnn_e3nn import E3nnNBodySEGNN
 from mdrelax.analysis.benchmarks.structures import ELEMENTS
 from mdrelax.calculator import MDRelaxCalculator
+from mdrelax.deploy import compile_force_field
 from mdrelax.forcefield import ForceField
 from mdrelax.graph import collate
 from mdrelax.neighbors import build_graph
@@ -54,7 +56,8 @@ def prepare(name: str, task: Task) -> Work:
     model = force_field(network, form, task)
     n_parameters = count_parameters(model)
     if task.kind == "md":
-        return Work(md_step(to_atoms(task.structures[0]), MDRelaxCalculator(model)), n_parameters)
+        calculator = MDRelaxCalculator(compile_force_field(model) if form == "compiled" else model)
+        return Work(md_step(to_atoms(task.structures[0]), calculator), n_parameters)
     frames = collate([build_graph(s.positions, s.numbers, s.cell, s.pbc, task.cutoff) for s in task.structures])
 
     def predict() -> tuple[Tensor, Tensor]:

@@ -122,9 +122,7 @@ def speed(
     threads: Annotated[
         int | None, typer.Option(help="Threads of each contestant; default: as the environment.")
     ] = None,
-    compile: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="Time torch.compile's code of the N-body network too.")
-    ] = False,
+    compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Time compiled networks too.")] = False,
     list_names: Annotated[bool, typer.Option("--list", help="Name the cases and contestants, and stop.")] = False,
 ) -> None:
     """Time training and MD steps of our networks and of other packages, all in turns in one run."""
