@@ -1,6 +1,6 @@
 """MDRelaxCalculator: a projected model as an ASE calculator.
 
-    atoms.calc = MDRelaxCalculator.from_file("model.safetensors")  # compile=True: slow to make, several times faster
+    atoms.calc = MDRelaxCalculator.from_file("model.safetensors")  # compile=True: slow to make, faster to call
     atoms.calc = MDRelaxCalculator.from_compiled("model.pt2")  # of `mdrelax export`; RUNS THE CODE in the file
 
 Energies in eV, forces in eV/A, stress in eV/A^3 (ASE's sign and Voigt order xx, yy, zz, yz, xz, xy). Only a model that

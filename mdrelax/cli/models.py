@@ -144,7 +144,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="The file to write; the default is the model's name, .pt2.")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or float64; the default is the model's own.")] = "",
 ) -> None:
-    """Compile a model for this machine (minutes, a C++ compiler): the same numbers, checked here, several times faster.
+    """Compile a model for this machine (minutes, a C++ compiler): the same numbers, checked here, at more speed.
 
     A .pt2 file holds machine code, which runs when the file is loaded: load only files that you made or trust.
     """
