@@ -7,7 +7,7 @@ become sums over a dense axis. Otherwise they are indexed sums over edges sorted
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ def split_edges(edge_index: Tensor, edge_vectors: Tensor, n_atoms: int | torch.S
 
     One piece where there are no more, where edges are not sorted by target, and while sizes are symbols.
     """
-    whole = [Piece(n_atoms, edge_index, edge_vectors)]
+    whole = [Piece(cast(int, n_atoms), edge_index, edge_vectors)]
     if isinstance(n_atoms, torch.SymInt) or edge_index.shape[1] <= at_most:
         return whole
     target = edge_index[1]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
 from mdrelax.potentials.edges import Edges
 from mdrelax.potentials.steerable import Features, Gate, LayerNorm, Linear
+from mdrelax.relaxation import is_relaxed
 
 __all__ = ["Attention", "Block", "BlockSizes", "FeedForward", "smooth_leaky_relu"]
 
@@ -75,10 +76,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Equivariant feed-forward network: linear - gate - linear, atom by atom.
-
-    Its output depends on the first ``n_read`` irreps of the input: scalars come from scalars alone.
-    """
+    """Equivariant feed-forward network: linear - gate - linear, atom by atom."""
 
     feature_layout = "ir_mul"
 
@@ -86,7 +84,6 @@ class FeedForward(nn.Module):
         super().__init__()
         self.irreps_in, self.irreps_out = irreps_in, irreps_out
         self.gate = Gate(irreps_middle)
-        self.n_read = len(irreps_in) if any(not ir.is_scalar() for _, ir in irreps_out) else 1
         self.up = Linear(irreps_in, self.gate.irreps_in)
         self.down = Linear(irreps_middle, irreps_out)
 
@@ -115,10 +112,12 @@ class Block(nn.Module):
         self.norm_2 = LayerNorm(irreps, sizes.norm_eps)
         self.feed_forward = FeedForward(irreps, middle, irreps_out)
         self.shortcut = None if irreps == irreps_out else Linear(irreps, irreps_out)
+        self.makes_scalars = all(ir.is_scalar() for _, ir in irreps_out)
 
     def forward(self, x: Features, gather: Gather) -> Features:
         """Node features of one depth to those of the next; ``gather`` as in ``Attention``."""
-        n_read = getattr(self.feed_forward, "n_read", len(x))  # a free map reads everything
+        # Scalars are made of scalars alone (the first irrep), but a free map reads everything.
+        n_read = 1 if self.makes_scalars and not is_relaxed(self) else len(x)
         x = _add(x[:n_read], self.attention(self.norm_1(x), gather, n_read))
         residual = x if self.shortcut is None else self.shortcut(x)
         return _add(residual, self.feed_forward(self.norm_2(x)))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 __all__ = ["Count", "Limits", "count", "limits"]
 
@@ -37,27 +37,27 @@ class Limits(NamedTuple):
     threads: int
 
 
-class _Bytes(TorchDispatchMode):
-    """Adds up the sizes of the tensors of every operation that is no view."""
+class _Cost(TorchDispatchMode):
+    """Adds up operations of matrix products, and the sizes of the tensors of every operation that is no view."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.total = 0
+        self.operations = self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.operations += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
         if not _is_view(func):
-            self.total += sum(_sizes((args, kwargs or {}, result)))
+            self.bytes += sum(_sizes((args, kwargs or {}, result)))
         return result
 
 
 def count(step: Callable[[], object]) -> Count:
     """Operations and bytes of one call."""
-    flops = FlopCounterMode(display=False)
-    moved = _Bytes()
-    with flops, moved:
+    with _Cost() as cost:
         step()
-    return Count(flops.get_total_flops() / 1e9, moved.total / 1e9)
+    return Count(cost.operations / 1e9, cost.bytes / 1e9)
 
 
 def limits(dtype: str) -> Limits:
