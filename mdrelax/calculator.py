@@ -7,7 +7,6 @@ Energies in eV, forces in eV/A, stress in eV/A^3 (ASE's sign and Voigt order xx,
 is exactly equivariant may drive a simulation, so a model with relaxed layers, or without its certificate, is refused.
 """
 
-import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +22,9 @@ from mdrelax.deploy import compile_force_field, load_compiled
 from mdrelax.forcefield import ForceField, Prediction
 from mdrelax.graph import Graph, collate
 from mdrelax.memory import keep_freed_memory
-from mdrelax.modelfile import DTYPES, load_model
+from mdrelax.modelfile import frozen_copy, load_model
 from mdrelax.neighbors import VerletList, build_graph
 from mdrelax.relaxation import relaxed_layers
-from mdrelax.units import nearest_name
 
 __all__ = ["MDRelaxCalculator", "UnprojectedModelError"]
 
@@ -199,11 +197,7 @@ def _refuse_empty(atoms: Atoms, name: str) -> None:
 
 def _own_copy(force_field: ForceField, dtype: str | None, device: str | torch.device) -> ForceField:
     """A frozen copy in evaluation mode, of the wanted precision, on the wanted device."""
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"Unknown `dtype` {dtype!r}; {nearest_name(str(dtype), DTYPES)}")
-    own = copy.deepcopy(force_field).eval().requires_grad_(False)
-    if dtype is not None:
-        own.to_dtype(DTYPES[dtype])
+    own = frozen_copy(force_field, dtype)
     try:
         return own.to(device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA

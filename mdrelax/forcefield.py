@@ -129,9 +129,11 @@ class ForceField(nn.Module):
         result = Prediction(energy, energies, forces, tension)
         return result if create_graph else Prediction(*(None if t is None else t.detach() for t in result))  # type: ignore[arg-type]
 
-    def network_output(self, graph: Graph, species: Tensor, *, create_graph: bool = False) -> tuple[Tensor, Tensor]:
-        """What the network itself gives: energies (N,) and their gradient by the edge vectors (E, 3), without scale."""
-        arguments = species, graph.edge_index, edge_vectors(graph).to(self.dtype)
+    def network_output(self, *arguments: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
+        """What the network itself gives: energies (N,) and their gradient by the edge vectors (E, 3), without scale.
+
+        The arguments are those of ``Potential``, vectors in the network's dtype.
+        """
         if (compiled := getattr(self.potential, "energies_and_gradient", None)) is None:
             return energies_and_gradient(self.potential, *arguments, create_graph=create_graph)
         if create_graph:
@@ -140,9 +142,10 @@ class ForceField(nn.Module):
 
     def _from_gradient(self, graph: Graph, species: Tensor, *, stress: bool, create_graph: bool) -> Raw:
         """Forces and stress as derivatives of the energy."""
-        raw, slope = self.network_output(graph, species, create_graph=create_graph)
+        vectors = edge_vectors(graph)
+        raw, slope = self.network_output(species, graph.edge_index, vectors.to(self.dtype), create_graph=create_graph)
         gradient = self.scale * slope.double()
-        tension = _stress(graph, edge_vectors(graph), gradient) if stress else None
+        tension = _stress(graph, vectors, gradient) if stress else None
         return self.scale * raw.double(), _forces(graph, gradient), tension
 
     def _direct(self, graph: Graph, species: Tensor, *, stress: bool, create_graph: bool) -> Raw:

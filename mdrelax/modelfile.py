@@ -12,6 +12,7 @@ The tensors are the force field's state; the header holds one JSON document:
 | content | SHA-256 over the tensors and the rest of the header |
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable
@@ -31,8 +32,9 @@ from mdrelax.forcefield import ForceField
 from mdrelax.projection import Certificate, require
 from mdrelax.provenance import software_versions
 from mdrelax.relaxation import is_relaxed
+from mdrelax.units import nearest_name
 
-__all__ = ["LoadedModel", "ModelFileError", "load_model", "save_model"]
+__all__ = ["LoadedModel", "ModelFileError", "frozen_copy", "load_model", "save_model"]
 
 FORMAT_VERSION = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # from version k to k + 1
@@ -50,6 +52,17 @@ class LoadedModel(NamedTuple):
     force_field: ForceField
     certificate: Certificate
     header: dict[str, Any]
+
+
+def frozen_copy(force_field: ForceField, dtype: str | None) -> ForceField:
+    """A copy in evaluation mode without gradients of parameters; ``dtype`` is a name, ``None`` keeps the model's own.
+
+    Raises ``ValueError`` for an unknown ``dtype``.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"Unknown `dtype` {dtype!r}; {nearest_name(str(dtype), DTYPES)}")
+    own = copy.deepcopy(force_field).eval().requires_grad_(False)
+    return own if dtype is None else own.to_dtype(DTYPES[dtype])
 
 
 def save_model(

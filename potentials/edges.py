@@ -56,10 +56,10 @@ class Edges(NamedTuple):
         return x.new_zeros(self.n_atoms, x.shape[1]).scatter_reduce(0, index, x, "amax")
 
 
-def make_edges(edge_index: Tensor, n_atoms: int, envelope: Tensor, matrices: Sequence[Tensor] = ()) -> Edges:
-    """The edges of one evaluation: ``edge_index`` (2, E), envelope (E,), matrices of the tensor product."""
+def make_edges(edge_index: Tensor, n_atoms: int, envelope: Tensor) -> Edges:
+    """The edges of one evaluation: ``edge_index`` (2, E), envelope (E,)."""
     source, target = edge_index
-    return Edges(source, target, _common_degree(target, n_atoms), n_atoms, envelope.unsqueeze(1), matrices)
+    return Edges(source, target, _common_degree(target, n_atoms), n_atoms, envelope.unsqueeze(1))
 
 
 class Piece(NamedTuple):

@@ -126,27 +126,32 @@ class Equiformer(nn.Module):
         return (x[0] + self.embedding[species].unsqueeze(1), *x[1:])
 
     def look(self, piece: Piece) -> "Surroundings":
-        """What all blocks need to know about the edges of a piece."""
+        """What the degree embedding and all blocks need to know about the edges of a piece."""
         lengths = piece.vectors.norm(dim=1)
         harmonics = self.harmonics(piece.vectors / lengths.unsqueeze(1))
         envelope = polynomial_envelope(lengths / self.cutoff)
-        edges = make_edges(piece.edge_index, piece.n_atoms, envelope, self.basis(harmonics))
-        return Surroundings(edges, self.degree_basis(harmonics), self.radial_basis(lengths))
+        return Surroundings(
+            make_edges(piece.edge_index, piece.n_atoms, envelope), harmonics, self.radial_basis(lengths)
+        )
+
+    def edges_of(self, around: "Surroundings") -> Edges:
+        """The edges with the matrices of the blocks' products."""
+        return around.edges._replace(matrices=self.basis(around.harmonics))
 
     def degree_of(self, around: "Surroundings") -> Features:
         """The degree embedding of a piece's atoms."""
         (weights,) = self.degree_radial(around.basis)
         ones = self.embedding.new_ones(1).expand(around.basis.shape[0], 1, self.embedding.shape[1])
-        product = self.degree(around.degree_matrices, (ones,), weights)
+        product = self.degree(self.degree_basis(around.harmonics), (ones,), weights)
         envelope = around.edges.envelope.unsqueeze(2) / math.sqrt(self.average_neighbors)
         return tuple(around.edges.sum_at_target(p * envelope) for p in product)
 
 
 class Surroundings(NamedTuple):
-    """What blocks need to know about edges: the edges, the degree embedding's matrices, the radial basis (E, K)."""
+    """What a network sees of edges: the edges, their harmonics (E, S) and radial basis (E, K)."""
 
     edges: Edges
-    degree_matrices: list[Tensor]
+    harmonics: Tensor
     basis: Tensor
 
 
@@ -162,9 +167,9 @@ class Whole:
 
     def gathers(self) -> list[Gather]:
         """``Attention.gather`` of each block."""
-        radial_weights = self.network.radial(self.around.basis)
+        edges, radial_weights = self.network.edges_of(self.around), self.network.radial(self.around.basis)
         return [
-            partial(cast(Block, block).attention.gather, edges=self.around.edges, radial_weights=weights)
+            partial(cast(Block, block).attention.gather, edges=edges, radial_weights=weights)
             for block, weights in zip(self.network.blocks, radial_weights, strict=True)
         ]
 
@@ -193,9 +198,9 @@ class InPieces:
 
     def _gather_piece(self, number: int, piece: Piece, sent: Features, received: Features, n_out: int) -> Features:
         around = self.network.look(piece)
-        (weights,) = self.network.radial(around.basis, slice(number, number + 1))
+        (weights,) = self.network.radial(around.basis, number)
         attention = cast(Block, self.network.blocks[number]).attention
-        return attention.gather(sent, received, n_out, around.edges, weights)
+        return attention.gather(sent, received, n_out, self.network.edges_of(around), weights)
 
 
 def _forget(function: Callable[..., Features], *arguments: Any) -> Features:

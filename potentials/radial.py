@@ -78,16 +78,20 @@ class RadialNetworks(nn.Module):
         self.outputs = nn.ParameterList(uniform(n_networks, hidden, size, fan_in=hidden) for size in sizes)
         self.offsets = nn.ParameterList(uniform(n_networks, 1, size, fan_in=hidden) for size in sizes)
 
-    def forward(self, basis: Tensor, which: slice = slice(None)) -> list[tuple[Tensor, ...]]:
-        """The weights of each network, or of those of a slice, at the basis values (E, K)."""
-        x = basis.expand(len(self.biases[0][which]), -1, -1)  # (B, E, K)
-        for k in range(2):
-            x = torch.baddbmm(self.biases[k][which], x, self.weights[k][which])
-            x = functional.layer_norm(x, (self.hidden,))
-            x = functional.silu(torch.addcmul(self.norm_biases[k][which], x, self.norm_weights[k][which]))
+    def forward(self, basis: Tensor, number: int | None = None) -> list[tuple[Tensor, ...]]:
+        """The weights of each network at the basis values (E, K), or of the one of that number."""
+
+        def chosen(parameters: nn.ParameterList) -> list[Tensor]:
+            return list(parameters) if number is None else [each[number : number + 1] for each in parameters]
+
+        hidden = zip(*map(chosen, (self.biases, self.weights, self.norm_biases, self.norm_weights)), strict=True)
+        x = basis.expand(len(self.biases[0]) if number is None else 1, -1, -1)  # (B, E, K)
+        for bias, weight, norm_bias, norm_weight in hidden:
+            x = functional.layer_norm(torch.baddbmm(bias, x, weight), (self.hidden,))
+            x = functional.silu(torch.addcmul(norm_bias, x, norm_weight))
         columns = [
-            torch.baddbmm(offset[which], x, output[which]).unbind(0)
-            for output, offset in zip(self.outputs, self.offsets, strict=True)
+            torch.baddbmm(offset, x, output).unbind(0)
+            for output, offset in zip(chosen(self.outputs), chosen(self.offsets), strict=True)
         ]
         return list(zip(*columns, strict=True))
 

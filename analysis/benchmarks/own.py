@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mdrelax.analysis.benchmarks.equiformer_e3nn import E3nnEquiformer
 from mdrelax.analysis.benchmarks.peers.protocol import Task, Work, serve
-from mdrelax.analysis.benchmarks.peers.steps import count_parameters, md_step, to_atoms, training_step
+from mdrelax.analysis.benchmarks.peers.steps import count_parameters, fitting_step, md_step, to_atoms, training_step
 from mdrelax.analysis.benchmarks.segnn_e3nn import E3nnNBodySEGNN
 from mdrelax.analysis.benchmarks.structures import ELEMENTS
 from mdrelax.calculator import MDRelaxCalculator
@@ -111,17 +111,11 @@ def _nbody(form: str, dtype: torch.dtype) -> Work:
     if form.endswith("compiled"):
         model.compile(dynamic=False)
     *inputs, target = _systems(dtype)
-    extra = _penalty(model, form, NBODY_PENALTY_ROWS)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss = (model(*inputs) - target).square().mean()
-        if extra is not None:
-            loss = loss + extra()
-        loss.backward()
-        optimizer.step()
-
+    step = fitting_step(
+        model.parameters(),
+        lambda: (model(*inputs) - target).square().mean(),
+        _penalty(model, form, NBODY_PENALTY_ROWS),
+    )
     return Work(step, n_parameters)
 
 

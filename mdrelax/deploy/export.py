@@ -1,6 +1,5 @@
 """Export: a force field compiled for this process, or a model compiled into a `.pt2` file."""
 
-import copy
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ from mdrelax.deploy.compiler import CompiledPotential, CompileError, compile_pot
 from mdrelax.deploy.package import seal
 from mdrelax.deploy.parity import Parity, arguments_of, example_graphs, measure_parity, require_parity
 from mdrelax.forcefield import ForceField
-from mdrelax.modelfile import DTYPES, LoadedModel
+from mdrelax.modelfile import LoadedModel, frozen_copy
 from mdrelax.relaxation import is_relaxed
-from mdrelax.units import nearest_name
 
 __all__ = ["compile_force_field", "export_model"]
 
@@ -69,7 +67,7 @@ def _compile(force_field: ForceField, package: Path, dtype: str | None) -> tuple
 
 
 def _frozen(force_field: ForceField, dtype: str | None) -> ForceField:
-    """A copy to compile: evaluation mode, no gradients of parameters, the wanted precision, on the CPU."""
+    """A copy to compile, on the CPU; refuses what cannot be compiled."""
     if is_relaxed(force_field):
         raise ValueError("The network still has free maps; `project` it before it is compiled.")
     if not force_field.conservative:
@@ -77,7 +75,4 @@ def _frozen(force_field: ForceField, dtype: str | None) -> ForceField:
             "This model predicts forces directly (`forces: direct`); only forces that are the gradient of the energy "
             "are compiled. Use it uncompiled."
         )
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"Unknown `dtype` {dtype!r}; {nearest_name(str(dtype), DTYPES)}")
-    twin = copy.deepcopy(force_field).cpu().eval().requires_grad_(False)
-    return twin if dtype is None else twin.to_dtype(DTYPES[dtype])
+    return frozen_copy(force_field, dtype).cpu()

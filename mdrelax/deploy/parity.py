@@ -56,8 +56,7 @@ def arguments_of(force_field: ForceField, graph: Graph) -> Arguments:
 def measure_parity(compiled: ForceField, original: ForceField, graphs: list[Graph]) -> Parity:
     """The differences over all structures together, of what the networks give."""
     ours, theirs = (
-        [model.network_output(graph, model.species[graph.numbers]) for graph in graphs]
-        for model in (compiled, original)
+        [model.network_output(*arguments_of(model, graph)) for graph in graphs] for model in (compiled, original)
     )
     return Parity(*(_difference([o[k] for o in ours], [t[k] for t in theirs]) for k in range(2)))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .protocol import Structure
 
-__all__ = ["count_parameters", "md_step", "to_atoms", "training_step"]
+__all__ = ["count_parameters", "fitting_step", "md_step", "to_atoms", "training_step"]
 
 LEARNING_RATE = 1e-6  # the weights hardly move: every repeat does the same work
 TIMESTEP = 0.5  # fs
@@ -24,12 +24,23 @@ def training_step(
     extra: Callable[[], Tensor] | None = None,
 ) -> Callable[[], None]:
     """Energies and forces of ``predict`` (differentiable), squared errors against zero, backward and Adam."""
+
+    def loss() -> Tensor:
+        energy, forces = predict()
+        return energy.square().mean() + forces.square().mean()
+
+    return fitting_step(parameters, loss, extra)
+
+
+def fitting_step(
+    parameters: Iterable[Tensor], error: Callable[[], Tensor], extra: Callable[[], Tensor] | None = None
+) -> Callable[[], None]:
+    """An error, with ``extra`` added, backward and Adam."""
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        energy, forces = predict()
-        loss = energy.square().mean() + forces.square().mean()
+        loss = error()
         if extra is not None:
             loss = loss + extra()
         loss.backward()
@@ -41,9 +52,7 @@ def training_step(
 def md_step(atoms: Atoms, calculator: Calculator) -> Callable[[], None]:
     """One step of velocity Verlet from 300 K, with the calculator's own neighbour list; the atoms move."""
     atoms.calc = calculator
-    widths = np.sqrt(atoms.get_masses() * units.kB * TEMPERATURE)[
-        :, None
-    ]  # of the momenta, after Maxwell and Boltzmann
+    widths = np.sqrt(atoms.get_masses() * units.kB * TEMPERATURE)[:, None]  # of momenta, after Maxwell and Boltzmann
     atoms.set_momenta(widths * np.random.default_rng(0).normal(size=(len(atoms), 3)))
     dynamics = VelocityVerlet(atoms, TIMESTEP * units.fs)
 
