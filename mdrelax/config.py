@@ -138,6 +138,12 @@ class TrainingConfig(OptimisationConfig):
     """Optimisation of a force field."""
 
     max_edges: int | None = Field(None, ge=1, description="Largest number of edges a batch, for mixed sizes.")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Structures evaluated at once, whose gradients are added: less memory, same step."
+    )
+    compile: bool = Field(
+        False, description="Compile the step: minutes before the first one, then about twice as fast."
+    )
     loss: Literal["huber", "l2norm", "mae", "mse"] = Field("l2norm", description="Error function, see `mdrelax.loss`.")
     energy_weight: float = Field(4.0, ge=0, description="Weight of the energy error per atom, 1/eV.")
     forces_weight: float = Field(1.0, ge=0, description="Weight of the force error, A/eV.")

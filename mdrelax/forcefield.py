@@ -13,6 +13,8 @@ A potential with ``direct_forces`` gives forces itself (``energies_and_forces``)
 the gradient of nothing, so energy is not conserved, forces need not sum to zero, and there is no stress.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 Raw = tuple[Tensor, Tensor, Tensor | None]  # energies (N,) without references, forces (N, 3), stress (G, 3, 3)
+Network = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # see ``ForceField.network_output``
 
 
 class Potential(Protocol):
@@ -61,6 +64,16 @@ class Prediction(NamedTuple):
     energies: Tensor  # (N,)
     forces: Tensor  # (N, 3)
     stress: Tensor | None  # (G, 3, 3), zero for graphs without a cell
+
+    def detach(self) -> "Prediction":
+        """The same numbers without their history."""
+        return Prediction(*(None if tensor is None else tensor.detach() for tensor in self))  # type: ignore[arg-type]
+
+    @classmethod
+    def join(cls, parts: Sequence["Prediction"]) -> "Prediction":
+        """The predictions of several batches as those of one."""
+        columns = zip(*parts, strict=True)
+        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
 
 
 class UnknownElementError(ValueError):
@@ -114,20 +127,26 @@ class ForceField(nn.Module):
         self.potential.to(dtype)
         return self
 
-    def forward(self, graph: Graph, *, stress: bool = False, create_graph: bool = False) -> Prediction:
+    def forward(
+        self, graph: Graph, *, stress: bool = False, create_graph: bool = False, network: Network | None = None
+    ) -> Prediction:
         """Energy, forces and (on request) stress of each structure.
 
         ``create_graph=True`` keeps the result differentiable, as training on forces needs. Works under ``no_grad``.
+        ``network`` takes the place of ``network_output`` (compiled code for training, ``forcegraph``).
         Raises ``UnknownElementError`` for an element the model does not know, ``ValueError`` when stress is asked of
         direct forces.
         """
         species = self._species(graph.numbers)
-        how = self._from_gradient if self.conservative else self._direct
-        energies, forces, tension = how(graph, species, stress=stress, create_graph=create_graph)
+        if self.conservative:
+            network = network or partial(self.network_output, create_graph=create_graph)
+            energies, forces, tension = self._from_gradient(graph, species, network, stress=stress)
+        else:
+            energies, forces, tension = self._direct(graph, species, stress=stress, create_graph=create_graph)
         energies = energies + self.reference_energies[species]
         energy = energies.new_zeros(graph.n_graphs).index_add_(0, graph.batch, energies)
         result = Prediction(energy, energies, forces, tension)
-        return result if create_graph else Prediction(*(None if t is None else t.detach() for t in result))  # type: ignore[arg-type]
+        return result if create_graph else result.detach()
 
     def network_output(self, *arguments: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
         """What the network itself gives: energies (N,) and their gradient by the edge vectors (E, 3), without scale.
@@ -140,10 +159,10 @@ class ForceField(nn.Module):
             raise ValueError("A compiled potential cannot be trained: train the network it was made from.")
         return compiled(*arguments)
 
-    def _from_gradient(self, graph: Graph, species: Tensor, *, stress: bool, create_graph: bool) -> Raw:
+    def _from_gradient(self, graph: Graph, species: Tensor, network: Network, *, stress: bool) -> Raw:
         """Forces and stress as derivatives of the energy."""
         vectors = edge_vectors(graph)
-        raw, slope = self.network_output(species, graph.edge_index, vectors.to(self.dtype), create_graph=create_graph)
+        raw, slope = network(species, graph.edge_index, vectors.to(self.dtype))
         gradient = self.scale * slope.double()
         tension = _stress(graph, vectors, gradient) if stress else None
         return self.scale * raw.double(), _forces(graph, gradient), tension
@@ -173,7 +192,7 @@ class ForceField(nn.Module):
 
 
 def energies_and_gradient(
-    potential: nn.Module,
+    potential: Callable[..., Tensor],
     species: Tensor,
     edge_index: Tensor,
     edge_vectors: Tensor,

@@ -5,6 +5,7 @@ they count) stress. The best network is the one with the smallest force error on
 energy error where these have no forces.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from mdrelax.config import TrainingConfig
 from mdrelax.forcefield import ForceField, Prediction
-from mdrelax.loader import Batch, Loader, join, rotate_batch
+from mdrelax.forcegraph import ForceGraph
+from mdrelax.loader import Batch, Loader, join, rotate_batch, split_batch
 from mdrelax.loss import LossWeights, Targets, task_loss
 
 __all__ = ["ForceMatching", "predict", "validation_errors"]
 
+MOSTLY_ALIKE = 0.9  # of the batches with the same edges: code for these alone is worth it, the others run uncompiled
 EVALUATION_EDGES = 20_000  # edges evaluated at once where no gradient with respect to weights is kept
 
 
@@ -39,6 +42,7 @@ class ForceMatching:
         self.weights = LossWeights(
             settings.energy_weight, settings.forces_weight, settings.stress_weight, settings.huber_delta
         )
+        self.graph: ForceGraph | None = None  # made of the network of the first step
         forces = any(not frame.targets.forces.isnan().all() for frame in validation)
         self.selected = "val_forces_mae_meV_per_A" if forces else "val_energy_mae_meV_per_atom"
 
@@ -51,14 +55,29 @@ class ForceMatching:
         return self.loader.n_steps(epochs)
 
     def loss(self, model: ForceField, batch: Batch, *, step: int) -> tuple[Tensor, list[Tensor]]:
-        """The weighted errors of a batch, rotated by (seed, step); and its energy and force MAE."""
+        """The weighted errors of a batch, rotated by (seed, step); and its energy and force MAE.
+
+        With ``micro_batch_size`` the gradients of all parts but the last are added to the parameters' here.
+        """
         settings = self.settings
         if settings.rotate:
             batch = rotate_batch(batch, seed=settings.seed, step=step)
         batch = batch.to(settings.device)
-        prediction = model(batch.graph, stress=self._wants_stress(batch.targets), create_graph=True)
-        loss = task_loss(prediction, batch.targets, batch.graph, kind=settings.loss, weights=self.weights)
-        return loss, _batch_errors(prediction, batch)
+        parts = split_batch(batch, settings.micro_batch_size or batch.graph.n_graphs)
+        if settings.compile and self.graph is None:
+            self.graph = ForceGraph(model.potential, common_edges(self.loader, parts[0].graph.n_graphs))
+        stress = self._wants_stress(batch.targets)
+        total, predictions = torch.zeros((), dtype=torch.float64, device=settings.device), []
+        for number, part in enumerate(parts):
+            prediction = model(part.graph, stress=stress, create_graph=True, network=self.graph)
+            weights = self.weights.for_part(part.targets, batch.targets)
+            loss = task_loss(prediction, part.targets, part.graph, kind=settings.loss, weights=weights)
+            predictions.append(prediction.detach())
+            if number < len(parts) - 1:
+                loss.backward()
+                loss = loss.detach()
+            total = total + loss
+        return total, _batch_errors(Prediction.join(predictions), batch)
 
     def validate(self, model: ForceField) -> dict[str, float]:
         """The errors on the validation frames."""
@@ -66,6 +85,17 @@ class ForceMatching:
 
     def _wants_stress(self, targets: Targets) -> bool:
         return self.weights.stress > 0 and targets.has_stress()
+
+
+def common_edges(loader: Loader, batch_size: int) -> Tensor | None:
+    """The edges (2, E) of nearly every batch of a size, or None where they differ: frames of other connectivity."""
+    edges = [frame.graph.edge_index for frame in loader.frames]
+    kinds = Counter(each.cpu().numpy().tobytes() for each in edges)
+    kind, count = kinds.most_common(1)[0]
+    if loader.max_edges is not None or (count / len(edges)) ** batch_size < MOSTLY_ALIKE:
+        return None
+    example = next(frame for frame in loader.frames if frame.graph.edge_index.cpu().numpy().tobytes() == kind)
+    return join([example] * batch_size).graph.edge_index
 
 
 def predict(force_field: ForceField, frames: Sequence[Batch], *, stress: bool = False) -> tuple[Prediction, Batch]:
@@ -76,9 +106,8 @@ def predict(force_field: ForceField, frames: Sequence[Batch], *, stress: bool = 
         force_field(join(frames[k : k + batch_size]).graph.to(device), stress=stress)
         for k in range(0, len(frames), batch_size)
     ]
-    columns = [[p[k] for p in parts] for k in range(4)]
-    joined = [None if column[0] is None else torch.cat(column).cpu() for column in columns]
-    return Prediction(*joined), join(frames)  # type: ignore[arg-type]
+    joined = Prediction.join(parts)
+    return Prediction(*(None if t is None else t.cpu() for t in joined)), join(frames)  # type: ignore[arg-type]
 
 
 def validation_errors(force_field: ForceField, frames: Sequence[Batch], *, stress: bool = False) -> dict[str, float]:

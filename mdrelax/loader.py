@@ -16,7 +16,7 @@ from mdrelax.graph import Graph, collate, rotate
 from mdrelax.loss import Targets
 from mdrelax.neighbors import build_graph
 
-__all__ = ["Batch", "Loader", "distinct_elements", "frames_from_data", "join", "rotate_batch"]
+__all__ = ["Batch", "Loader", "distinct_elements", "frames_from_data", "join", "rotate_batch", "split_batch"]
 
 
 class Batch(NamedTuple):
@@ -52,6 +52,29 @@ def join(frames: Sequence[Batch]) -> Batch:
     """Several frames as one batch."""
     columns = zip(*(frame.targets for frame in frames), strict=True)
     return Batch(collate([frame.graph for frame in frames]), Targets(*(torch.cat(column) for column in columns)))
+
+
+def split_batch(batch: Batch, size: int) -> list[Batch]:
+    """The structures of a batch, so many at a time: what ``join`` would put together again."""
+    graph, targets, n = batch.graph, batch.targets, batch.graph.n_graphs
+    if n <= size:
+        return [batch]
+    firsts = torch.arange(0, n, size, device=graph.batch.device)  # the graphs that begin a part
+    atoms = torch.searchsorted(graph.batch, firsts)  # the atoms that begin it
+    edges = torch.searchsorted(graph.edge_index[1].contiguous(), atoms)
+    bounds = [
+        [*starts.tolist(), end]
+        for starts, end in ((firsts, n), (atoms, len(graph.batch)), (edges, graph.edge_index.shape[1]))
+    ]
+    parts = []
+    for (g, g_end), (a, a_end), (e, e_end) in zip(*map(pairwise, bounds), strict=True):
+        part = Graph(
+            graph.positions[a:a_end], graph.numbers[a:a_end], graph.cell[g:g_end],
+            graph.edge_index[:, e:e_end] - a, graph.edge_shift[e:e_end], graph.batch[a:a_end] - g,
+        )  # fmt: skip
+        labels = Targets(targets.energy[g:g_end], targets.forces[a:a_end], targets.stress[g:g_end])
+        parts.append(Batch(part, labels))
+    return parts
 
 
 def rotate_batch(batch: Batch, *, seed: int, step: int) -> Batch:

@@ -27,6 +27,10 @@ class Targets(NamedTuple):
     forces: Tensor  # (N, 3) eV/A
     stress: Tensor  # (G, 3, 3) eV/A^3
 
+    def n_labels(self) -> list[int]:
+        """How many structures have an energy, atoms a force and structures a stress."""
+        return [int(_known(target).sum()) for target in self]
+
     def has_stress(self) -> bool:
         """Whether any structure has a stress label."""
         return not bool(self.stress.isnan().all())
@@ -39,6 +43,14 @@ class LossWeights(NamedTuple):
     forces: float = 1.0
     stress: float = 0.0
     delta: float = 0.01
+
+    def for_part(self, part: Targets, whole: Targets) -> "LossWeights":
+        """The weights with which the losses of a batch's parts add up to the loss of the whole."""
+        energy, forces, stress = (
+            weight * n / max(n_all, 1)
+            for weight, n, n_all in zip(self[:3], part.n_labels(), whole.n_labels(), strict=True)
+        )
+        return LossWeights(energy, forces, stress, self.delta)
 
 
 def task_loss(
@@ -54,10 +66,15 @@ def task_loss(
         terms.append((weights.stress, prediction.stress - targets.stress, targets.stress))
     total = 0.0 * prediction.energy.sum()  # differentiable where a batch has no label that counts
     for weight, difference, target in terms:
-        known = ~target.isnan().reshape(len(target), -1).any(1)
+        known = _known(target)
         if weight and known.any():
             total = total + weight * _mean_error(difference[known], kind, weights.delta)
     return total
+
+
+def _known(target: Tensor) -> Tensor:
+    """Which rows have a label."""
+    return ~target.isnan().reshape(len(target), -1).any(1)
 
 
 def _mean_error(difference: Tensor, kind: LossKind, delta: float) -> Tensor:

@@ -73,10 +73,11 @@ class Relaxed(nn.Module):
         flat = _flatten(x)
         if self.training:
             self.last_input = flat.detach()
-        compiling = torch.compiler.is_compiling()
-        if not compiling and self.theta == 0.0:
+        # A tensor, too, while ``forcegraph`` records the network.
+        theta: float | Tensor = self.theta_tensor if torch.compiler.is_compiling() else self.theta
+        if not isinstance(theta, Tensor) and theta == 0.0:
             return y
-        free = (self.theta_tensor if compiling else self.theta) * (flat @ self.weight.T)
+        free = theta * (flat @ self.weight.T)
         if isinstance(y, Tensor):
             return y + free
         blocks = list(y.values() if isinstance(y, dict) else y)

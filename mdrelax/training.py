@@ -89,7 +89,10 @@ class Task(Protocol[ModelIn]):
         """The number of batches in that many epochs."""
 
     def loss(self, model: ModelIn, batch: Any, *, step: int) -> tuple[Tensor, list[Tensor]]:
-        """The loss of a batch, a scalar, and one detached scalar for each of ``train_columns``."""
+        """The loss of a batch, a scalar, and one detached scalar for each of ``train_columns``.
+
+        A task may add gradients of parts of it to the parameters' itself: these are cleared before each call.
+        """
 
     def validate(self, model: ModelIn) -> dict[str, float]:
         """The errors of a network, which is a projected copy in evaluation mode."""
@@ -158,13 +161,13 @@ class Trainer(Generic[Model]):
         """One optimiser step; returns theta and the penalty."""
         theta = self._set_theta()
         self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
         loss, numbers = self.task.loss(self.model, batch, step=self.step)
         extra = (
             penalty(self.model, kind=self.relaxation.penalty, rows=self.relaxation.penalty_rows)
             if self.relaxed
             else torch.zeros(())
         )
-        self.optimizer.zero_grad(set_to_none=True)
         (loss + self.relaxation.weight * extra).backward()
         self._apply_gradient()
         self.since_validation.append(torch.stack([loss.detach(), *numbers]))

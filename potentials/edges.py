@@ -11,6 +11,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 __all__ = ["Edges", "fully_connected", "make_edges"]
 
@@ -59,7 +60,7 @@ class Edges(NamedTuple):
 def make_edges(edge_index: Tensor, n_atoms: int, envelope: Tensor) -> Edges:
     """The edges of one evaluation: ``edge_index`` (2, E), envelope (E,)."""
     source, target = edge_index
-    return Edges(source, target, _common_degree(target, n_atoms), n_atoms, envelope.unsqueeze(1))
+    return Edges(source, target, _common_degree(edge_index, n_atoms), n_atoms, envelope.unsqueeze(1))
 
 
 class Piece(NamedTuple):
@@ -104,15 +105,16 @@ def fully_connected(n_graphs: int, n_atoms: int, like: Tensor) -> Edges:
     return Edges(source, target, n_atoms - 1, n_graphs * n_atoms, torch.ones_like(like[:1, :1]))
 
 
-def _common_degree(target: Tensor, n_atoms: int | torch.SymInt) -> int:
+def _common_degree(edge_index: Tensor, n_atoms: int | torch.SymInt) -> int:
     """The number of edges into every atom when it is the same and they are sorted, else 0.
 
-    Also 0 while a graph for any number of atoms is captured, when sizes are symbols: the choice would be baked in.
+    While a graph is recorded: of fixed edges, outside of the graph; 0 for any number of atoms, when sizes are symbols.
     """
     if isinstance(n_atoms, torch.SymInt):
         return 0
-    degree, rest = divmod(len(target), max(n_atoms, 1))
+    degree, rest = divmod(edge_index.shape[1], max(n_atoms, 1))
     if rest or not degree:
         return 0
-    expected = torch.arange(n_atoms, device=target.device).repeat_interleave(degree)
-    return degree if torch.equal(target, expected) else 0
+    with disable_proxy_modes_tracing():
+        expected = torch.arange(n_atoms, device=edge_index.device).repeat_interleave(degree)
+        return degree if torch.equal(edge_index[1], expected) else 0

@@ -132,7 +132,7 @@ def test_both_ways_of_summing_over_edges_agree() -> None:
     """An atom-by-degree table where all atoms have the same number of sorted edges, scattered sums elsewhere."""
     molecule = rattled(ethanol(), 1, seed=0)[0]
     alone, batch = graph_of(molecule), batch_of(molecule, water())
-    degrees = [_common_degree(g.edge_index[1], len(g.numbers)) for g in (alone, batch)]
+    degrees = [_common_degree(g.edge_index, len(g.numbers)) for g in (alone, batch)]
     assert degrees == [8, 0]
     model = tiny_force_field()
     fast, general = model(alone), model(batch)
@@ -167,7 +167,8 @@ def test_each_edge_operation_agrees_on_both_ways() -> None:
 )
 def test_the_table_is_used_only_where_it_is_right(targets: list[int], n_atoms: int, degree: int) -> None:
     """The common degree of sorted targets, else 0."""
-    assert _common_degree(torch.tensor(targets, dtype=torch.int64), n_atoms) == degree
+    edges = torch.tensor([targets, targets], dtype=torch.int64)
+    assert _common_degree(edges, n_atoms) == degree
 
 
 def test_attention_weights_are_a_softmax_with_a_null_neighbour() -> None:

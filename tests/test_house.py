@@ -11,7 +11,7 @@ from blueprint import ROOMS, ROOT, Import, absolute, broken, imports, package_so
 FLOORS: list[set[str]] = [
     {"units", "graph", "groups", "schedule", "provenance", "memory"},
     {"relaxation", "neighbors", "forcefield", "equivariance", "config"},
-    {"projection", "layerlog", "loss", "loader", "blockwise", "optim", "checkpoint", "modelfile"},
+    {"projection", "forcegraph", "layerlog", "loss", "loader", "blockwise", "optim", "checkpoint", "modelfile"},
     {"forcematching", "training"},
     {"calculator", "deploy", "dynamics"},
 ]

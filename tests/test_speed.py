@@ -142,7 +142,7 @@ def test_the_plain_form_gives_the_same_energies_and_forces():
     task = Task("md", dtype="float64")
     atoms = MOLECULES["ethanol"]()
     graph = build_graph(atoms.positions, atoms.numbers, cutoff=task.cutoff)
-    fast, plain = (own.force_field("equiformer-tiny", form, task)(graph) for form in ("", "plain"))
+    fast, plain = (own.force_field("equiformer-tiny", form, task.dtype, task.cutoff)(graph) for form in ("", "plain"))
     assert torch.allclose(fast.energy, plain.energy, atol=1e-10)
     assert torch.allclose(fast.forces, plain.forces, atol=1e-10)
 

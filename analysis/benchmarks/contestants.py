@@ -95,6 +95,11 @@ OWN = [
 NBODY = ["segnn-nbody:plain", *(f"segnn-nbody{form}" for form in FORMS)]
 COMPILED = [
     *(f"{network}:compiled" for network in ("equiformer-tiny", "equiformer-small", "equiformer-md17", "segnn-tiny")),
+    *(
+        f"equiformer-{size}:{form}compiled-training"
+        for size in ("tiny", "small")
+        for form in ("", "relaxed-", "relaxed-weight-")
+    ),
     *(f"segnn-nbody:{form}compiled" for form in ("", "relaxed-", "relaxed-weight-", "projected-")),
 ]
 
@@ -187,10 +192,10 @@ def own(name: str, extra: Mapping[str, str] | None = None) -> Contestant:
 
 
 def _kinds(form: str) -> tuple[str, ...]:
-    """What a form of a potential is timed on: free maps are for training, compiled potentials for MD."""
-    return {"relaxed": ("training",), "relaxed-weight": ("training",), "compiled": ("md",)}.get(
-        form, ("training", "md")
-    )
+    """What a form of a potential is timed on: free maps are for training, potentials compiled ahead of time for MD."""
+    if form.startswith("relaxed") or form.endswith("training"):
+        return ("training",)
+    return ("md",) if form == "compiled" else ("training", "md")
 
 
 def _own_import(extra: Mapping[str, str]) -> Contestant:

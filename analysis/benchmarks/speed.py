@@ -120,8 +120,9 @@ def _standard(name: str, peers: Sequence[str]) -> str:
     """The standard network of a form; peers have none."""
     if name in peers:
         return ""
-    network = name.partition(":")[0]
-    return f"{network}:compiled" if name.endswith("compiled") else network
+    network, _, form = name.partition(":")
+    _, compiled, training = form.partition("compiled")
+    return f"{network}:{compiled}{training}" if compiled else network
 
 
 def _ratios(table: pd.DataFrame, median: "pd.Series[float]", reference: Callable[[str], str]) -> "pd.Series[float]":

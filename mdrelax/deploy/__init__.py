@@ -5,8 +5,9 @@ one. Only the network's energies and their gradient are compiled; forces, stress
 unknown elements stay the force field's.
 """
 
-from mdrelax.deploy.compiler import CompiledPotential, CompileError
+from mdrelax.deploy.compiler import CompiledPotential
 from mdrelax.deploy.export import compile_force_field, export_model
 from mdrelax.deploy.package import file_hash, load_compiled
+from mdrelax.forcegraph import CompileError
 
 __all__ = ["CompileError", "CompiledPotential", "compile_force_field", "export_model", "file_hash", "load_compiled"]

@@ -18,16 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mdrelax.forcefield import energies_and_gradient
+from mdrelax.forcegraph import SMALLEST, Arguments, CompileError, first_line, record, require_compiler
 from mdrelax.graph import neighbor_table
 
 __all__ = ["Arguments", "CompileError", "CompiledPotential", "compile_potential", "load_library"]
-
-Arguments = tuple[Tensor, Tensor, Tensor]  # species (N,), edge_index (2, E), edge_vectors (E, 3)
-SMALLEST = 2  # torch compiles sizes of 0 and 1 apart
-
-
-class CompileError(RuntimeError):
-    """A network that cannot be compiled, or whose compiled form gives other numbers."""
 
 
 class CompiledPotential(nn.Module):
@@ -103,14 +97,14 @@ def compile_potential(potential: nn.Module, example: Arguments, path: Path) -> N
     Raises ``CompileError`` where there is no C++ compiler that works, and for a network that asks its data what to
     compute.
     """
-    _require_compiler()
+    require_compiler()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about its own inner deprecations
         program = _capture(potential, example)
         try:
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
         except Exception as error:  # torch's own types, and the compiler's words
-            raise CompileError(f"torch or the C++ compiler failed ({_first_line(error)}).") from error
+            raise CompileError(f"torch or the C++ compiler failed ({first_line(error)}).") from error
 
 
 def load_library(path: Path) -> Callable[[list[Tensor]], Sequence[Tensor]]:
@@ -120,21 +114,8 @@ def load_library(path: Path) -> Callable[[list[Tensor]], Sequence[Tensor]]:
         return torch._inductor.aoti_load_package(str(path)).loader.boxed_run
 
 
-def _require_compiler() -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except RuntimeError as error:
-        raise CompileError(
-            "Compiling needs a C++ compiler, and none was found: install g++ or clang++, or name one in the "
-            "environment variable CXX."
-        ) from error
-
-
 def _capture(potential: nn.Module, example: Arguments) -> torch.export.ExportedProgram:
     """Energies and gradient as a program without Python, for any N and E of at least 2."""
-    from torch.fx.experimental.proxy_tensor import make_fx
 
     def function(*arguments: Tensor) -> tuple[Tensor, Tensor]:
         energies, gradient = energies_and_gradient(potential, *arguments)
@@ -146,16 +127,11 @@ def _capture(potential: nn.Module, example: Arguments) -> torch.export.ExportedP
     if getattr(potential, "takes_table", False):
         arguments, sizes = (*arguments, _table(example)), (*sizes, {0: atoms, 1: places})
     function(*arguments)  # fills the caches of constants, which must not keep a symbolic tensor
+    graph = record(function, arguments, symbolic=True)
     try:
-        with torch.backends.opt_einsum.flags(enabled=False):  # it would choose an order by the example's sizes
-            graph = make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*arguments)
         return torch.export.export(graph, arguments, dynamic_shapes=sizes)
     except Exception as error:  # torch raises many types here, none of them public
         raise CompileError(
             f"The network `{type(potential).__name__}` cannot be compiled for every number of atoms: what it computes "
-            f"depends on the structure ({_first_line(error)}). Use it uncompiled."
+            f"depends on the structure ({first_line(error)}). Use it uncompiled."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

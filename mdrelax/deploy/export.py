@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from mdrelax.checkpoint import write_atomically
-from mdrelax.deploy.compiler import CompiledPotential, CompileError, compile_potential, load_library
+from mdrelax.deploy.compiler import CompiledPotential, compile_potential, load_library
 from mdrelax.deploy.package import seal
 from mdrelax.deploy.parity import Parity, arguments_of, example_graphs, measure_parity, require_parity
 from mdrelax.forcefield import ForceField
+from mdrelax.forcegraph import CompileError
 from mdrelax.modelfile import LoadedModel, frozen_copy
 from mdrelax.relaxation import is_relaxed
 

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdrelax.deploy.compiler import Arguments, CompileError
 from mdrelax.forcefield import ForceField
+from mdrelax.forcegraph import LARGEST_DIFFERENCE, Arguments, CompileError
 from mdrelax.graph import Graph, edge_vectors
 from mdrelax.neighbors import build_graph
 
 __all__ = ["Parity", "arguments_of", "example_graphs", "measure_parity", "require_parity"]
 
-LARGEST_DIFFERENCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 SPACING = 0.4  # of the cluster's atoms, in cut-offs: 2 Angstrom at a cut-off of 5
 LATTICE = 0.8  # of the crystal
 MOTIF = [[0.05, 0.1, 0.0], [0.45, 0.5, 0.1], [0.2, 0.55, 0.6]]  # its three atoms, in lattice vectors

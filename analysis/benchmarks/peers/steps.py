@@ -1,6 +1,7 @@
 """The two kinds of steps that are timed, the same for every network: training with forces, and molecular dynamics."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,30 +21,34 @@ TEMPERATURE = 300.0  # K
 
 def training_step(
     parameters: Iterable[Tensor],
-    predict: Callable[[], tuple[Tensor, Tensor]],
+    *parts: Callable[[], tuple[Tensor, Tensor]],
     extra: Callable[[], Tensor] | None = None,
 ) -> Callable[[], None]:
-    """Energies and forces of ``predict`` (differentiable), squared errors against zero, backward and Adam."""
+    """Energies and forces (differentiable) of a batch, squared errors against zero, backward and Adam.
 
-    def loss() -> Tensor:
+    A batch may come in parts of equal size, whose gradients are added.
+    """
+
+    def error(predict: Callable[[], tuple[Tensor, Tensor]]) -> Tensor:
         energy, forces = predict()
-        return energy.square().mean() + forces.square().mean()
+        return (energy.square().mean() + forces.square().mean()) / len(parts)
 
-    return fitting_step(parameters, loss, extra)
+    return fitting_step(parameters, [partial(error, predict) for predict in parts], extra)
 
 
 def fitting_step(
-    parameters: Iterable[Tensor], error: Callable[[], Tensor], extra: Callable[[], Tensor] | None = None
+    parameters: Iterable[Tensor], errors: Sequence[Callable[[], Tensor]], extra: Callable[[], Tensor] | None = None
 ) -> Callable[[], None]:
-    """An error, with ``extra`` added, backward and Adam."""
+    """The errors of a batch's parts one after the other, with ``extra`` added to the last, backward and Adam."""
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss = error()
-        if extra is not None:
-            loss = loss + extra()
-        loss.backward()
+        for number, error in enumerate(errors, 1):
+            loss = error()
+            if extra is not None and number == len(errors):
+                loss = loss + extra()
+            loss.backward()
         optimizer.step()
 
     return step
