@@ -31,6 +31,7 @@ __all__ = [
     "labels_of",
     "load_predictions",
     "mean_baseline",
+    "net_force_and_torque",
 ]
 
 Array = npt.NDArray[np.float64]
@@ -111,6 +112,20 @@ def errors(predictions: Predictions) -> dict[str, float]:
         if f"{name}_mae_{unit}" in table:
             table[f"{name}_mae_kcal_per_mol{per}"] = table[f"{name}_mae_{unit}"] / (MEV * EV_PER_KCAL_MOL)
     return table
+
+
+def net_force_and_torque(forces: Array, positions: Array, n_atoms: Integers) -> dict[str, float]:
+    """Mean lengths over structures of sum F (meV/A) and of sum (r - centre) x F (meV): zero where energy is invariant.
+
+    ``forces`` (N, 3) in eV/A and ``positions`` (N, 3) in A of molecules, structure after structure. In a periodic cell
+    the torque means nothing.
+    """
+    ends = np.cumsum(n_atoms)[:-1]
+    totals, torques = [], []
+    for force, position in zip(np.split(forces, ends), np.split(positions, ends), strict=True):
+        totals.append(np.linalg.norm(force.sum(0)))
+        torques.append(np.linalg.norm(np.cross(position - position.mean(0), force).sum(0)))
+    return {"net_force_meV_per_A": MEV * float(np.mean(totals)), "net_torque_meV": MEV * float(np.mean(torques))}
 
 
 def errors_by_element(predictions: Predictions) -> pd.DataFrame:

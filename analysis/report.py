@@ -5,9 +5,7 @@ results.json, test_predictions.npz, md_log.csv and standard/metrics.csv: a part 
 Nothing is trusted: text is escaped, and whether the certificate passed is judged again from its numbers.
 """
 
-import base64
 import contextlib
-import io
 import json
 import math
 from collections.abc import Callable
@@ -16,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
-import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
 from mdrelax.analysis import figures
-from mdrelax.analysis.drawing import NothingToDrawError, scientific
+from mdrelax.analysis.drawing import NothingToDrawError, png
 from mdrelax.analysis.metrics import Predictions, error_percentiles, errors_by_element, load_predictions
+from mdrelax.analysis.pages import duration, embedded, number, render
 from mdrelax.checkpoint import write_atomically
 from mdrelax.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, Certificate
 
@@ -30,7 +28,6 @@ __all__ = ["Run", "read_run", "write_report"]
 
 REQUIRED = ("config.yaml", "metrics.csv")
 FIGURES = ("learning_curves", "schedule", "parity", "equivariance", "symmetry_spectra", "md_energy")
-DOTS_PER_INCH = 160
 ROWS = {
     "forces_mae_meV_per_A": ("Force MAE", "meV/Å"),
     "forces_rmse_meV_per_A": ("Force RMSE", "meV/Å"),
@@ -67,7 +64,9 @@ def write_report(run: Path) -> Path:
     """
     folder = Path(run)
     contents = read_run(folder)
-    page = _template().render(
+    page = render(
+        "report.html.j2",
+        title=contents.name,
         run=contents,
         headline=_headline(contents.results),
         verdict=_verdict(contents.results),
@@ -168,12 +167,12 @@ def _verdict(results: dict[str, Any]) -> str:
         return ""
     label, unit = ROWS[key]
     parts = [
-        f"{_ratio(test[key], baselines[arm][key])} {title}'s {_number(baselines[arm][key])}"
+        f"{_ratio(test[key], baselines[arm][key])} {title}'s {number(baselines[arm][key])}"
         for arm, title in (("mean", "the mean baseline"), ("standard", "the standard arm"))
         if (baselines.get(arm) or {}).get(key)
     ]
     comparison = f": {' and '.join(parts)}" if parts else ""
-    return f"{label} on the test set {_number(test[key])} {unit}{comparison}."
+    return f"{label} on the test set {number(test[key])} {unit}{comparison}."
 
 
 def _facts(run: Run) -> list[str]:
@@ -186,7 +185,7 @@ def _facts(run: Run) -> list[str]:
     }
     facts = [phrase.format(run.results[key]) for key, phrase in phrases.items() if run.results.get(key)]
     if run.results.get("seconds"):
-        facts.append(f"{_duration(run.results['seconds'])} of training")
+        facts.append(f"{duration(run.results['seconds'])} of training")
     sizes = {part: len(members) for part, members in run.split.items() if isinstance(members, list)}
     if run.predictions is not None:  # a test file of its own is not part of the split
         sizes["test"] = len(run.predictions.n_atoms)
@@ -199,7 +198,7 @@ def _ratio(value: float, reference: float) -> str:
     if not math.isfinite(value):
         return "not comparable with"
     if value < 0.5 * reference:
-        return f"{_number(reference / value)} times smaller than" if value > 0 else "smaller than"
+        return f"{number(reference / value)} times smaller than" if value > 0 else "smaller than"
     change = 100 * (value / reference - 1)
     return f"{abs(change):.1f} % {'smaller' if change < 0 else 'larger'} than"
 
@@ -208,27 +207,6 @@ def _rows(make: Callable[[Predictions], pd.DataFrame], predictions: Predictions 
     if predictions is None:
         return []
     return [{str(name): value for name, value in row.items()} for row in make(predictions).to_dict("records")]
-
-
-def _number(value: Any) -> str:
-    """Three digits, a dash for what is missing, words for what is not finite."""
-    if value is None:
-        return "–"
-    if not math.isfinite(value) or not 1e-3 <= abs(value) < 1e5:
-        return scientific(value)
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
-
-
-def _plain(value: Any) -> str:
-    """A setting as it was typed: 0.5, 300; a dash for what is missing."""
-    return "–" if value is None else f"{value:g}"
-
-
-def _duration(seconds: float) -> str:
-    """Seconds in the unit that reads best."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 # --- draw and write ---
@@ -254,26 +232,7 @@ def _draw_all(run: Run, folder: Path) -> dict[str, str]:
         (folder / f"{name}.png").unlink(missing_ok=True)  # an older picture must not stand beside new numbers
     for name, draw in drawings.items():
         with contextlib.suppress(NothingToDrawError):
-            content = _png(draw())
+            content = png(draw())
             write_atomically(folder / f"{name}.png", content)
-            images[name] = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+            images[name] = embedded(content)
     return images
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
-    return buffer.getvalue()
-
-
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {
-        "number": _number,
-        "error": scientific,
-        "plain": _plain,
-        "duration": _duration,
-        "text": json.dumps,
-    }
-    return environment.get_template("report.html.j2")

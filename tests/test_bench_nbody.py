@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from command_line import mdrelax
+from mdrelax.analysis import sidebyside
 from mdrelax.analysis.benchmarks import nbody_grid
 from mdrelax.analysis.benchmarks.nbody_grid import Grid, collect, plan, recipe, run_all
 from mdrelax.analysis.benchmarks.nbody_run import ARMS, NBodyRun, load_run, prepare_folder, read_result, run_nbody
@@ -204,7 +205,7 @@ def test_an_unknown_arm_recipe_or_key_names_the_nearest():
 
 def test_a_grid_skips_what_is_finished_and_names_what_failed(finished, tmp_path, monkeypatch):
     """No process is started for finished runs; one that fails is named after the others have ended."""
-    monkeypatch.setattr(nbody_grid, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(sidebyside, "POLL_SECONDS", 0.01)
     study = finished["standard"].parent
     run_all([_run("standard"), _run("egnn")], study, jobs=2, command=FAILURE)
     assert sorted(collect(study)["arm"]) == sorted(ARMS)

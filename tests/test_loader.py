@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mdrelax.forcefield import ForceField
-from mdrelax.loader import Batch, Loader, distinct_elements, frames_from_data, join, rotate_batch
+from mdrelax.loader import Batch, Loader, distinct_elements, frames_from_data, join, rotate_batch, split_batch
 from mdrelax.loss import Targets
 from mdrelax.potentials import build_potential
 from molecules import ethanol, graph_of, normal, rattled, tiny_force_field, water
@@ -153,6 +153,18 @@ def test_a_joined_batch_is_predicted_as_its_frames_one_by_one():
     alone = [model(part.graph) for part in parts]
     np.testing.assert_allclose(together.energy, torch.cat([p.energy for p in alone]), rtol=0, atol=1e-12)
     np.testing.assert_allclose(together.forces, torch.cat([p.forces for p in alone]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 10, 11])
+def test_a_split_batch_is_its_frames_again(size):
+    """So many structures at a time, in their order, with their labels; and no more parts than needed."""
+    known = frames()
+    parts = split_batch(join(known), size)
+    assert len(parts) == -(-10 // size)
+    expected = [join(known[k : k + size]) for k in range(0, 10, size)]
+    for part, wanted in zip(parts, expected, strict=True):
+        for ours, theirs in zip((*part.graph, *part.targets), (*wanted.graph, *wanted.targets), strict=True):
+            assert torch.equal(ours, theirs)
 
 
 def test_distinct_elements_are_sorted():

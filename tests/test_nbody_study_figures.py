@@ -7,18 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from mdrelax.analysis.benchmarks.nbody_figures import (
-    ARM_STYLES,
-    RunTables,
-    arms_overview,
-    learning_curves,
-    lie_derivatives,
-    main_setting,
-    mse_against,
-)
+from mdrelax.analysis.arm_figures import ARM_STYLES, RunTables, arm_style, in_order, learning_curves, lie_derivatives
+from mdrelax.analysis.benchmarks.nbody_figures import arms_overview, main_setting, mse_against
 from mdrelax.analysis.benchmarks.nbody_run import ARMS
 from mdrelax.analysis.drawing import NothingToDrawError
 from nbody_runs import LAYERS, STEPS, THETA, layers, metrics
+
+VALIDATION = ("val_mse", "validation MSE (10⁻³), projected network")
 
 
 def _table() -> pd.DataFrame:
@@ -50,6 +45,13 @@ def test_every_arm_has_a_look_of_its_own() -> None:
     """Seven arms, seven colours and seven markers, in the order of the arms."""
     assert list(ARM_STYLES) == list(ARMS)
     assert len({colour for colour, _ in ARM_STYLES.values()}) == len({marker for _, marker in ARM_STYLES.values()}) == 7
+
+
+def test_arms_that_are_not_listed_have_looks_too() -> None:
+    """They come after the listed ones, in their own order, and no two alike."""
+    arms = in_order(["mine", "relaxed", "other", "mine", "standard"])
+    assert arms == ["standard", "relaxed", "mine", "other"]
+    assert len({arm_style(arm, arms) for arm in arms}) == 4
 
 
 def test_errors_against_depth_are_means_with_their_spread() -> None:
@@ -113,7 +115,7 @@ def test_learning_curves_are_the_seeds_and_their_mean() -> None:
     """Seeds thin, mean thick, in the arm's colour; a single seed is its own mean. theta is filled."""
     runs = [RunTables("standard", seed, metrics(1e-3 * (seed + 1))) for seed in (0, 1)]
     runs.append(RunTables("relaxed", 0, metrics(1e-3, relaxed=True), layers()))
-    figure = learning_curves(runs)
+    figure = learning_curves(runs, *VALIDATION, scale=1e3)
     ax, twin = figure.axes
     assert _legend(figure) == ["standard (2 seeds)", "relaxed (1 seed)", "θ of relaxed (right axis)"]
     first, second, mean, relaxed = ax.lines
@@ -128,9 +130,9 @@ def test_learning_curves_are_the_seeds_and_their_mean() -> None:
 
 def test_learning_curves_without_relaxation_have_no_theta() -> None:
     """Nothing relaxed, no right axis; nothing at all, an error."""
-    assert len(learning_curves([RunTables("egnn", 0, metrics())]).axes) == 1
+    assert len(learning_curves([RunTables("egnn", 0, metrics())], *VALIDATION).axes) == 1
     with pytest.raises(NothingToDrawError, match="no run has a validation error"):
-        learning_curves([])
+        learning_curves([], *VALIDATION)
 
 
 def test_lie_derivatives_have_a_line_a_layer_and_a_row_an_arm() -> None:

@@ -11,6 +11,7 @@ from command_line import mdrelax
 from mdrelax.analysis.benchmarks import contestants as who
 from mdrelax.analysis.benchmarks import own
 from mdrelax.analysis.benchmarks.backbones import backbone_times
+from mdrelax.analysis.benchmarks.operators import operator_table
 from mdrelax.analysis.benchmarks.peers.protocol import Task
 from mdrelax.analysis.benchmarks.speed import Speed, measure, printed, with_limits, with_ratios, write_speed
 from mdrelax.analysis.benchmarks.speed_figures import scaling
@@ -111,6 +112,61 @@ def test_a_compiled_form_is_compared_with_the_compiled_standard():
     rows = [{"case": "nbody", "contestant": name, "ms_median": ms, "n_atoms": 500} for name, ms in
             zip(names, (4.0, 2.0, 3.0), strict=True)]  # fmt: skip
     assert with_ratios(pd.DataFrame(rows), []).ratio_to_standard.tolist() == [1.0, 1.0, 1.5]
+
+
+def test_a_compiled_training_step_is_compared_with_its_like():
+    """Relaxed and compiled over standard and compiled."""
+    names = ["equiformer-small", "equiformer-small:compiled-training", "equiformer-small:relaxed-compiled-training"]
+    rows = [{"case": "ethanol-b8", "contestant": name, "ms_median": ms, "n_atoms": 72} for name, ms in
+            zip(names, (4.0, 2.0, 3.0), strict=True)]  # fmt: skip
+    assert with_ratios(pd.DataFrame(rows), []).ratio_to_standard.tolist() == [1.0, 1.0, 1.5]
+
+
+def test_each_form_takes_part_where_it_can():
+    """Free maps only train, code compiled ahead of time only runs MD, and no network is no training."""
+    names = [
+        "equiformer-small", "equiformer-small:projected", "equiformer-small:relaxed", "equiformer-small:compiled",
+        "equiformer-small:relaxed-weight-compiled-training", "no-network", "segnn-nbody:relaxed",
+    ]  # fmt: skip
+    kinds = [who.own(name).kinds for name in names]
+    both, training, md = ("training", "md"), ("training",), ("md",)
+    assert kinds == [both, both, training, md, training, md, ("nbody",)]
+
+
+def test_a_batch_in_parts_makes_the_step_of_the_whole(monkeypatch):
+    """32 structures are four parts: the mean of their losses is the loss of all."""
+    task = Task("training", who.structures_of(who.CASES["ethanol-b32"]), dtype="float64")
+    gradients = []
+    for size in (own.MICRO_BATCH, 32):
+        model = own.force_field("equiformer-tiny", "", task.dtype, task.cutoff)
+        monkeypatch.setattr(own, "MICRO_BATCH", size)
+        monkeypatch.setattr(own, "force_field", lambda *arguments, built=model: built)
+        own.prepare("equiformer-tiny", task).step()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        monkeypatch.undo()
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)  # sums in another order
+
+
+def test_the_largest_operators_are_listed_with_their_shares():
+    """`bench operators`: the fast form calls fewer operations than the plain one."""
+    table = operator_table(["equiformer-small:plain", "equiformer-small"], "ethanol-b1", steps=1, rows=5)
+    assert table.groupby("contestant", sort=False).size().tolist() == [5, 5]
+    assert table.share.between(0, 1).all()
+    plain, fast = table.groupby("contestant", sort=False).all_calls.first()
+    assert fast < plain
+    assert "mm" in set(table.operator)
+
+
+def test_no_network_has_a_constant_energy():
+    """What remains of its MD step is the calculator and ASE."""
+    task = Task("md", who.structures_of(who.CASES["md-ethanol"]))
+    assert own.prepare(who.NO_NETWORK, task).n_parameters == 1
+    atoms = MOLECULES["ethanol"]()
+    prediction = own.force_field(who.NO_NETWORK, "", "float64", 5.0)(
+        build_graph(atoms.positions, atoms.numbers, cutoff=5.0)
+    )
+    assert not prediction.energy.any()
+    assert not prediction.forces.any()
 
 
 def test_the_picture_has_a_line_for_each_contestant_that_runs_md():

@@ -14,6 +14,7 @@ from mdrelax.units import nearest_name
 
 __all__ = [
     "CASES",
+    "NO_NETWORK",
     "PACKAGES",
     "PEERS",
     "Case",
@@ -83,7 +84,9 @@ PACKAGES = {
 }
 OWN_IMPORT = "mdrelax.calculator"
 FORMS = ("", ":relaxed", ":relaxed-weight", ":projected")
+NO_NETWORK = "no-network"  # what an MD step costs beside the network
 OWN = [
+    NO_NETWORK,
     *(f"equiformer-{size}{form}" for size in ("tiny", "small", "md17") for form in FORMS),
     "equiformer-small:plain",
     "equiformer-md17:plain",
@@ -186,8 +189,8 @@ def _home() -> Path:
 def own(name: str, extra: Mapping[str, str] | None = None) -> Contestant:
     """One of ours, by its name in the module ``own``."""
     command = (sys.executable, "-m", "mdrelax.analysis.benchmarks.own", name)
-    kinds = ("nbody",) if "nbody" in name else _kinds(name.partition(":")[2])
-    counted = "compiled" not in name  # compiled code shows no operations
+    kinds = ("nbody",) if "nbody" in name else ("md",) if name == NO_NETWORK else _kinds(name.partition(":")[2])
+    counted = "compiled" not in name and name != NO_NETWORK  # compiled code shows no operations
     return Contestant(name, command, HERE, _environment(extra or {}, _home()), kinds, counted=counted)
 
 

@@ -4,10 +4,7 @@ Each run is a process with one thread, so runs do not wait for each other's thre
 runs are kept, interrupted ones go on from their last checkpoint.
 """
 
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from importlib import resources
 from itertools import product
@@ -19,13 +16,13 @@ import yaml
 from pydantic import ValidationError
 
 from mdrelax.analysis.benchmarks.nbody_run import ARMS, NBodyRun, prepare_folder, read_result
+from mdrelax.analysis.sidebyside import run_side_by_side
 from mdrelax.config import ConfigError, apply_overrides, explain
 from mdrelax.units import nearest_name
 
 __all__ = ["ERRORS", "Grid", "collect", "plan", "recipe", "run_all", "summarize"]
 
 RECIPES = ("published", "tuned")
-POLL_SECONDS = 0.5
 ERRORS = ("test_mse", "test_median", "test_share_of_worst_twentieth", "validation_mse")
 KEYS = ["arm", "n_layers", "n_train"]  # what a row of the summary is about
 
@@ -79,38 +76,17 @@ def run_all(
     """
     for run in runs:
         prepare_folder(run, folder / run.name())
-    waiting = [folder / run.name() for run in runs if read_result(folder / run.name()) is None]
-    done, failed = len(runs) - len(waiting), []
-    running: dict[Path, subprocess.Popen[bytes]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                place = waiting.pop(0)
-                running[place] = _start([*command, str(place)], place / "run.log")
-            time.sleep(POLL_SECONDS)
-            for place in [p for p, process in running.items() if process.poll() is not None]:
-                code = running.pop(place).returncode
-                done += 1
-                failed += [place.name] if code else []
-                tell(f"[{done}/{len(runs)}] {place.name}: {_outcome(place, code)}")
-    finally:
-        for process in running.values():
-            process.terminate()
-            process.wait()
-    if failed:
-        raise RuntimeError(f"These runs failed: {', '.join(failed)}; see run.log in their folders, then run again.")
+    run_side_by_side(
+        [folder / run.name() for run in runs],
+        lambda place: [*command, str(place)],
+        finished=_outcome, jobs=jobs, tell=tell,
+    )  # fmt: skip
 
 
-def _start(command: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
-    with log.open("ab") as file:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
-
-
-def _outcome(place: Path, code: int) -> str:
+def _outcome(place: Path) -> str | None:
     result = read_result(place)
-    if code or result is None:
-        return f"FAILED with exit code {code}"
+    if result is None:
+        return None
     return f"validation MSE {1e3 * result['validation_mse']:.3f}e-3 after {result['seconds'] / 60:.1f} min"
 
 

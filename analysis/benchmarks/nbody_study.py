@@ -24,14 +24,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from mdrelax.analysis.benchmarks.nbody_figures import (
-    RunTables,
-    arms_overview,
-    learning_curves,
-    lie_derivatives,
-    main_setting,
-    mse_against,
-)
+from mdrelax.analysis.arm_figures import RunTables, learning_curves, lie_derivatives
+from mdrelax.analysis.benchmarks.nbody_figures import arms_overview, main_setting, mse_against
 from mdrelax.analysis.benchmarks.nbody_grid import ERRORS, KEYS, collect, summarize
 from mdrelax.analysis.benchmarks.nbody_page import page
 from mdrelax.analysis.benchmarks.nbody_run import ARMS, read_result
@@ -48,6 +42,7 @@ PUBLISHED = {"EGNN": 7.1e-3, "SEGNN": 5.6e-3, "SEGNN, relaxed": 4.9e-3, "ACE": 3
 PUBLISHED_TASK = {"data": "charged", "n_train": 3000, "n_test": 2000, "n_layers": 4}
 
 CONFIDENCE = 0.95
+VALIDATION = "validation MSE (10⁻³), projected network"
 FIGURES = ("mse_layers", "mse_train_size", "learning_curves", "lie_derivatives", "arms")
 OF_A_RUN = (  # what study.json repeats from a run's results.json, beside its settings and environment
     *ERRORS, "best_step", "steps", "seconds", "cpu_seconds", "n_parameters", "n_free_parameters",
@@ -251,7 +246,7 @@ def _draw(folder: Path, table: pd.DataFrame, results: Mapping[str, Document]) ->
     drawings: dict[str, Callable[[], Figure]] = {
         "mse_layers": partial(mse_against, table, "n_layers"),
         "mse_train_size": partial(mse_against, table, "n_train"),
-        "learning_curves": partial(learning_curves, runs),
+        "learning_curves": partial(learning_curves, runs, "val_mse", VALIDATION, scale=1e3),
         "lie_derivatives": partial(lie_derivatives, runs),
         "arms": partial(arms_overview, table, published=published),
     }

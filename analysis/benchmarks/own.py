@@ -12,9 +12,9 @@ A name is a network, or a network and its form: ``equiformer-md17``, ``equiforme
 | compiled | compiled ahead of time, for MD (minutes before the first step) |
 | compiled-training | the training step compiled (minutes, too); also ``relaxed-compiled-training`` and so on |
 
-``segnn-nbody`` is the published N-body network; its forms may end in
-``compiled``, through torch.compile. Batches are trained on as the trainer does it with ``micro_batch_size: 8``: 32
-structures are four parts whose gradients are added, by which memory stays that of 8.
+``no-network`` is what an MD step costs beside a network. ``segnn-nbody`` is the published N-body network; its forms
+may end in ``compiled``, through torch.compile. Batches are trained on as the trainer does it with
+``micro_batch_size: 8``: 32 structures are four parts whose gradients are added, by which memory stays that of 8.
 Weights are random: time does not depend on them.
 """
 
@@ -26,6 +26,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mdrelax.analysis.benchmarks.contestants import NO_NETWORK
 from mdrelax.analysis.benchmarks.equiformer_e3nn import E3nnEquiformer
 from mdrelax.analysis.benchmarks.peers.protocol import Task, Work, serve
 from mdrelax.analysis.benchmarks.peers.steps import count_parameters, fitting_step, md_step, to_atoms, training_step
@@ -93,8 +94,22 @@ def _compiled(name: str, dtype: str, cutoff: float) -> ForceField:
     return compile_force_field(force_field(network, form, dtype, cutoff))
 
 
+class NoNetwork(nn.Module):
+    """Energies that are zero wherever the atoms are: everything around it stays to be timed."""
+
+    def __init__(self, cutoff: float) -> None:
+        super().__init__()
+        self.cutoff, self.zero = cutoff, nn.Parameter(torch.zeros(()))
+
+    def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
+        """Energies (N,)."""
+        return (self.zero * edge_vectors.sum()).expand(species.shape[0])
+
+
 def force_field(network: str, form: str, dtype: str, cutoff: float) -> ForceField:
     """A potential of one of the presets in the wanted form."""
+    if network == NO_NETWORK:
+        return ForceField(NoNetwork(cutoff), elements=ELEMENTS).to_dtype(getattr(torch, dtype))
     potential, _, size = network.rpartition("-")
     arguments = {**preset(potential, size), "cutoff": cutoff, "average_neighbors": AVERAGE_NEIGHBORS}
     with torch.random.fork_rng(devices=[]):

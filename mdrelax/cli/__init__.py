@@ -14,7 +14,7 @@ from pathlib import Path
 
 import typer
 
-from mdrelax.cli import bench, configs, data, models, simulate, train
+from mdrelax.cli import bench, compare, configs, data, models, simulate, train
 
 __all__ = ["app", "main", "stop_when_terminated"]
 
@@ -35,6 +35,7 @@ app.command("audit")(models.audit)
 app.command("project")(models.project)
 app.command("export")(models.export)
 app.command("predict")(models.predict)
+app.command("compare")(compare.compare)
 app.command("report")(train.report)
 app.command("info")(models.info)
 

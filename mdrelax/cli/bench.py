@@ -46,6 +46,7 @@ def nbody(
     """Train SEGNN on the N-body task, standard against relaxed: tables, figures, statistics."""
     from mdrelax.analysis.benchmarks import nbody_grid
     from mdrelax.analysis.benchmarks.nbody_grid import Grid, plan, run_all
+    from mdrelax.analysis.sidebyside import cores
 
     base: dict[str, Any] = {**nbody_grid.recipe(recipe), "compile": _has_compiler() if compile is None else compile}
     grid = Grid(arms.split(","), _numbers("--seeds", seeds), _numbers("--layers", layers),
@@ -57,7 +58,7 @@ def nbody(
     runs = plan(grid, base=base, overrides=changes)
     typer.echo(f"{len(runs)} runs in {out}")
     try:
-        run_all(runs, out, jobs=jobs or _cores(), tell=typer.echo)
+        run_all(runs, out, jobs=jobs or cores(), tell=typer.echo)
     except RuntimeError:  # some failed; what the others found is not lost
         with contextlib.suppress(ValueError):
             _write_study(out)
@@ -151,6 +152,24 @@ def speed(
 
 
 @app.command()
+def operators(
+    out: Annotated[Path, typer.Option(help="Folder for operators.csv and operators.json.")] = Path("runs/speed"),
+    case: Annotated[str, typer.Option(help="A training or MD case of `bench speed`.")] = "aspirin-b8",
+    contestants: Annotated[str, typer.Option(help="Comma-separated names of our networks in `bench speed`.")] = (
+        "equiformer-md17:plain,equiformer-md17"
+    ),
+) -> None:
+    """Say which torch operations a step spends its time on: the plain e3nn form and the fast one."""
+    from mdrelax.analysis.benchmarks.operators import operator_table
+    from mdrelax.analysis.benchmarks.speed import write_table
+
+    table = operator_table(contestants.split(","), _case(case))
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    for path in write_table(table, out, command=_command(), work=f"{case} of `bench speed`", name="operators"):
+        typer.echo(path)
+
+
+@app.command()
 def backbones(
     out: Annotated[Path, typer.Option(help="Folder for backbones.csv and backbones.json.")] = Path("runs/speed"),
     repeats: Annotated[int, typer.Option(help="Steps of each kind that are timed, in turns.")] = 15,
@@ -167,6 +186,17 @@ def backbones(
     )
     for path in write_table(table.reset_index(), out, command=_command(), work=work, name="backbones"):
         typer.echo(path)
+
+
+def _case(name: str) -> str:
+    from mdrelax.analysis.benchmarks.contestants import CASES
+    from mdrelax.config import ConfigError
+    from mdrelax.units import nearest_name
+
+    known = [each for each, case in CASES.items() if case.kind in ("training", "md")]
+    if name not in known:
+        raise ConfigError(f"There is no case `{name}` to profile; {nearest_name(name, known)}")
+    return name
 
 
 def _dtype(name: str) -> str:
@@ -202,9 +232,3 @@ def _numbers(option: str, text: str) -> list[int]:
 
 def _has_compiler() -> bool:
     return any(shutil.which(name) for name in ("c++", "g++", "clang++"))
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

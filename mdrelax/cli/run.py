@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 
 import mdrelax.analysis.metrics as metrics
@@ -18,12 +19,13 @@ from mdrelax.checkpoint import write_atomically
 from mdrelax.cli.inputs import Parts, check_device, check_labels, load_parts, prepare_folder
 from mdrelax.config import Config, ConfigError, load_config, read_yaml
 from mdrelax.forcefield import ForceField, fit_reference_energies
-from mdrelax.forcematching import ForceMatching, predict
+from mdrelax.forcematching import ForceMatching, predict, validation_errors
 from mdrelax.loader import Batch, Loader, distinct_elements, frames_from_data, join
+from mdrelax.memory import peak_memory
 from mdrelax.modelfile import save_model
 from mdrelax.projection import Certificate, certify, require
 from mdrelax.provenance import environment
-from mdrelax.relaxation import relax_constraints, relaxed_layers
+from mdrelax.relaxation import relax_constraints, relaxed_layers, set_theta
 from mdrelax.training import FitResult, Progress, Trainer
 
 CERTIFIED_STRUCTURES = 8
@@ -135,7 +137,8 @@ def run_training(
     certificate = certify(fit.model, _to_certify(frames), layers=fit.layers)
     results = {
         "n_parameters": n_parameters, "n_free_parameters": n_free, "steps": fit.steps, "best_step": fit.best_step,
-        "seconds": fit.seconds, "cpu_seconds": fit.cpu_seconds, "certificate": certificate.to_dict(),
+        "seconds": fit.seconds, "cpu_seconds": fit.cpu_seconds, "peak_MB": peak_memory(),
+        "certificate": certificate.to_dict(),
         "environment": environment(device=config.training.device, seed=config.training.seed),
         **_test_results(config, fit.model, parts, frames, folder),
     }  # fmt: skip
@@ -217,6 +220,9 @@ def _test_results(
         predictions = _predictions(force_field, frames.test, stress=stress)
         baseline = _mean_baseline(parts)
         results |= {"test": metrics.errors(predictions), "baselines": {"mean": metrics.errors(baseline)}}
+        if predictions.forces_pred is not None and not any(frame.graph.cell.any() for frame in frames.test):
+            positions = torch.cat([frame.graph.positions for frame in frames.test]).numpy()
+            results |= metrics.net_force_and_torque(predictions.forces_pred, positions, predictions.n_atoms)
         arrays = {name: array for name, array in predictions._asdict().items() if array is not None}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
@@ -251,13 +257,7 @@ def _predictions(force_field: ForceField, frames: Sequence[Batch], *, stress: bo
 
 def project_checkpoint(folder: Path, output: Path) -> Certificate:
     """Project and save the best network of the last checkpoint in a run folder; raises on a failed certificate."""
-    config = load_config(read_yaml(folder / "config.yaml"))
-    parts = load_parts(config)
-    frames = _frames(config, parts)
-    arguments = network_arguments(config, frames.train)
-    force_field = build_force_field(config, parts, frames.train, arguments)
-    trainer = _trainer(config, force_field, frames, folder, lambda progress: None)
-    trainer.resume()
+    config, frames, trainer, arguments = _resumed(folder)
     fit = trainer.result()
     certificate = require(certify(fit.model, _to_certify(frames), layers=fit.layers))
     save_model(
@@ -265,3 +265,31 @@ def project_checkpoint(folder: Path, output: Path) -> Certificate:
         card=_card(config, fit, {}),
     )  # fmt: skip
     return certificate
+
+
+def projection_gap(folder: Path, thetas: Sequence[float]) -> pd.DataFrame:
+    """Validation errors of the last checkpoint's averaged, unprojected network at each theta.
+
+    Columns ``theta``, ``forces`` (meV/A) and ``energy`` (meV). Raises ``ValueError`` where nothing was relaxed.
+    """
+    _, frames, trainer, _ = _resumed(folder)
+    network = trainer.model.eval()
+    trainer.ema.copy_to(network)
+    rows = []
+    for theta in thetas:
+        set_theta(network, theta)
+        errors = validation_errors(network, frames.validation)
+        rows.append((theta, errors["val_forces_mae_meV_per_A"], errors["val_energy_mae_meV"]))
+    return pd.DataFrame(rows, columns=["theta", "forces", "energy"])
+
+
+def _resumed(folder: Path) -> tuple[Config, Frames, Trainer[ForceField], dict[str, Any]]:
+    """The config of a run folder, its frames, the trainer at its last checkpoint and the network's arguments."""
+    config = load_config(read_yaml(folder / "config.yaml"))
+    parts = load_parts(config)
+    frames = _frames(config, parts)
+    arguments = network_arguments(config, frames.train)
+    force_field = build_force_field(config, parts, frames.train, arguments)
+    trainer = _trainer(config, force_field, frames, folder, lambda progress: None)
+    trainer.resume()
+    return config, frames, trainer, arguments

@@ -1,0 +1,47 @@
+"""Operators: where the time of a training step goes, by torch operation, before and after what makes it fast.
+
+torch's profiler counts each operation's own time on the CPU, without what it calls; forward and both backward passes
+together. Profiling slows small operations down, so shares matter and milliseconds do not.
+"""
+
+import pandas as pd
+from torch.profiler import ProfilerActivity, profile
+
+from mdrelax.analysis.benchmarks import own
+from mdrelax.analysis.benchmarks.contestants import CASES, structures_of
+from mdrelax.analysis.benchmarks.peers.protocol import Task
+
+__all__ = ["operator_table"]
+
+WARM_UP = 2
+
+
+def operator_table(contestants: list[str], case: str, *, steps: int = 3, rows: int = 10) -> pd.DataFrame:
+    """The largest operations of a case for each contestant of ours: calls and milliseconds a step, share of all.
+
+    Raises ``KeyError`` for an unknown case, ``ValueError`` for an unknown network.
+    """
+    chosen = CASES[case]
+    task = Task(chosen.kind, structures_of(chosen))
+    return pd.concat([_of_one(name, task, steps, rows).assign(case=case) for name in contestants], ignore_index=True)
+
+
+def _of_one(name: str, task: Task, steps: int, rows: int) -> pd.DataFrame:
+    work = own.prepare(name, task)
+    for _ in range(WARM_UP):
+        work.step()
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
+        for _ in range(steps):
+            work.step()
+    events = [event for event in profiler.key_averages() if event.key.startswith("aten::")]
+    table = pd.DataFrame(
+        {
+            "contestant": name,
+            "operator": [event.key.removeprefix("aten::") for event in events],
+            "calls": [event.count / steps for event in events],
+            "ms": [event.self_cpu_time_total / 1e3 / steps for event in events],
+        }
+    )
+    table["share"] = table.ms / table.ms.sum()
+    table["all_ms"], table["all_calls"] = table.ms.sum(), table.calls.sum()
+    return table.nlargest(rows, "ms")

@@ -1,0 +1,232 @@
+"""Compare: paired training runs of several arms, and what they say together.
+
+An arm is a config with some keys changed. All arms of a seed share data, split, order of frames, rotations, initial
+weights, optimiser and number of steps; only their own keys differ. Runs are resumable and go side by side.
+
+| file | holds |
+| --- | --- |
+| runs.csv | a row a run: test and validation errors, cost |
+| summary.csv | a row an arm: mean and spread over seeds, paired difference from the first arm with its interval |
+| compare.json | the command, the configs, versions, machine, and every run's own results |
+| figures/*.png, report.html | what there is to see, and one offline page with all of it |
+
+Errors are mean absolute ones on the test frames, forces over components.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import yaml
+from scipy import stats
+
+from mdrelax.analysis.sidebyside import run_side_by_side
+from mdrelax.checkpoint import write_atomically
+from mdrelax.config import ConfigError, load_config
+from mdrelax.units import nearest_name
+
+__all__ = ["ARMS", "ERRORS", "PairedRun", "collect", "plan", "read_results", "run_all", "summarize", "write_tables"]
+
+CONFIDENCE = 0.95
+ARMS: dict[str, tuple[str, ...]] = {  # what each changes in the config
+    "standard": ("relaxation.schedule=off",),
+    "relaxed": (),
+    "relaxed-weight": ("relaxation.penalty=weight",),
+    "relaxed-activation": ("relaxation.penalty=activation",),
+    "relaxed-fold": ("relaxation.projection=fold",),
+    "relaxed-drop": ("relaxation.projection=drop",),
+    "relaxed-no-penalty": ("relaxation.weight=0",),
+}
+ERRORS = {  # column of runs.csv: where it stands in results.json
+    "test_forces": ("test", "forces_mae_meV_per_A"),
+    "test_energy": ("test", "energy_mae_meV"),
+    "validation_forces": ("validation", "forces_mae_meV_per_A"),
+    "validation_energy": ("validation", "energy_mae_meV"),
+}
+COST = ("steps", "best_step", "seconds", "cpu_seconds", "peak_MB", "n_parameters", "n_free_parameters")
+
+
+class PairedRun(NamedTuple):
+    """One arm with one seed."""
+
+    arm: str
+    seed: int
+    config: dict[str, Any]  # resolved
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        return f"{self.arm}-{self.seed}"
+
+
+def plan(
+    base: Mapping[str, Any], *, arms: Sequence[str], seeds: Sequence[int], overrides: Sequence[str] = ()
+) -> list[PairedRun]:
+    """The runs, seeds outermost, so that a first comparison is there early.
+
+    An arm is a name of ``ARMS``, or ``name:key=value;key=value`` with the keys that it changes. Raises ``ConfigError``
+    for an unknown arm, a name twice, a config that cannot be used, and when there is nothing to run.
+    """
+    changes = dict(_arm(text) for text in arms)
+    if len(changes) < len(arms) or not changes or not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError("Name at least one arm and one seed, each once.")
+    runs = []
+    for seed in seeds:
+        for arm, keys in changes.items():
+            own = ["standard_baseline=false", f"training.seed={seed}", *keys]
+            runs.append(PairedRun(arm, seed, load_config(base, overrides=[*overrides, *own]).model_dump(mode="json")))
+    return runs
+
+
+def _arm(text: str) -> tuple[str, tuple[str, ...]]:
+    name, colon, keys = text.partition(":")
+    if colon:
+        return name, tuple(keys.split(";"))
+    if name not in ARMS:
+        raise ConfigError(
+            f"There is no arm `{name}`; {nearest_name(name, ARMS)} One of your own is written name:key=value;key=value."
+        )
+    return name, ARMS[name]
+
+
+def run_all(
+    runs: Sequence[PairedRun],
+    folder: Path,
+    *,
+    jobs: int,
+    command: Sequence[str] = (sys.executable, "-m", "mdrelax", "train"),
+    tell: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Train what is not finished, ``jobs`` at a time, with one thread each; raises as ``run_side_by_side``.
+
+    A run with another config in its folder is refused by the training itself.
+    """
+    for run in runs:
+        path = folder / "configs" / f"{run.name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, yaml.safe_dump(run.config, sort_keys=False).encode())
+
+    def training(place: Path) -> list[str]:
+        config = folder / "configs" / f"{place.name}.yaml"
+        return [*command, str(config), "--out", str(place), "--restart", "auto"]
+
+    places = [folder / run.name for run in runs]
+    configs = dict(zip(places, (run.config for run in runs), strict=True))
+    run_side_by_side(places, training, finished=lambda place: _line(place, configs[place]), jobs=jobs, tell=tell)
+
+
+def _line(place: Path, config: Mapping[str, Any]) -> str | None:
+    """What a finished run with this config found; None for one that is not finished, or was another."""
+    results = read_results(place)
+    if results is None or yaml.safe_load((place / "config.yaml").read_text(encoding="utf-8")) != config:
+        return None
+    row = _errors(results)
+    return (
+        f"validation forces {row['validation_forces']:.2f} meV/A, energy {row['validation_energy']:.2f} meV "
+        f"after {results['cpu_seconds'] / 60:.1f} CPU-min"
+    )
+
+
+def read_results(place: Path) -> dict[str, Any] | None:
+    """What a run that is finished, report and all, says of itself; None for others.
+
+    Raises ``ValueError`` for a file that cannot be read.
+    """
+    path = place / "results.json"
+    if not path.is_file() or not (place / "report.html").is_file():
+        return None
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        return results if results["validation"] else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"`{path}` cannot be read ({error!r}); delete it and run again.") from error
+
+
+def _errors(results: Mapping[str, Any]) -> dict[str, float]:
+    return {name: results.get(part, {}).get(key, math.nan) for name, (part, key) in ERRORS.items()}
+
+
+def collect(folder: Path, runs: Sequence[PairedRun]) -> pd.DataFrame:
+    """A row for each finished run: arm, seed, errors in meV and meV/A, cost, and NVE drift where there was MD."""
+    rows = []
+    for run in runs:
+        results = read_results(folder / run.name)
+        if results is not None:
+            cost = {key: results.get(key, math.nan) for key in COST}
+            behaviour = {
+                "nve_drift": (results.get("md") or {}).get("drift_meV_per_atom_per_ps", math.nan),
+                "net_force": results.get("net_force_meV_per_A", math.nan),
+                "net_torque": results.get("net_torque_meV", math.nan),
+            }
+            rows.append({"arm": run.arm, "seed": run.seed, **_errors(results), **cost, **behaviour})
+    return pd.DataFrame(rows)
+
+
+def summarize(table: pd.DataFrame) -> pd.DataFrame:
+    """A row an arm, in the order of the table: seeds, means, sample standard deviations, paired differences.
+
+    ``forces_minus_first`` is the mean over common seeds of the test force error minus that of the first arm, with its
+    95 % t interval (``_low``, ``_high``; NaN for one pair) and ``pairs``; the same for energies.
+    """
+    first = table.arm.iloc[0]
+    rows = []
+    for arm, group in table.groupby("arm", sort=False):
+        row: dict[str, Any] = {"arm": arm, "seeds": len(group)}
+        for name in ERRORS:
+            row[name], row[f"{name}_std"] = group[name].mean(), group[name].std()
+        row["cpu_minutes"] = group.cpu_seconds.mean() / 60
+        row["peak_MB"] = group.peak_MB.mean()
+        row["n_parameters"] = int(group.n_parameters.iloc[0])
+        row["worst_nve_drift"] = group.nve_drift.abs().max()
+        for quantity in ("forces", "energy"):
+            row |= _paired(table, str(arm), first, quantity) if arm != first else {}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _paired(table: pd.DataFrame, arm: str, first: str, quantity: str) -> dict[str, float]:
+    errors = table.pivot_table(index="seed", columns="arm", values=f"test_{quantity}")
+    if arm not in errors or first not in errors:
+        return {"pairs": 0}
+    difference = (errors[arm] - errors[first]).dropna()
+    n, name = len(difference), f"{quantity}_minus_first"
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * difference.std() / np.sqrt(n) if n > 1 else math.nan
+    mean = difference.mean()
+    return {"pairs": n, name: mean, f"{name}_low": mean - reach, f"{name}_high": mean + reach}
+
+
+def write_tables(folder: Path, runs: Sequence[PairedRun], *, command: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write runs.csv, summary.csv and compare.json; returns the two tables. Raises ``ValueError`` without any run."""
+    table = collect(folder, runs)
+    if table.empty:
+        raise ValueError(f"No run in `{folder}` has finished yet.")
+    summary = summarize(table)
+    finished = {run.name: run for run in runs if read_results(folder / run.name) is not None}
+    document = {
+        "command": command,
+        "unfinished": [run.name for run in runs if run.name not in finished],
+        "summary": json.loads(summary.to_json(orient="records")),
+        "runs": [
+            {
+                "name": name,
+                "arm": run.arm,
+                "seed": run.seed,
+                "config": run.config,
+                **(read_results(folder / name) or {}),
+            }
+            for name, run in finished.items()
+        ],
+    }
+    contents = {
+        "runs.csv": table.to_csv(index=False),
+        "summary.csv": summary.to_csv(index=False),
+        "compare.json": json.dumps(document, indent=2) + "\n",
+    }
+    for name, text in contents.items():
+        write_atomically(folder / name, text.encode())
+    return table, summary

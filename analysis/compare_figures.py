@@ -1,0 +1,104 @@
+"""Figures of a comparison: test errors of the arms, what projection costs at the end, and how the forces behave."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mdrelax.analysis.arm_figures import arm_style, count, in_order
+from mdrelax.analysis.drawing import (
+    WIDTH,
+    NothingToDrawError,
+    fit_axes,
+    has_numbers,
+    panels,
+    shared_legend,
+    styled,
+)
+
+__all__ = ["errors_of_arms", "projection_gaps", "simulations"]
+
+ERRORS = {"test_forces": "test force MAE (meV/Å)", "test_energy": "test energy MAE (meV)"}
+GAPS = {"forces": "validation force MAE (meV/Å)", "energy": "validation energy MAE (meV)"}
+BEHAVIOUR = {
+    "nve_drift": "|NVE drift| (meV/atom/ps)",
+    "net_force": "net force (meV/Å)",
+    "net_torque": "net torque (meV)",
+}
+
+
+@styled
+def errors_of_arms(table: pd.DataFrame) -> Figure:
+    """Test errors, a panel for forces and one for energies; ``table`` has a row a run, as ``compare.collect`` gives it.
+
+    Every dot is a seed, dots of one seed are joined by a line, a bar is the arm's mean.
+    """
+    shown = {name: label for name, label in ERRORS.items() if has_numbers(table, name)}
+    arms = in_order(table.arm) if len(table) else []
+    figure, axes = panels(len(shown), "no run has a test error", height=1.5 + 0.45 * len(arms))
+    for ax, (name, label) in zip(axes, shown.items(), strict=True):
+        for _, pair in table.groupby("seed"):
+            ax.plot(pair[name], [arms.index(arm) for arm in pair.arm], color="#BBBBBB", linewidth=0.8, zorder=1)
+        for place, arm in enumerate(arms):
+            errors, (colour, marker) = table.loc[table.arm == arm, name], arm_style(arm, arms)
+            ax.plot(errors, np.full(len(errors), place), marker, color=colour, markersize=5, linestyle="none")
+            ax.vlines(errors.mean(), place - 0.3, place + 0.3, color=colour, linewidth=2.4)
+        texts = [_mean_text(arm, table.loc[table.arm == arm, name]) for arm in arms]
+        ax.set_yticks(range(len(arms)), texts)
+        ax.set_ylim(len(arms) - 0.5, -0.5)
+        ax.grid(axis="y", visible=False)
+        ax.set_xlabel(label)
+    return figure
+
+
+@styled
+def projection_gaps(gaps: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
+    """Validation error of the last, unprojected networks against theta: each arm's runs thin, their mean thick.
+
+    A table has the columns ``theta``, ``forces`` (meV/A) and ``energy`` (meV). At theta = 0 the network is equivariant.
+    """
+    known = {arm: tables for arm, tables in gaps.items() if tables}
+    if not known:
+        raise NothingToDrawError("No arm was relaxed: there is nothing to project.")
+    figure, axes = panels(2, "")
+    arms = in_order(known)
+    for ax, (name, label) in zip(axes, GAPS.items(), strict=True):
+        for arm in arms:
+            colour, marker = arm_style(arm, arms)
+            for table in known[arm] if len(known[arm]) > 1 else []:
+                ax.plot(table.theta, table[name], color=colour, linewidth=0.6, alpha=0.5)
+            mean = pd.concat(known[arm]).groupby("theta")[name].mean()
+            text = f"{arm} ({count(len(known[arm]), 'seed')})"
+            ax.plot(mean.index, mean, marker=marker, markersize=4, color=colour, label=text)
+        ax.set(xlabel="θ of the last checkpoint, free maps kept", title=label, xlim=(1.02, -0.02))
+        fit_axes([ax])
+    shared_legend(figure)
+    return figure
+
+
+@styled
+def simulations(table: pd.DataFrame) -> Figure:
+    """Energy drift of the NVE runs, net force and net torque on test frames: every dot is a run."""
+    shown = {name: label for name, label in BEHAVIOUR.items() if has_numbers(table, name)}
+    arms = in_order(table.arm) if len(table) else []
+    figure, axes = panels(len(shown), "no run has an NVE drift, net force or torque", height=1.4 + 0.4 * len(arms))
+    figure.set_figwidth(WIDTH)
+    for number, (ax, (name, label)) in enumerate(zip(axes, shown.items(), strict=True)):
+        for place, arm in enumerate(arms):
+            colour, marker = arm_style(arm, arms)
+            values = table.loc[table.arm == arm, name].abs()
+            ax.plot(values, np.full(len(values), place), marker, color=colour, markersize=5, linestyle="none")
+        ax.set_yticks(range(len(arms)), arms if number == 0 else [""] * len(arms))
+        ax.set_ylim(len(arms) - 0.5, -0.5)
+        ax.set_xlim(0, 1.1 * (table[name].abs().max() or 1.0))
+        ax.xaxis.set_major_locator(MaxNLocator(3))
+        ax.grid(axis="y", visible=False)
+        ax.set_xlabel(label)
+    return figure
+
+
+def _mean_text(arm: str, errors: "pd.Series[float]") -> str:
+    spread = f" ± {errors.std():.2f}" if len(errors) > 1 else ""
+    return f"{arm}\n{errors.mean():.2f}{spread} ({count(len(errors), 'seed')})"

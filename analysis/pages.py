@@ -1,0 +1,71 @@
+"""Pages: offline HTML from our templates, pictures inside, every text escaped, and how numbers are written."""
+
+import base64
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from mdrelax.analysis.drawing import scientific
+
+__all__ = ["duration", "embedded", "number", "plain", "render"]
+
+
+def render(template: str, /, **contents: Any) -> str:
+    """A page of one of the templates beside this module."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {
+        "number": number,
+        "error": scientific,
+        "plain": plain,
+        "duration": duration,
+        "text": json.dumps,
+        "spread": _spread,
+        "interval": _interval,
+    }
+    return environment.get_template(template).render(**contents)
+
+
+def embedded(image: bytes) -> str:
+    """A PNG as an address that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(image).decode()}"
+
+
+def number(value: Any) -> str:
+    """Three digits, a dash for what is missing, words for what is not finite."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value) or not 1e-3 <= abs(value) < 1e5:
+        return scientific(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
+def plain(value: Any) -> str:
+    """A setting as it was typed: 0.5, 300; a dash for what is missing."""
+    return "–" if value is None else f"{value:g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that reads best."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _spread(mean: float, deviation: float) -> str:
+    """A mean and, where there are several, their standard deviation."""
+    if not math.isfinite(mean):
+        return "–"
+    return f"{mean:.2f}" + (f" ± {deviation:.2f}" if math.isfinite(deviation) else "")
+
+
+def _interval(row: dict[str, Any], quantity: str) -> str:
+    """The paired difference of an arm and its interval; a dash for the first arm."""
+    mean, low, high = (row.get(f"{quantity}_minus_first{end}") for end in ("", "_low", "_high"))
+    if mean is None or not math.isfinite(mean):
+        return "–"
+    known = low is not None and high is not None and math.isfinite(low)
+    return f"{mean:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if known else "")

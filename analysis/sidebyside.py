@@ -1,0 +1,63 @@
+"""Side by side: many runs, each a process with one thread in a folder of its own, as many at a time as there are cores.
+
+One thread each: runs do not wait for each other's threads and cost what they say. What a run has not finished it goes
+on with when it is started again; whether it has finished is for the caller to say.
+"""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+__all__ = ["cores", "run_side_by_side"]
+
+POLL_SECONDS = 0.5
+
+
+def run_side_by_side(
+    places: Sequence[Path],
+    command: Callable[[Path], Sequence[str]],
+    *,
+    finished: Callable[[Path], str | None],
+    jobs: int,
+    tell: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Run the command of each place that is not finished, ``jobs`` at a time; what it says goes to run.log in it.
+
+    ``finished`` gives a line about the run that is in a place, or None while it is not finished. Raises
+    ``RuntimeError`` naming the places whose runs failed, after the others have ended.
+    """
+    waiting = [place for place in places if finished(place) is None]
+    done, failed = len(places) - len(waiting), []
+    running: dict[Path, subprocess.Popen[bytes]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                place = waiting.pop(0)
+                running[place] = _start(command(place), place)
+            time.sleep(POLL_SECONDS)
+            for place in [p for p, process in running.items() if process.poll() is not None]:
+                code = running.pop(place).returncode
+                line = None if code else finished(place)
+                done += 1
+                failed += [place.name] if line is None else []
+                tell(f"[{done}/{len(places)}] {place.name}: {line or f'FAILED with exit code {code}'}")
+    finally:
+        for process in running.values():
+            process.terminate()
+            process.wait()
+    if failed:
+        raise RuntimeError(f"These runs failed: {', '.join(failed)}; see run.log in their folders, then run again.")
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start(command: Sequence[str], place: Path) -> "subprocess.Popen[bytes]":
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "run.log").open("ab") as file:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)

@@ -1,0 +1,98 @@
+"""`mdrelax compare`: paired runs of several arms, and one report about them."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mdrelax.analysis.compare import PairedRun
+
+QUICK = [  # a miniature that learns something
+    "training.epochs=null", "training.steps=300", "training.validate_every=100", "training.warmup_steps=20",
+    "training.ema=0.98", "training.compile=false", "potential.preset=tiny", "md_picoseconds=0.05",
+    "data.validation=20", "data.test=50",
+]  # fmt: skip
+THETAS = [k / 10 for k in range(10, -1, -1)]
+
+
+def compare(
+    config: Annotated[str, typer.Argument(help="A YAML file or the name of a preset, such as rmd17-ethanol.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the comparison; default: runs/compare-NAME.")] = None,
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated; the first is compared with. standard, relaxed, relaxed-weight, relaxed-fold, ... or "
+            "your own, name:key=value;key=value."
+        ),
+    ] = "standard,relaxed",
+    seeds: Annotated[str, typer.Option(help="Comma-separated seeds, each a run of every arm.")] = "0,1,2",
+    override: Annotated[list[str] | None, typer.Option("-r", help="section.key=value for all arms.")] = None,
+    jobs: Annotated[int, typer.Option(help="Runs side by side, one thread each; 0: one a core.")] = 0,
+    quick: Annotated[bool, typer.Option(help="In miniature: two seeds of a few hundred steps, in minutes.")] = False,
+    only_report: Annotated[bool, typer.Option(help="Train nothing: write tables and report of what there is.")] = False,
+) -> None:
+    """Train arms that differ in chosen keys only, with the same seeds, data and steps, and report what differs.
+
+    Killed at any time, the same command goes on.
+    """
+    from mdrelax.analysis.compare import plan, run_all
+    from mdrelax.analysis.sidebyside import cores
+    from mdrelax.cli.inputs import open_config
+    from mdrelax.config import ConfigError
+
+    changes = [*(QUICK if quick else []), *(override or [])]
+    base = open_config(config, changes).model_dump(mode="json")
+    try:
+        numbers = [0, 1] if quick else [int(word) for word in seeds.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"`--seeds` wants whole numbers separated by commas, got `{seeds}`.") from error
+    runs = plan(base, arms=arms.split(","), seeds=numbers)
+    folder = out or Path("runs") / f"compare-{Path(config).stem}"
+    typer.echo(f"{len(runs)} runs in {folder}")
+    try:
+        if not only_report:
+            run_all(runs, folder, jobs=jobs or cores(), tell=typer.echo)
+    finally:  # also where some failed, or the user stops: what the others found is not lost
+        _write(folder, runs)
+
+
+def _write(folder: Path, runs: "list[PairedRun]") -> None:
+    """Tables and report of what has finished; says the verdict and the files."""
+    from mdrelax.analysis.compare import read_results, write_tables
+    from mdrelax.analysis.compare_report import verdict, write_report
+
+    if all(read_results(folder / run.name) is None for run in runs):
+        typer.echo("No run has finished yet; the same command goes on.")
+        return
+    command = shlex.join(["mdrelax", *sys.argv[1:]])
+    table, summary = write_tables(folder, runs, command=command)
+    path = write_report(folder, runs, table, summary, gaps=_gaps(folder, runs), command=command)
+    shown = summary[["arm", "seeds", "test_forces", "test_forces_std", "test_energy", "test_energy_std", "cpu_minutes"]]
+    typer.echo(shown.to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep=""))
+    typer.echo(verdict(summary))
+    typer.echo(f"Report: {path}")
+
+
+def _gaps(folder: Path, runs: "list[PairedRun]") -> "dict[str, list[pd.DataFrame]]":
+    """The projection gap of every finished relaxed run; each is measured once and kept in its folder."""
+    import pandas as pd
+
+    from mdrelax.analysis.compare import read_results
+    from mdrelax.checkpoint import write_atomically
+    from mdrelax.cli.run import projection_gap
+
+    gaps: dict[str, list[pd.DataFrame]] = {}
+    for run in runs:
+        place = folder / run.name
+        if read_results(place) is None or not (place / "layers.csv").is_file():
+            continue
+        path = place / "projection_gap.csv"
+        if not path.is_file():
+            write_atomically(path, projection_gap(place, THETAS).to_csv(index=False).encode())
+        gaps.setdefault(run.arm, []).append(pd.read_csv(path))
+    return gaps
