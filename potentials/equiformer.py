@@ -54,6 +54,8 @@ class Equiformer(nn.Module):
     they grow by at most norm_eps^(-1/2), and forces with them, so condensed matter wants 1e-2.
     """
 
+    relax_where = ("blocks.*.feed_forward",)  # the paper's place: beside the feed-forward network of each block
+
     def __init__(
         self,
         n_species: int,
@@ -79,9 +81,6 @@ class Equiformer(nn.Module):
         check_numbers(sizes, {"cutoff": cutoff, "average_neighbors": average_neighbors, "norm_eps": norm_eps})
         _check_names(irreps, n_heads, radial_basis)
         lmax_edge = irreps.lmax if lmax_edge is None else lmax_edge
-        # The paper's place, beside the feed-forward network, but not in the last block: there a free map would need all
-        # that the read-out does not (a fifth of a small network's step), to make scalars of what projection drops.
-        self.relax_where = tuple(f"blocks.{k}.feed_forward" for k in range(max(1, n_blocks - 1)))
         self.cutoff, self.irreps, self.average_neighbors = float(cutoff), irreps, average_neighbors
         even = all(ir.p == 1 for _, ir in irreps)
         self.symmetry = "SE(3)" if even and irreps.lmax > 0 else "E(3)"

@@ -80,7 +80,7 @@ def test_a_copy_is_projected_and_the_model_trains_on():
     """Validation runs on the copy: the model keeps its free maps, its mode and its memory to itself."""
     model = tiny_force_field().train()
     plain = outputs(model)
-    relax(model, 0.5, ["*.feed_forward"])
+    relax(model, 0.5)
     model(batch_of(ethanol()), create_graph=True)  # leaves inputs behind
     before = outputs(model)
     twin, records = projected_copy(model)

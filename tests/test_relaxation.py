@@ -21,7 +21,6 @@ from mdrelax.relaxation import (
 )
 from molecules import batch_of, ethanol, graph_of, normal, rattled, tiny_force_field, water
 
-PAPERS = ["*.feed_forward"]  # each block, the last one too
 SITES = ["potential.blocks.0.feed_forward", "potential.blocks.1.feed_forward", "potential.blocks.2.feed_forward"]
 
 
@@ -33,7 +32,7 @@ def network() -> ForceField:
 def relaxed_network(initial_std: float = 0.1) -> ForceField:
     """The same network with free maps large enough to be seen."""
     model = network()
-    relax_constraints(model, where=PAPERS, initial_std=initial_std, generator=torch.Generator().manual_seed(0))
+    relax_constraints(model, initial_std=initial_std, generator=torch.Generator().manual_seed(0))
     return model
 
 
@@ -72,19 +71,10 @@ def vectors() -> Vectors:
 # --- where -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_default_is_the_papers_place_in_all_blocks_but_the_last():
-    """In the Equiformer: beside the feed-forward network; the last block makes scalars, of which projection drops most.
-
-    A network of one block has no other place.
-    """
-    assert relax_constraints(network()) == SITES[:-1]
-    assert relax_constraints(tiny_force_field(n_blocks=1)) == SITES[:1]
-
-
-def test_a_free_map_is_dense_and_starts_small():
-    """(dim_out, dim_in), from a normal of standard deviation 1e-4, in the network's precision."""
+def test_the_default_is_the_papers_place():
+    """In the Equiformer: beside the feed-forward network of each block, W from a normal of standard deviation 1e-4."""
     model = network()
-    relax_constraints(model, where=PAPERS, generator=torch.Generator().manual_seed(0))
+    assert relax_constraints(model, generator=torch.Generator().manual_seed(0)) == SITES
     layers = relaxed_layers(model)
     assert list(layers) == SITES
     dim = o3.Irreps("8x0e+4x1o+4x2e").dim
