@@ -171,7 +171,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def heat_map(figure: Figure, ax: Axes, table: npt.NDArray[np.float64]) -> None:
+def heat_map(figure: Figure, ax: Axes, table: npt.NDArray[np.float64], *, label: str = "$||W_J||^2$") -> None:
     """Cells with their numbers; the colour spans at most eight decades below the largest entry."""
     positive = table[table > 0]
     high = float(positive.max()) if positive.size else 1.0
@@ -192,7 +192,7 @@ def heat_map(figure: Figure, ax: Axes, table: npt.NDArray[np.float64]) -> None:
                 fontsize=8,
                 color="w" if dark else "k",
             )
-    figure.colorbar(image, ax=ax, label="$||W_J||^2$")
+    figure.colorbar(image, ax=ax, label=label)
     ax.grid(visible=False)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from mdrelax.forcefield import ForceField, Prediction
 from mdrelax.graph import Graph, rotate
 
-__all__ = ["EquivarianceError", "equivariance_error", "random_rotations"]
+__all__ = ["EquivarianceError", "equivariance_error", "force_scale", "random_rotations", "relative_error"]
 
 SMALLEST_SCALE = 1e-2  # eV/A
 
@@ -62,7 +62,7 @@ def equivariance_error(
     model = copy.deepcopy(force_field).to_dtype(dtype).eval()
     generator = torch.Generator().manual_seed(seed)
     reference = model(graph)
-    scale = reference.forces.square().mean().sqrt().clamp(min=SMALLEST_SCALE)
+    scale = force_scale(reference)
     errors = torch.zeros(4, dtype=torch.float64)
     for _ in range(n_operations):
         rotations = random_rotations(graph.n_graphs, generator).to(graph.positions)
@@ -70,17 +70,26 @@ def equivariance_error(
         moved = graph._replace(positions=graph.positions + shifts[graph.batch])
         permuted, order = _permute(graph, generator)
         tried = [
-            _error(reference, model(rotate(graph, rotations)), scale, rotations[graph.batch]),
-            _error(reference, model(rotate(graph, -rotations)), scale, -rotations[graph.batch]),
-            _error(reference, model(moved), scale, None),
-            _error(_take(reference, order), model(permuted), scale, None),
+            relative_error(reference, model(rotate(graph, rotations)), scale, rotations[graph.batch]),
+            relative_error(reference, model(rotate(graph, -rotations)), scale, -rotations[graph.batch]),
+            relative_error(reference, model(moved), scale, None),
+            relative_error(_take(reference, order), model(permuted), scale, None),
         ]
         errors = torch.maximum(errors, torch.stack(tried).cpu())
     return EquivarianceError(*errors.tolist())
 
 
-def _error(before: Prediction, after: Prediction, scale: Tensor, matrices: Tensor | None) -> Tensor:
-    """The larger relative error of forces and energies, infinite for NaN."""
+def force_scale(prediction: Prediction) -> Tensor:
+    """F_rms of a prediction, in eV/A, a scalar: what errors are relative to."""
+    return prediction.forces.square().mean().sqrt().clamp(min=SMALLEST_SCALE)
+
+
+def relative_error(before: Prediction, after: Prediction, scale: Tensor, matrices: Tensor | None) -> Tensor:
+    """The larger error of forces and energies over ``scale``, infinite for NaN.
+
+    ``after`` is the prediction of the moved structures, ``matrices`` (N, 3, 3) how each atom's force should have moved
+    (None: not at all).
+    """
     expected = before.forces if matrices is None else (matrices @ before.forces.unsqueeze(2)).squeeze(2)
     forces = (after.forces - expected).abs().max()
     energies = (after.energy - before.energy).abs().max()

@@ -61,8 +61,11 @@ def test_what_is_counted_is_a_fraction_of_the_machines_limits(nbody):
 
 
 def test_the_files_tell_versions_machine_command_and_rules(nbody, tmp_path):
-    """speed.csv is the table; speed.json has what is needed to check it; there is no picture without MD steps."""
-    csv, record = write_speed(nbody, tmp_path, command="mdrelax bench speed")
+    """speed.csv is the table, speed.json has what is needed to check it, speed.md is read; no picture without MD."""
+    csv, record, page = write_speed(nbody, tmp_path, command="mdrelax bench speed")
+    text = page.read_text()
+    assert "## Training step, ms" in text
+    assert f"{nbody.table.ms_median[0]:,.1f} |" in text
     assert csv.read_text().startswith("case,contestant,kind,n_atoms,ms_lower_quartile,ms_median")
     content = json.loads(record.read_text())
     assert content["command"] == "mdrelax bench speed"

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mdrelax.analysis.markdown import markdown
+
 __all__ = ["page"]
 
 HEADER = ["arm", "layers", "n_train", "seeds", "test MSE (1e-3)", "minus standard (1e-3)", "CPU minutes"]
@@ -22,7 +24,7 @@ def page(summary: pd.DataFrame, *, unfinished: Sequence[str] = (), unlike: Seque
         notes.append(f"Runs are compared that differ in more than they should: {', '.join(unlike)}.")
     if unfinished:
         notes.append(f"Left out, not finished ({len(unfinished)}): {', '.join(unfinished)}.")
-    table = _markdown([HEADER, *(_cells(row) for row in summary.to_dict("records"))])
+    table = markdown([HEADER, *(_cells(row) for row in summary.to_dict("records"))])
     return "\n\n".join(["# N-body benchmark", table, *notes]) + "\n"
 
 
@@ -40,18 +42,3 @@ def _cells(row: Mapping[Any, Any]) -> list[str]:
         difference += f" [{shown('minus_standard_low', '+')}, {shown('minus_standard_high', '+')}]"
     numbers = [str(row[name]) for name in ("arm", "n_layers", "n_train", "seeds")]
     return [*numbers, shown("test_mse") + spread, difference, f"{row['cpu_minutes']:.3g}"]
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table whose columns line up as they stand, all but the first to the right."""
-    first, *others = ([row[column] for row in rows] for column in range(len(rows[0])))
-    columns = [_column(first, "<"), *(_column(cells, ">") for cells in others)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in zip(*columns, strict=True))
-
-
-def _column(cells: Sequence[str], side: str) -> list[str]:
-    """Cells padded to one width, with the rule of Markdown below the first."""
-    width = max(map(len, cells))
-    rule = "-" * (width - 1) + ("-" if side == "<" else ":")
-    head, *rest = (f"{cell:{side}{width}}" for cell in cells)
-    return [head, rule, *rest]

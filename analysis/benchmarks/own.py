@@ -66,7 +66,8 @@ def prepare(name: str, task: Task) -> Work:
     if task.kind == "md":
         calculator = MDRelaxCalculator(_compiled(name, task.dtype, task.cutoff) if form == "compiled" else model)
         return Work(md_step(to_atoms(task.structures[0]), calculator), n_parameters)
-    keep_freed_memory()  # as the trainer does
+    if form != "plain":  # which stands for ordinary code
+        keep_freed_memory()  # as the trainer does
     graphs = [build_graph(s.positions, s.numbers, s.cell, s.pbc, task.cutoff) for s in task.structures]
     parts = [collate(graphs[k : k + MICRO_BATCH]) for k in range(0, len(graphs), MICRO_BATCH)]
     compiled = ForceGraph(model.potential, _only_edges(parts)) if form.endswith("compiled-training") else None
@@ -142,7 +143,8 @@ def _penalty(model: nn.Module, form: str, rows: int) -> Callable[[], Tensor] | N
 
 def _nbody(form: str, dtype: torch.dtype) -> Work:
     """Forward, mean squared error, backward and Adam at batch 100: 500 particles, 2,000 edges."""
-    keep_freed_memory()
+    if form != "plain":
+        keep_freed_memory()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         fast = NBodySEGNN()

@@ -15,6 +15,7 @@ import pandas as pd
 from mdrelax.analysis.benchmarks.contestants import Case, Contestant, own
 from mdrelax.analysis.benchmarks.peers import memory
 from mdrelax.analysis.benchmarks.speed_figures import scaling
+from mdrelax.analysis.benchmarks.speed_page import page
 from mdrelax.analysis.benchmarks.turns import Rules, run_cases
 from mdrelax.analysis.benchmarks.workers import Worker, start
 from mdrelax.analysis.drawing import NothingToDrawError, png
@@ -158,13 +159,16 @@ def printed(speed: Speed) -> str:
 
 
 def write_speed(speed: Speed, folder: Path, *, command: str) -> list[Path]:
-    """speed.csv, speed.json with all that is needed to check it, and speed.png where MD was timed."""
+    """speed.csv, speed.json with all that is needed to check it, speed.md to be read, speed.png where MD was timed."""
     more = {"rules": speed.rules._asdict(), "limits": speed.limits, "versions": speed.versions}
     work = (
         "training step: energies, forces, squared errors, backward, Adam; MD step: velocity Verlet with ASE; nbody: "
         "forward, squared error, backward, Adam of 100 systems of 5 particles; import: a fresh process"
     )
     paths = write_table(speed.table, folder, command=command, work=work, name="speed", more=more)
+    text = page(speed.table, speed.limits, dtype=speed.rules.dtype)
+    write_atomically(folder / "speed.md", text.encode())
+    paths.append(folder / "speed.md")
     try:
         picture = png(scaling(speed.table))
     except NothingToDrawError:

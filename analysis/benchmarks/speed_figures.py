@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mdrelax.analysis.benchmarks.contestants import NO_NETWORK
 from mdrelax.analysis.drawing import (
     BLACK,
     BLUE,
@@ -44,7 +45,8 @@ def scaling(table: pd.DataFrame) -> Figure:
 
     One line for each contestant, those that end highest first. Raises ``NothingToDrawError`` without MD steps.
     """
-    steps = table[(table.kind == "md") & ~table.contestant.str.endswith(":projected")].sort_values("n_atoms")
+    left_out = table.contestant.str.endswith(":projected") | (table.contestant == NO_NETWORK)
+    steps = table[(table.kind == "md") & ~left_out].sort_values("n_atoms")
     if steps.empty:
         raise NothingToDrawError("`table` holds no MD step: there is nothing to draw.")
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")

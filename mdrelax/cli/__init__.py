@@ -14,7 +14,7 @@ from pathlib import Path
 
 import typer
 
-from mdrelax.cli import bench, compare, configs, data, models, simulate, train
+from mdrelax.cli import audit, bench, compare, configs, data, evaluate, models, simulate, train
 
 __all__ = ["app", "main", "stop_when_terminated"]
 
@@ -31,7 +31,8 @@ app.add_typer(data.app, name="data")
 app.add_typer(configs.app, name="config")
 app.add_typer(bench.app, name="bench")
 app.command("md")(simulate.md)
-app.command("audit")(models.audit)
+app.command("audit")(audit.audit)
+app.command("eval")(evaluate.evaluate)
 app.command("project")(models.project)
 app.command("export")(models.export)
 app.command("predict")(models.predict)

@@ -15,11 +15,12 @@ import torch
 
 import mdrelax.analysis.metrics as metrics
 from mdrelax import datasets, potentials
+from mdrelax.analysis.evaluation import predictions_of
 from mdrelax.checkpoint import write_atomically
 from mdrelax.cli.inputs import Parts, check_device, check_labels, load_parts, prepare_folder
 from mdrelax.config import Config, ConfigError, load_config, read_yaml
 from mdrelax.forcefield import ForceField, fit_reference_energies
-from mdrelax.forcematching import ForceMatching, predict, validation_errors
+from mdrelax.forcematching import ForceMatching, validation_errors
 from mdrelax.loader import Batch, Loader, distinct_elements, frames_from_data, join
 from mdrelax.memory import peak_memory
 from mdrelax.modelfile import save_model
@@ -214,10 +215,10 @@ def _test_results(
 ) -> dict[str, Any]:
     """Errors on validation and test frames and the trivial baseline; the test predictions go to a file."""
     stress = config.training.stress_weight > 0
-    validation = _predictions(force_field, frames.validation, stress=stress)
+    validation = predictions_of(force_field, frames.validation, stress=stress)
     results: dict[str, Any] = {"validation": metrics.errors(validation)}
     if frames.test:
-        predictions = _predictions(force_field, frames.test, stress=stress)
+        predictions = predictions_of(force_field, frames.test, stress=stress)
         baseline = _mean_baseline(parts)
         results |= {"test": metrics.errors(predictions), "baselines": {"mean": metrics.errors(baseline)}}
         if predictions.forces_pred is not None and not any(frame.graph.cell.any() for frame in frames.test):
@@ -238,23 +239,6 @@ def _mean_baseline(parts: Parts) -> metrics.Predictions:
     return metrics.mean_baseline(train, test._replace(forces=forces, stress=stress))
 
 
-def _predictions(force_field: ForceField, frames: Sequence[Batch], *, stress: bool) -> metrics.Predictions:
-    """The labels of the frames beside what the force field says."""
-    predicted, batch = predict(force_field, frames, stress=stress)
-    targets, n_atoms = batch.targets, torch.bincount(batch.graph.batch)
-    no_forces = bool(targets.forces.isnan().all())
-    return metrics.Predictions(
-        numbers=batch.graph.numbers.numpy(),
-        n_atoms=n_atoms.numpy(),
-        energy_true=targets.energy.numpy(),
-        energy_pred=predicted.energy.numpy(),
-        forces_true=None if no_forces else targets.forces.numpy(),
-        forces_pred=None if no_forces else predicted.forces.numpy(),
-        stress_true=targets.stress.numpy() if predicted.stress is not None else None,
-        stress_pred=predicted.stress.numpy() if predicted.stress is not None else None,
-    )
-
-
 def project_checkpoint(folder: Path, output: Path) -> Certificate:
     """Project and save the best network of the last checkpoint in a run folder; raises on a failed certificate."""
     config, frames, trainer, arguments = _resumed(folder)
@@ -272,15 +256,21 @@ def projection_gap(folder: Path, thetas: Sequence[float]) -> pd.DataFrame:
 
     Columns ``theta``, ``forces`` (meV/A) and ``energy`` (meV). Raises ``ValueError`` where nothing was relaxed.
     """
-    _, frames, trainer, _ = _resumed(folder)
-    network = trainer.model.eval()
-    trainer.ema.copy_to(network)
+    network, frames = unprojected(folder)
     rows = []
     for theta in thetas:
         set_theta(network, theta)
         errors = validation_errors(network, frames.validation)
         rows.append((theta, errors["val_forces_mae_meV_per_A"], errors["val_energy_mae_meV"]))
     return pd.DataFrame(rows, columns=["theta", "forces", "energy"])
+
+
+def unprojected(folder: Path) -> tuple[ForceField, Frames]:
+    """The last checkpoint's network with its averaged weights and free maps, in evaluation mode, and its frames."""
+    _, frames, trainer, _ = _resumed(folder)
+    network = trainer.model.eval()
+    trainer.ema.copy_to(network)
+    return network, frames
 
 
 def _resumed(folder: Path) -> tuple[Config, Frames, Trainer[ForceField], dict[str, Any]]:

@@ -1,0 +1,73 @@
+"""Evaluation: a model's errors on labelled structures, kind by kind, and the structures on which it does worst."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mdrelax.analysis.metrics import Integers, Predictions, errors
+from mdrelax.forcefield import ForceField
+from mdrelax.forcematching import predict
+from mdrelax.loader import Batch
+
+__all__ = ["errors_by_config_type", "predictions_of", "take", "worst_structures"]
+
+
+def predictions_of(force_field: ForceField, frames: Sequence[Batch], *, stress: bool = False) -> Predictions:
+    """The labels of the frames beside what the force field says; stress only where it is asked for."""
+    predicted, batch = predict(force_field, frames, stress=stress)
+    targets, n_atoms = batch.targets, torch.bincount(batch.graph.batch)
+    no_forces = bool(targets.forces.isnan().all())
+    return Predictions(
+        numbers=batch.graph.numbers.numpy(),
+        n_atoms=n_atoms.numpy(),
+        energy_true=targets.energy.numpy(),
+        energy_pred=predicted.energy.numpy(),
+        forces_true=None if no_forces else targets.forces.numpy(),
+        forces_pred=None if no_forces else predicted.forces.numpy(),
+        stress_true=targets.stress.numpy() if predicted.stress is not None else None,
+        stress_pred=predicted.stress.numpy() if predicted.stress is not None else None,
+    )
+
+
+def take(predictions: Predictions, structures: Integers) -> Predictions:
+    """Those of some structures, by their places, in that order."""
+    ends = np.cumsum(predictions.n_atoms)
+    ranges = [np.arange(ends[k] - predictions.n_atoms[k], ends[k]) for k in structures]
+    atoms = np.concatenate(ranges) if ranges else np.empty(0, dtype=int)
+    per_atom = ("numbers", "forces_true", "forces_pred")
+    arrays: dict[str, Any] = {
+        name: None if array is None else array[atoms if name in per_atom else structures]
+        for name, array in predictions._asdict().items()
+    }
+    return Predictions(**arrays)
+
+
+def errors_by_config_type(predictions: Predictions, config_types: Sequence[str]) -> pd.DataFrame:
+    """One row a kind of structure: how many, and the errors of ``metrics.errors`` (MAE in meV and meV/A)."""
+    kinds = np.array(config_types)
+    rows = []
+    for kind in dict.fromkeys(config_types):
+        places = np.flatnonzero(kinds == kind)
+        found = errors(take(predictions, places))
+        shown = {key: value for key, value in found.items() if "kcal" not in key}
+        rows.append({"config_type": kind, "n_structures": len(places), **shown})
+    return pd.DataFrame(rows)
+
+
+def worst_structures(predictions: Predictions, number: int) -> Integers:
+    """The places of the structures with the largest force errors (of one atom), or energy errors per atom; worst first.
+
+    A prediction that is NaN is worse than any number; structures without labels come last.
+    """
+    if predictions.forces_true is not None and predictions.forces_pred is not None:
+        lengths = np.linalg.norm(predictions.forces_pred - predictions.forces_true, axis=1)
+        unknown = np.isnan(predictions.forces_true).any(axis=1)
+        lengths = np.where(unknown, -np.inf, np.nan_to_num(lengths, nan=np.inf))
+        sizes = np.array([part.max() for part in np.split(lengths, np.cumsum(predictions.n_atoms)[:-1])])
+    else:
+        per_atom = np.abs(predictions.energy_pred - predictions.energy_true) / predictions.n_atoms
+        sizes = np.where(np.isnan(predictions.energy_true), -np.inf, np.nan_to_num(per_atom, nan=np.inf))
+    return np.argsort(-sizes, kind="stable")[:number]

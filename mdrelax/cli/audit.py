@@ -1,0 +1,225 @@
+"""`mdrelax audit`: measure a model's equivariance anew; of a run in training, how far it is from it."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mdrelax.cli.structures import read_structures
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from mdrelax.forcefield import ForceField
+    from mdrelax.graph import Graph
+
+
+def audit(
+    model: Annotated[Path, typer.Argument(help="A model file (.safetensors), or a run folder with a checkpoint.")],
+    data: Annotated[
+        str | None,
+        typer.Argument(help="Structures that it is measured on, labels not needed; none: embedded or random ones."),
+    ] = None,
+    structures: Annotated[int, typer.Option(help="How many of them, spread over the file.")] = 8,
+    operations: Annotated[int, typer.Option(help="Operations of each kind.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the operations.")] = 1,
+    theta: Annotated[
+        float, typer.Option(help="Of a run folder: theta of the free maps; 0: the equivariant part.")
+    ] = 1.0,
+    output: Annotated[Path | None, typer.Option(help="Write the new certificate as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for audit.json, tables and pictures of every layer.")] = None,
+) -> None:
+    """Measure equivariance anew, independently of what a file says of itself: the whole network and each layer.
+
+    A model file is compared with its certificate, and the command fails when it does not pass. Of a run folder, the
+    last checkpoint is measured with its free maps at the given theta, and what projection would take away is said.
+    """
+    if model.is_dir():
+        force_field, graph, found = _of_run(model, data, structures, operations, seed, theta)
+    else:
+        force_field, graph, found = _of_file(model, data, structures, operations, seed)
+    if output is not None:
+        output.write_text(json.dumps(found, indent=2))
+    if out is not None:
+        _write_details(out, force_field, graph, found, operations, seed)
+    if "passed" in found:
+        _require(found)
+
+
+def _of_file(
+    path: Path, data: str | None, structures: int, operations: int, seed: int
+) -> "tuple[ForceField, Graph, dict[str, Any]]":
+    """A finished model beside its certificate."""
+    from mdrelax.modelfile import load_model
+    from mdrelax.projection import certify
+
+    loaded = load_model(path)
+    graph = _graph(loaded.force_field, data, structures, seed)
+    fresh = certify(loaded.force_field, graph, layers=loaded.certificate.layers, n_operations=operations, seed=seed)
+    _say_errors(
+        f"{loaded.certificate.symmetry}; largest error relative to the RMS force, {fresh.n_structures} structures",
+        {"in the file": loaded.certificate, "measured now": fresh},
+    )
+    _say_layers(fresh.layers)
+    return loaded.force_field, graph, fresh.to_dict()
+
+
+def _of_run(
+    folder: Path, data: str | None, structures: int, operations: int, seed: int, theta: float
+) -> "tuple[ForceField, Graph, dict[str, Any]]":
+    """The last checkpoint of a run with its free maps, beside what remains when they are projected."""
+    from mdrelax.cli.run import unprojected
+    from mdrelax.equivariance import equivariance_error
+    from mdrelax.loader import join
+    from mdrelax.projection import certify, projected_copy
+    from mdrelax.relaxation import is_relaxed, set_theta
+
+    network, frames = unprojected(folder)
+    if is_relaxed(network):
+        set_theta(network, theta)
+    graph = join(frames.validation[:structures]).graph if data is None else _graph(network, data, structures, seed)
+    twin, layers = projected_copy(network)
+    projected = certify(twin, graph, layers=layers, n_operations=operations, seed=seed)
+    errors = {
+        name: equivariance_error(network, graph, dtype=dtype, n_operations=operations, seed=seed)
+        for name, dtype in _precisions().items()
+    }
+    free = f"free maps at theta = {theta:g}" if layers else "never relaxed"
+    _say_errors(
+        f"{folder.name}: last checkpoint, averaged weights; largest error relative to the RMS force",
+        {free: errors, "projected": projected},
+    )
+    _say_layers(layers)
+    found = {name: error._asdict() for name, error in errors.items()}
+    return network, graph, {"theta": theta, **found, "layers": [layer._asdict() for layer in layers],
+                            "projected": projected.to_dict()}  # fmt: skip
+
+
+def _precisions() -> dict[str, Any]:
+    import torch
+
+    return {"float64": torch.float64, "float32": torch.float32}
+
+
+def _say_errors(title: str, measured: dict[str, Any]) -> None:
+    typer.echo(title)
+    typer.echo(f"{'':34s}{'rotation':>12s}{'reflection':>12s}{'translation':>12s}{'permutation':>12s}")
+    for name, each in measured.items():
+        for precision in ("float64", "float32"):
+            errors = each[precision] if isinstance(each, dict) else getattr(each, precision)
+            typer.echo(f"{name + ', ' + precision:34s}" + "".join(f"{value:12.1e}" for value in errors))
+
+
+def _say_layers(layers: "list[Any]") -> None:
+    for layer in layers:
+        spectrum = " ".join(f"{value:.2e}" for value in layer.spectrum)
+        typer.echo(
+            f"{layer.name}: {layer.how}, ||W|| {layer.norm:.3e}, ||W - P(W)|| {layer.distance:.3e} (bound "
+            f"{layer.bound:.3e}), ||W_J||^2 for J = 0, 1, ...: {spectrum}"
+        )
+
+
+def _require(found: dict[str, Any]) -> None:
+    from mdrelax.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, Certificate, require
+
+    require(Certificate.from_dict(found))
+    typer.echo(f"PASSED: under {LARGEST_ERROR_FLOAT64:.0e} in float64 and {LARGEST_ERROR_FLOAT32:.0e} in float32.")
+
+
+def _write_details(
+    folder: Path, force_field: "ForceField", graph: "Graph", found: dict[str, Any], operations: int, seed: int
+) -> None:
+    """audit.json, layers.csv, angles.csv, and their pictures."""
+    from mdrelax.analysis import audit as measure
+    from mdrelax.analysis.drawing import NothingToDrawError, png
+    from mdrelax.checkpoint import write_atomically
+
+    folder.mkdir(parents=True, exist_ok=True)
+    layers = {name: measure.layer_errors(force_field, graph, dtype=dtype, n_operations=operations, seed=seed)
+              for name, dtype in _precisions().items()}  # fmt: skip
+    angles = measure.angle_errors(force_field, graph, seed=seed)
+    table = layers["float64"].merge(layers["float32"], on="layer", suffixes=("_float64", "_float32"))
+    contents = {
+        "audit.json": json.dumps({**found, "layer_errors": table.to_dict("records")}, indent=2),
+        "layers.csv": table.to_csv(index=False),
+        "angles.csv": angles.to_csv(index=False),
+    }
+    for name, text in contents.items():
+        write_atomically(folder / name, text.encode())
+    write_atomically(folder / "angles.png", png(measure.draw_angles(angles)))
+    try:
+        write_atomically(folder / "layers.png", png(measure.draw_layers(layers["float64"])))
+    except NothingToDrawError:
+        typer.echo("No layer between irreps was found.")
+    else:
+        worst = layers["float64"].sort_values("rotation", ascending=False).iloc[0]
+        typer.echo(f"Worst of {len(table)} layers: {worst.layer}, {worst.rotation:.1e} of its output (float64)")
+    typer.echo(f"Tables and pictures: {folder}")
+
+
+def _graph(force_field: "ForceField", data: str | None, number: int, seed: int) -> "Graph":
+    """The structures to measure on, as one graph."""
+    from mdrelax.graph import collate
+    from mdrelax.neighbors import build_graph
+
+    elements, cutoff = force_field.elements, force_field.cutoff
+    chosen = _made_for(elements, number, seed) if data is None else _spread(_read(data), number)
+    return collate([build_graph(a.positions, a.numbers, a.cell.array, a.pbc, cutoff=cutoff) for a in chosen])
+
+
+def _read(data: str) -> "list[Atoms]":
+    """The structures of a file, of an embedded sample or of a fetched set."""
+    from mdrelax.datasets import load, to_atoms
+
+    if Path(data).is_file() and not data.endswith(".npz"):
+        return read_structures(Path(data))
+    return [to_atoms(frame) for frame in load(data)]
+
+
+def _spread(frames: "list[Atoms]", number: int) -> "list[Atoms]":
+    """So many of the structures, the first and the last among them."""
+    import numpy as np
+
+    chosen = np.unique(np.linspace(0, len(frames) - 1, min(number, len(frames))).round().astype(int))
+    return [frames[k] for k in chosen]
+
+
+def _made_for(elements: tuple[int, ...], number: int, seed: int) -> "list[Atoms]":
+    """Structures that a model knows: the embedded ethanol, else shaken crystals of one element, else clusters."""
+    from ase.data import chemical_symbols
+
+    if {1, 6, 8} <= set(elements):
+        typer.echo("No data were named: measured on the embedded sample:ethanol.")
+        return _spread(_read("sample:ethanol"), number)
+    names = ", ".join(chemical_symbols[z] for z in elements)
+    crystals = _shaken_crystals(names, number, seed) if len(elements) == 1 else []
+    what = "shaken crystals" if crystals else "random clusters"
+    typer.echo(f"No data were named: measured on {what} of {names}, seed {seed}.")
+    return crystals or _random_clusters(elements, number, seed)
+
+
+def _shaken_crystals(symbol: str, number: int, seed: int) -> "list[Atoms]":
+    """Eight cells of the element's own lattice, every atom displaced; none where ASE knows no lattice."""
+    import numpy as np
+    from ase.build import bulk
+
+    try:
+        perfect = bulk(symbol) * (2, 2, 2)
+    except (ValueError, RuntimeError):  # ASE's words for a lattice it does not know or cannot build
+        return []
+    rng = np.random.default_rng(seed)
+    crystals = [perfect.copy() for _ in range(number)]
+    for atoms in crystals:
+        atoms.positions += rng.normal(scale=0.1, size=atoms.positions.shape)
+    return crystals
+
+
+def _random_clusters(elements: tuple[int, ...], number: int, seed: int) -> "list[Atoms]":
+    """Clusters of 12 atoms of the given elements on a shaken grid of 2 Angstrom: no clashes, no symmetry."""
+    import numpy as np
+    from ase import Atoms
+
+    rng = np.random.default_rng(seed)
+    grid = 2.0 * np.stack(np.meshgrid(range(3), range(2), range(2), indexing="ij"), axis=-1).reshape(-1, 3)
+    return [Atoms(rng.choice(elements, 12), grid + rng.uniform(-0.3, 0.3, grid.shape)) for _ in range(number)]

@@ -1,0 +1,178 @@
+"""`mdrelax eval`: the errors of a finished model on labelled structures, and how its dynamics behaves."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ase import Atoms
+    from matplotlib.figure import Figure
+
+    from mdrelax.analysis.metrics import Predictions
+    from mdrelax.calculator import MDRelaxCalculator
+
+EQUILIBRATION_PS = 1.0
+INTERVAL = 4  # steps between frames: 2 fs, enough for a C-H stretch
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A model file (.safetensors).")],
+    data: Annotated[str, typer.Argument(help="Labelled structures: a file, `sample:ethanol`, `rmd17:ethanol`, ...")],
+    out: Annotated[Path | None, typer.Option(help="Folder for tables and pictures; default: runs/eval-MODEL.")] = None,
+    frames: Annotated[int | None, typer.Option(help="At most so many structures, spread over the set.")] = None,
+    worst: Annotated[int, typer.Option(help="Structures that go to worst.extxyz, with the largest force errors.")] = 10,
+    nve: Annotated[float, typer.Option(help="ps of NVE dynamics from the first structure; 0: none.")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="K, of the dynamics.")] = 300.0,
+    seed: Annotated[int, typer.Option(help="Seed of the dynamics' momenta and noise.")] = 0,
+    format: Annotated[str | None, typer.Option(help="`extxyz` or `md17`, when the ending does not tell.")] = None,
+) -> None:
+    """Measure errors by element, kind of structure and percentile; run NVE and compare bonds and vibrations."""
+    from mdrelax import datasets
+    from mdrelax.analysis import metrics
+    from mdrelax.analysis.evaluation import predictions_of
+    from mdrelax.calculator import MDRelaxCalculator
+    from mdrelax.config import ConfigError
+    from mdrelax.loader import frames_from_data
+
+    if frames is not None and frames < 1:
+        raise ConfigError(f"`--frames` must be at least 1, got {frames}.")
+    calculator = MDRelaxCalculator.from_file(model)
+    structures = _spread(datasets.load(data, format=format), frames)
+    batches = frames_from_data(structures, cutoff=calculator.force_field.cutoff)
+    stress = any("stress" in frame for frame in structures)
+    predictions = predictions_of(calculator.force_field, batches, stress=stress)
+    folder = out or Path("runs") / f"eval-{model.stem}"
+    folder.mkdir(parents=True, exist_ok=True)
+    summary: dict[str, Any] = {"model": model.name, "data": Path(data).name, "n_structures": len(structures)}
+    summary["errors"] = metrics.errors(predictions)
+    _tables(folder, predictions, [frame.config_type for frame in structures])
+    _worst(folder, predictions, structures, worst)
+    typer.echo(_text(summary["errors"], len(structures)))
+    if nve > 0:
+        atoms = [datasets.to_atoms(frame) for frame in structures]
+        summary["md"] = _dynamics(folder, calculator, atoms, picoseconds=nve, temperature=temperature, seed=seed)
+    _write(folder / "eval.json", json.dumps(summary, indent=2))
+    typer.echo(f"Tables and pictures: {folder}")
+
+
+def _spread(structures: list[Any], number: int | None) -> list[Any]:
+    """So many of the structures, evenly spaced."""
+    if number is None or number >= len(structures):
+        return structures
+    return [structures[k * len(structures) // number] for k in range(number)]
+
+
+def _text(errors: dict[str, float], n: int) -> str:
+    names = {
+        "forces_mae_meV_per_A": "force MAE, meV/A", "forces_rmse_meV_per_A": "force RMSE, meV/A",
+        "forces_mae_kcal_per_mol_per_A": "force MAE, kcal/mol/A", "energy_mae_meV": "energy MAE, meV",
+        "energy_rmse_meV": "energy RMSE, meV", "energy_mae_meV_per_atom": "energy MAE, meV/atom",
+        "energy_mae_kcal_per_mol": "energy MAE, kcal/mol", "stress_mae_meV_per_A3": "stress MAE, meV/A^3",
+    }  # fmt: skip
+    lines = [f"{n} structures"] + [f"  {names[key]:24s}{errors[key]:10.4g}" for key in names if key in errors]
+    return "\n".join(lines)
+
+
+def _tables(folder: Path, predictions: "Predictions", config_types: list[str]) -> None:
+    """errors_by_element.csv, errors_by_config_type.csv, percentiles.csv and parity.png."""
+    from mdrelax.analysis import figures, metrics
+    from mdrelax.analysis.evaluation import errors_by_config_type
+
+    tables = {
+        "errors_by_element": metrics.errors_by_element(predictions),
+        "errors_by_config_type": errors_by_config_type(predictions, config_types),
+        "percentiles": metrics.error_percentiles(predictions),
+    }
+    for name, table in tables.items():
+        _write(folder / f"{name}.csv", table.to_csv(index=False))
+        if len(table) > 1:
+            typer.echo("\n" + table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    _picture(folder / "parity.png", lambda: figures.parity(predictions))
+
+
+def _worst(folder: Path, predictions: "Predictions", structures: list[Any], number: int) -> None:
+    """worst.extxyz: references and predictions of the worst structures, worst first."""
+    import numpy as np
+
+    from mdrelax.analysis.evaluation import take, worst_structures
+    from mdrelax.datasets import write_predictions
+
+    if number < 1:
+        return
+    places = worst_structures(predictions, number)
+    chosen = take(predictions, places)
+    ends = chosen.n_atoms.cumsum()[:-1]
+    forces = None if chosen.forces_pred is None else np.split(chosen.forces_pred, ends)
+    write_predictions(
+        folder / "worst.extxyz", [structures[k] for k in places], energies=chosen.energy_pred, forces=forces
+    )
+
+
+def _dynamics(
+    folder: Path, calculator: "MDRelaxCalculator", data: "list[Atoms]", *, picoseconds: float, temperature: float,
+    seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """NVE after a short NVT: nve.csv, nve.traj, nve.png, bonds.csv, bonds.png, spectrum.csv, spectrum.png."""
+    from ase.io import iread
+
+    from mdrelax.analysis import figures, spectra
+    from mdrelax.analysis.trajectory import broken_bonds
+    from mdrelax.dynamics import run_md
+
+    start = data[0]
+    start.calc = calculator
+    warm = run_md(
+        start, ensemble="nvt", temperature_K=temperature, duration_ps=EQUILIBRATION_PS, friction_per_fs=0.02, seed=seed
+    )
+    warm.atoms.calc = calculator
+    result = run_md(
+        warm.atoms, temperature_K=temperature, duration_ps=picoseconds, seed=seed, trajectory=folder / "nve.traj",
+        trajectory_interval=INTERVAL, log=folder / "nve.csv",
+    )  # fmt: skip
+    trajectory = list(iread(folder / "nve.traj"))
+    broken = None if start.pbc.any() else broken_bonds(trajectory, start)
+    found = {
+        "duration_ps": picoseconds, "temperature_K": float(result.log["temperature_K"].mean()),
+        "drift_meV_per_atom_per_ps": result.drift_meV_per_atom_ps, "exploded": warm.exploded or result.exploded,
+        "reason": warm.reason or result.reason,
+        "first_broken_bond_ps": None if broken is None else broken.time_fs / 1000,
+    }  # fmt: skip
+    _picture(folder / "nve.png", lambda: figures.md_energy(result.log, n_atoms=len(start)))
+    if not start.pbc.any():
+        like = [atoms for atoms in data if (atoms.numbers.tolist() == start.numbers.tolist())]
+        own, reference = (spectra.bond_lengths(frames, start) for frames in (trajectory, like))
+        table = spectra.bond_table(own, reference)
+        _write(folder / "bonds.csv", table.to_csv(index=False))
+        _picture(folder / "bonds.png", lambda: spectra.draw_bonds(own, reference))
+        typer.echo("\n" + table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
+    if len(trajectory) >= 16:
+        spectrum = spectra.velocity_spectrum(trajectory, 0.5 * INTERVAL)
+        _write(folder / "spectrum.csv", spectrum.to_csv(index=False))
+        _picture(folder / "spectrum.png", lambda: spectra.draw_spectrum(spectrum))
+    verdict = f"EXPLODED: {found['reason']}" if found["exploded"] else "stable"
+    if broken is not None:
+        verdict += f", a bond broke after {found['first_broken_bond_ps']:g} ps"
+    drift = found["drift_meV_per_atom_per_ps"]
+    typer.echo(f"NVE at {temperature:g} K, {picoseconds:g} ps: drift {drift:+.4f} meV/atom/ps, {verdict}.")
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    from mdrelax.checkpoint import write_atomically
+
+    write_atomically(path, text.encode())
+
+
+def _picture(path: Path, draw: "Callable[[], Figure]") -> None:
+    """Draw into a file what there is to draw."""
+    import contextlib
+
+    from mdrelax.analysis.drawing import NothingToDrawError, png
+    from mdrelax.checkpoint import write_atomically
+
+    with contextlib.suppress(NothingToDrawError):
+        write_atomically(path, png(draw()))
