@@ -65,6 +65,7 @@ def learning_curves(runs: Sequence[RunTables], column: str, label: str, *, scale
     """
     shown = [run for run in runs if has_numbers(run.metrics, column)]
     figure, (ax,) = panels(1 if shown else 0, "no run has a validation error", height=3.8)
+    figure.set_figwidth(WIDTH)
     arms = in_order(run.arm for run in shown)
     relaxed = [run for run in sorted(shown, key=lambda run: arms.index(run.arm)) if run.metrics["theta"].any()]
     if relaxed:  # the first arm's: others may have other schedules

@@ -28,6 +28,7 @@ from scipy import stats
 from mdrelax.analysis.sidebyside import run_side_by_side
 from mdrelax.checkpoint import write_atomically
 from mdrelax.config import ConfigError, load_config
+from mdrelax.provenance import portable
 from mdrelax.units import nearest_name
 
 __all__ = ["ARMS", "ERRORS", "PairedRun", "collect", "plan", "read_results", "run_all", "summarize", "write_tables"]
@@ -200,6 +201,13 @@ def _paired(table: pd.DataFrame, arm: str, first: str, quantity: str) -> dict[st
     return {"pairs": n, name: mean, f"{name}_low": mean - reach, f"{name}_high": mean + reach}
 
 
+def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
+    """A config whose data files have lost the path to them, which means nothing on another machine."""
+    data = {key: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+            for key, value in config["data"].items()}  # fmt: skip
+    return {**config, "data": data}
+
+
 def write_tables(folder: Path, runs: Sequence[PairedRun], *, command: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write runs.csv, summary.csv and compare.json; returns the two tables. Raises ``ValueError`` without any run."""
     table = collect(folder, runs)
@@ -208,7 +216,7 @@ def write_tables(folder: Path, runs: Sequence[PairedRun], *, command: str) -> tu
     summary = summarize(table)
     finished = {run.name: run for run in runs if read_results(folder / run.name) is not None}
     document = {
-        "command": command,
+        "command": portable(command),
         "unfinished": [run.name for run in runs if run.name not in finished],
         "summary": json.loads(summary.to_json(orient="records")),
         "runs": [

@@ -18,6 +18,7 @@ from mdrelax.analysis.drawing import NothingToDrawError, png
 from mdrelax.analysis.pages import embedded, render
 from mdrelax.analysis.report import read_run
 from mdrelax.checkpoint import write_atomically
+from mdrelax.provenance import portable
 
 __all__ = ["verdict", "write_report"]
 
@@ -60,7 +61,7 @@ def write_report(
         parities=[arm for arm in arms if f"parity_{arm}" in images],
         spectra_seed=first_seed,
         config=yaml.safe_dump(finished[0].config, sort_keys=False),
-        command=command,
+        command=portable(command),
     )
     write_atomically(folder / "report.html", page.encode())
     return folder / "report.html"

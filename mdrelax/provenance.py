@@ -3,12 +3,14 @@
 import datetime
 import os
 import platform
+import shlex
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["environment", "software_versions"]
+__all__ = ["environment", "portable", "software_versions"]
 
 PACKAGES = ("mdrelax", "torch", "e3nn", "ase", "numpy", "torch-geometric", "vesin")  # those that decide numbers
 
@@ -30,6 +32,15 @@ def environment(*, device: str, seed: int) -> dict[str, Any]:
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "seed": seed,
     }
+
+
+def portable(command: str) -> str:
+    """A command whose absolute paths are cut down to their last names: they mean nothing on another machine."""
+    words = []
+    for word in shlex.split(command):
+        option, equals, value = word.rpartition("=")
+        words.append(option + equals + (Path(value).name if Path(value).is_absolute() else value))
+    return shlex.join(words)
 
 
 def _version(package: str) -> str:

@@ -13,7 +13,6 @@ Runs that have not finished are left out, and counted. Errors are mean squared e
 
 import contextlib
 import json
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,7 @@ from mdrelax.analysis.drawing import NothingToDrawError, png
 from mdrelax.checkpoint import write_atomically
 from mdrelax.config import changed_keys
 from mdrelax.datasets.nbody import SYSTEMS
+from mdrelax.provenance import portable
 
 __all__ = ["PUBLISHED", "paired_differences", "write_study"]
 
@@ -71,7 +71,7 @@ def write_study(folder: Path, *, command: str = "") -> list[Path]:
         )
     summary = _ordered(summarize(table).merge(paired_differences(table), on=KEYS, how="left"))
     summary["pairs"] = summary["pairs"].fillna(0).astype(int)
-    study = _study(results, unfinished, _commands(folder / "study.json", _without_folders(command)))
+    study = _study(results, unfinished, _commands(folder / "study.json", portable(command)))
     contents = {
         "study.md": page(
             summary, unfinished=unfinished, unlike=_unlike([result["run"] for result in results.values()])
@@ -201,15 +201,6 @@ def _beyond(document: Document, shared: Document) -> Document:
 def _without_place(config: Document) -> Document:
     """Settings whose data folder has lost the path to it, which means nothing on another machine."""
     return config if config["data"] in SYSTEMS else {**config, "data": Path(config["data"]).name}
-
-
-def _without_folders(command: str) -> str:
-    """A command whose absolute paths are cut down to their last names."""
-    words = []
-    for word in shlex.split(command):
-        option, equals, value = word.rpartition("=")
-        words.append(option + equals + (Path(value).name if Path(value).is_absolute() else value))
-    return shlex.join(words)
 
 
 def _commands(path: Path, command: str) -> list[str]:
