@@ -8,6 +8,7 @@ import pytest
 
 from blueprint import ROOT
 from mdrelax.analysis.benchmarks.nbody_page import page
+from mdrelax.analysis.benchmarks.speed_page import page as speed_page
 
 # | ... | force MAE | energy MAE | [file](path) |
 ROW = re.compile(
@@ -82,3 +83,28 @@ def test_the_readme_says_what_the_full_nbody_study_found():
         assert row["mean"] == f"{1e3 * summary.test_mse:.2f}"
         assert row["std"] == f"{1e3 * summary.test_mse_std:.2f}"
         assert summary.seeds >= 3
+
+
+SPEEDS = sorted((ROOT / "docs/results/speed").glob("*/speed.csv"))
+
+
+@pytest.mark.parametrize("path", SPEEDS, ids=lambda path: path.parent.name)
+def test_the_speed_pages_are_made_of_the_stored_tables(path):
+    """speed.md is what speed.csv and the limits give; versions, machine and a command without paths stand beside it."""
+    record = json.loads(path.with_name("speed.json").read_text())
+    text = speed_page(pd.read_csv(path), record["limits"], dtype=record["rules"]["dtype"])
+    assert path.with_name("speed.md").read_text() == text
+    assert {"date", "platform", "torch"} <= record["environment"].keys()
+    assert record["versions"]
+    assert record["command"].startswith("mdrelax bench speed")
+    assert not any(word.startswith("/") for word in record["command"].split())
+
+
+def test_the_tables_of_the_speed_page_stand_in_the_stored_ones():
+    """Every row of numbers under `Results` in docs/speed.md is a row of a stored speed.md."""
+    stored = {row for path in SPEEDS for row in rows_of(path.with_name("speed.md").read_text())}
+    text = (ROOT / "docs/speed.md").read_text().partition("## Results")[2].partition("### Operators")[0]
+    shown = [row for row in rows_of(text) if not set("".join(row)) <= set("-: ") and row[1]]
+    assert len(shown) > 20
+    missing = [row for row in shown if row not in stored]
+    assert not missing

@@ -16,7 +16,7 @@ __all__ = ["operator_table"]
 WARM_UP = 2
 
 
-def operator_table(contestants: list[str], case: str, *, steps: int = 3, rows: int = 10) -> pd.DataFrame:
+def operator_table(contestants: list[str], case: str, *, steps: int = 1, rows: int = 10) -> pd.DataFrame:
     """The largest operations of a case for each contestant of ours: calls and milliseconds a step, share of all.
 
     Raises ``KeyError`` for an unknown case, ``ValueError`` for an unknown network.
@@ -30,7 +30,7 @@ def _of_one(name: str, task: Task, steps: int, rows: int) -> pd.DataFrame:
     work = own.prepare(name, task)
     for _ in range(WARM_UP):
         work.step()
-    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(steps):
             work.step()
     events = [event for event in profiler.key_averages() if event.key.startswith("aten::")]

@@ -208,7 +208,9 @@ def _dtype(name: str) -> str:
 
 
 def _command() -> str:
-    return shlex.join(["mdrelax", *sys.argv[1:]])
+    from mdrelax.provenance import portable
+
+    return portable(shlex.join(["mdrelax", *sys.argv[1:]]))
 
 
 def _write_study(folder: Path) -> None:
