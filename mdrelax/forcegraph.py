@@ -90,11 +90,10 @@ class ForceGraph:
             wanted = self._probe(energies_and_gradient(self.potential, *arguments, create_graph=True))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's, about its own inner deprecations
-                graph = record(self._function(), self._inputs(arguments), symbolic=self.edge_index is None)
+                name, symbolic = type(self.potential).__name__, self.edge_index is None
+                graph = record(self._function(), self._inputs(arguments), symbolic=symbolic, network=name)
                 keep_second_derivatives(graph)
-                self.compiled = torch.compile(
-                    graph, fullgraph=True, dynamic=self.edge_index is None, backend=self.backend
-                )
+                self.compiled = torch.compile(graph, fullgraph=True, dynamic=symbolic, backend=self.backend)
                 try:
                     found = self._probe(self._run(arguments))
                 except Exception as error:  # torch's own types, and the compiler's words
@@ -150,10 +149,10 @@ def _require_parity(found: list[Tensor], wanted: list[Tensor]) -> None:
             )
 
 
-def record(function: Callable[..., Any], arguments: tuple[Any, ...], *, symbolic: bool) -> fx.GraphModule:
+def record(function: Callable[..., Any], arguments: tuple[Any, ...], *, symbolic: bool, network: str) -> fx.GraphModule:
     """The operations of a call as a graph, with symbols in place of sizes or with the example's own sizes.
 
-    Raises ``CompileError`` for a network that asks its data what to compute.
+    Raises ``CompileError``, naming the ``network``, where it asks its data what to compute.
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -163,8 +162,8 @@ def record(function: Callable[..., Any], arguments: tuple[Any, ...], *, symbolic
             return make_fx(function, tracing_mode=mode, _allow_non_fake_inputs=True)(*arguments)
     except Exception as error:  # torch raises many types here, none of them public
         raise CompileError(
-            f"The network cannot be compiled: what it computes depends on the structure ({first_line(error)}). Use it "
-            "uncompiled."
+            f"The network `{network}` cannot be compiled{' for every number of atoms' if symbolic else ''}: what it "
+            f"computes depends on the structure ({first_line(error)}). Use it uncompiled."
         ) from error
 
 

@@ -127,7 +127,7 @@ def _capture(potential: nn.Module, example: Arguments) -> torch.export.ExportedP
     if getattr(potential, "takes_table", False):
         arguments, sizes = (*arguments, _table(example)), (*sizes, {0: atoms, 1: places})
     function(*arguments)  # fills the caches of constants, which must not keep a symbolic tensor
-    graph = record(function, arguments, symbolic=True)
+    graph = record(function, arguments, symbolic=True, network=type(potential).__name__)
     try:
         return torch.export.export(graph, arguments, dynamic_shapes=sizes)
     except Exception as error:  # torch raises many types here, none of them public
