@@ -3,7 +3,7 @@
 An arm has one colour and one marker everywhere. A figure without anything to show raises ``NothingToDrawError``.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
@@ -33,7 +33,16 @@ from mdrelax.analysis.drawing import (
     styled,
 )
 
-__all__ = ["ARM_STYLES", "RunTables", "arm_style", "count", "in_order", "learning_curves", "lie_derivatives"]
+__all__ = [
+    "ARM_STYLES",
+    "RunTables",
+    "arm_rows",
+    "arm_style",
+    "count",
+    "in_order",
+    "learning_curves",
+    "lie_derivatives",
+]
 
 ARM_STYLES: dict[str, tuple[str, str]] = {  # colour and marker, in the order in which arms are listed
     "standard": (VERMILION, "s"),
@@ -134,6 +143,24 @@ def arm_style(arm: str, arms: Sequence[str]) -> tuple[str, str]:
 def count(number: int, noun: str) -> str:
     """A number with its noun: 1 seed, 3 seeds."""
     return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def mean_text(errors: "pd.Series[float]") -> str:
+    """Mean, standard deviation and number of seeds."""
+    spread = f" ± {errors.std():.2f}" if len(errors) > 1 else ""
+    return f"{errors.mean():.2f}{spread} ({count(len(errors), 'seed')})"
+
+
+def arm_rows(ax: Axes, errors: "Mapping[str, pd.Series[float]]") -> None:
+    """A row an arm, from above: every seed a dot, a bar the mean; below the arm's name stands ``mean_text``."""
+    arms = list(errors)
+    for place, (arm, values) in enumerate(errors.items()):
+        colour, marker = arm_style(arm, arms)
+        ax.plot(values, np.full(len(values), place), marker, color=colour, markersize=5, alpha=0.6, linestyle="none")
+        ax.vlines(values.mean(), place - 0.3, place + 0.3, color=colour, linewidth=2.4)
+    ax.set_yticks(range(len(arms)), [f"{arm}\n{mean_text(values)}" for arm, values in errors.items()])
+    ax.set_ylim(len(arms) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
 
 
 def _layer_means(tables: Sequence[pd.DataFrame | None]) -> pd.DataFrame:

@@ -24,6 +24,7 @@ from mdrelax.analysis.drawing import BLUE, WIDTH, NothingToDrawError, heat_map, 
 from mdrelax.equivariance import force_scale, relative_error
 from mdrelax.forcefield import ForceField
 from mdrelax.graph import Graph, rotate
+from mdrelax.groups import IrrepsRepresentation, Layout
 from mdrelax.relaxation import relaxable_sites, relaxed_layers
 
 __all__ = ["ANGLES", "angle_errors", "draw_angles", "draw_layers", "layer_errors"]
@@ -89,15 +90,15 @@ def layer_errors(
     return pd.DataFrame(rows, columns=["layer", *OPERATIONS])
 
 
-def _layers(model: nn.Module) -> dict[str, tuple[nn.Module, o3.Irreps, o3.Irreps, str]]:
+def _layers(model: nn.Module) -> dict[str, tuple[nn.Module, o3.Irreps, o3.Irreps, Layout]]:
     """Every layer by name with its irreps and layout; a relaxed one in the place of what it wraps."""
     relaxed = relaxed_layers(model)
-    found: dict[str, tuple[nn.Module, o3.Irreps, o3.Irreps, str]] = {}
+    found: dict[str, tuple[nn.Module, o3.Irreps, o3.Irreps, Layout]] = {}
     for name, site in relaxable_sites(model).items():
         parent, _, leaf = name.rpartition(".")
         outer = parent if leaf == "layer" and parent in relaxed else name
         module: Any = site
-        layout = getattr(module, "feature_layout", "mul_ir")
+        layout: Layout = getattr(module, "feature_layout", "mul_ir")
         found[outer] = (relaxed.get(outer, site), module.irreps_in, module.irreps_out, layout)
     return found
 
@@ -125,16 +126,11 @@ def _inputs(model: ForceField, graph: Graph, layers: dict[str, Any]) -> dict[str
     return {name: x for name, x in whole.items() if isinstance(x, Tensor) or all(map(len, x))}
 
 
-def _turn(x: Features, irreps: o3.Irreps, layout: str, matrix: Tensor) -> Features:
+def _turn(x: Features, irreps: o3.Irreps, layout: Layout, matrix: Tensor) -> Features:
     """D(g) x for an orthogonal matrix, with e3nn's Wigner matrices."""
     if isinstance(x, Tensor):
-        blocks = x.split([mul * ir.dim for mul, ir in irreps], dim=-1)
-        shape = [(mul, ir.dim) if layout == "mul_ir" else (ir.dim, mul) for mul, ir in irreps]
-        apart = [b.unflatten(-1, s) for b, s in zip(blocks, shape, strict=True)]
-        columns = [b.mT if layout == "mul_ir" else b for b in apart]
-        turned = _turn(tuple(columns), irreps, "ir_mul", matrix)
-        back = [b.mT if layout == "mul_ir" else b for b in turned]
-        return torch.cat([b.flatten(-2) for b in back], dim=-1)
+        flat = IrrepsRepresentation(irreps, layout)
+        return flat.join(list(_turn(tuple(flat.split(x)), irreps, layout, matrix)))
     # e3nn makes Wigner matrices in the dtype of what it is given.
     return tuple(ir.D_from_matrix(matrix).to(block) @ block for block, (_, ir) in zip(x, irreps, strict=False))
 

@@ -20,12 +20,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import yaml
-from scipy import stats
 
 from mdrelax.analysis.sidebyside import run_side_by_side
+from mdrelax.analysis.statistics import half_interval
 from mdrelax.checkpoint import write_atomically
 from mdrelax.config import ConfigError, load_config
 from mdrelax.provenance import portable
@@ -33,7 +32,6 @@ from mdrelax.units import nearest_name
 
 __all__ = ["ARMS", "ERRORS", "PairedRun", "collect", "plan", "read_results", "run_all", "summarize", "write_tables"]
 
-CONFIDENCE = 0.95
 ARMS: dict[str, tuple[str, ...]] = {  # what each changes in the config
     "standard": ("relaxation.schedule=off",),
     "relaxed": (),
@@ -196,8 +194,7 @@ def _paired(table: pd.DataFrame, arm: str, first: str, quantity: str) -> dict[st
         return {"pairs": 0}
     difference = (errors[arm] - errors[first]).dropna()
     n, name = len(difference), f"{quantity}_minus_first"
-    reach = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * difference.std() / np.sqrt(n) if n > 1 else math.nan
-    mean = difference.mean()
+    mean, reach = difference.mean(), half_interval(difference.std(), n)
     return {"pairs": n, name: mean, f"{name}_low": mean - reach, f"{name}_high": mean + reach}
 
 
@@ -214,20 +211,21 @@ def write_tables(folder: Path, runs: Sequence[PairedRun], *, command: str) -> tu
     if table.empty:
         raise ValueError(f"No run in `{folder}` has finished yet.")
     summary = summarize(table)
-    finished = {run.name: run for run in runs if read_results(folder / run.name) is not None}
+    results = {run.name: read_results(folder / run.name) for run in runs}
     document = {
         "command": portable(command),
-        "unfinished": [run.name for run in runs if run.name not in finished],
+        "unfinished": [run.name for run in runs if results[run.name] is None],
         "summary": json.loads(summary.to_json(orient="records")),
         "runs": [
             {
-                "name": name,
+                "name": run.name,
                 "arm": run.arm,
                 "seed": run.seed,
-                "config": run.config,
-                **(read_results(folder / name) or {}),
+                "config": _without_folders(run.config),
+                **found,
             }
-            for name, run in finished.items()
+            for run in runs
+            if (found := results[run.name]) is not None
         ],
     }
     contents = {

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mdrelax.analysis.arm_figures import arm_style, count, in_order
+from mdrelax.analysis.arm_figures import arm_rows, arm_style, count, in_order
 from mdrelax.analysis.drawing import (
     WIDTH,
     NothingToDrawError,
@@ -41,14 +41,7 @@ def errors_of_arms(table: pd.DataFrame) -> Figure:
     for ax, (name, label) in zip(axes, shown.items(), strict=True):
         for _, pair in table.groupby("seed"):
             ax.plot(pair[name], [arms.index(arm) for arm in pair.arm], color="#BBBBBB", linewidth=0.8, zorder=1)
-        for place, arm in enumerate(arms):
-            errors, (colour, marker) = table.loc[table.arm == arm, name], arm_style(arm, arms)
-            ax.plot(errors, np.full(len(errors), place), marker, color=colour, markersize=5, linestyle="none")
-            ax.vlines(errors.mean(), place - 0.3, place + 0.3, color=colour, linewidth=2.4)
-        texts = [_mean_text(arm, table.loc[table.arm == arm, name]) for arm in arms]
-        ax.set_yticks(range(len(arms)), texts)
-        ax.set_ylim(len(arms) - 0.5, -0.5)
-        ax.grid(axis="y", visible=False)
+        arm_rows(ax, {arm: table.loc[table.arm == arm, name] for arm in arms})
         ax.set_xlabel(label)
     return figure
 
@@ -97,8 +90,3 @@ def simulations(table: pd.DataFrame) -> Figure:
         ax.grid(axis="y", visible=False)
         ax.set_xlabel(label)
     return figure
-
-
-def _mean_text(arm: str, errors: "pd.Series[float]") -> str:
-    spread = f" ± {errors.std():.2f}" if len(errors) > 1 else ""
-    return f"{arm}\n{errors.mean():.2f}{spread} ({count(len(errors), 'seed')})"

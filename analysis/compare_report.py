@@ -1,6 +1,5 @@
 """The page of a comparison: report.html and figures/*.png of a folder of paired runs, made of ``compare``'s tables."""
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from mdrelax.analysis import figures
 from mdrelax.analysis.arm_figures import RunTables, in_order, learning_curves, lie_derivatives
 from mdrelax.analysis.compare import PairedRun
 from mdrelax.analysis.compare_figures import errors_of_arms, projection_gaps, simulations
-from mdrelax.analysis.drawing import NothingToDrawError, png
+from mdrelax.analysis.drawing import save
 from mdrelax.analysis.pages import embedded, render
 from mdrelax.analysis.report import read_run
 from mdrelax.checkpoint import write_atomically
@@ -119,9 +118,6 @@ def _draw(drawings: Mapping[str, Callable[[], Figure]], folder: Path) -> dict[st
         path.unlink()
     images = {}
     for name, draw in drawings.items():
-        with contextlib.suppress(NothingToDrawError):
-            content = png(draw())
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / f"{name}.png", content)
+        if (content := save(folder / f"{name}.png", draw)) is not None:
             images[name] = embedded(content)
     return images

@@ -7,6 +7,7 @@ maps use cividis, made for the same readers.
 import io
 from collections.abc import Callable, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any, Literal, ParamSpec
 
 import matplotlib as mpl
@@ -18,6 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+from mdrelax.checkpoint import write_atomically
 
 __all__ = [
     "BLACK",
@@ -39,6 +42,7 @@ __all__ = [
     "log_scale",
     "panels",
     "png",
+    "save",
     "scientific",
     "shared_legend",
     "short_names",
@@ -169,6 +173,18 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
     return buffer.getvalue()
+
+
+def save(path: Path, draw: Callable[[], Figure]) -> bytes | None:
+    """Draw into a PNG file and return its content; None where there is nothing to draw, and no older picture then."""
+    try:
+        content = png(draw())
+    except NothingToDrawError:
+        path.unlink(missing_ok=True)
+        return None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+    return content
 
 
 def heat_map(figure: Figure, ax: Axes, table: npt.NDArray[np.float64], *, label: str = "$||W_J||^2$") -> None:

@@ -5,7 +5,6 @@ results.json, test_predictions.npz, md_log.csv and standard/metrics.csv: a part 
 Nothing is trusted: text is escaped, and whether the certificate passed is judged again from its numbers.
 """
 
-import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mdrelax.analysis import figures
-from mdrelax.analysis.drawing import NothingToDrawError, png
+from mdrelax.analysis.drawing import save
 from mdrelax.analysis.metrics import Predictions, error_percentiles, errors_by_element, load_predictions
 from mdrelax.analysis.pages import duration, embedded, number, render
 from mdrelax.checkpoint import write_atomically
@@ -231,8 +230,6 @@ def _draw_all(run: Run, folder: Path) -> dict[str, str]:
     for name in FIGURES:
         (folder / f"{name}.png").unlink(missing_ok=True)  # an older picture must not stand beside new numbers
     for name, draw in drawings.items():
-        with contextlib.suppress(NothingToDrawError):
-            content = png(draw())
-            write_atomically(folder / f"{name}.png", content)
+        if (content := save(folder / f"{name}.png", draw)) is not None:
             images[name] = embedded(content)
     return images

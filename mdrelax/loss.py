@@ -46,6 +46,8 @@ class LossWeights(NamedTuple):
 
     def for_part(self, part: Targets, whole: Targets) -> "LossWeights":
         """The weights with which the losses of a batch's parts add up to the loss of the whole."""
+        if part is whole:
+            return self
         energy, forces, stress = (
             weight * n / max(n_all, 1)
             for weight, n, n_all in zip(self[:3], part.n_labels(), whole.n_labels(), strict=True)

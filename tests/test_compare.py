@@ -147,6 +147,7 @@ def test_the_command_writes_tables_and_one_page(compared: tuple[Path, str]) -> N
         assert row.net_force < 1e-9  # meV/A: forces are antisymmetric over edges, in float64
     stored = json.loads((folder / "compare.json").read_text())
     assert stored["unfinished"] == []
+    assert {run["config"]["data"]["source"] for run in stored["runs"]} == {"frames.xyz"}  # no path of a machine
     assert [run["name"] for run in stored["runs"]] == ["standard-0", "relaxed-0", "standard-1", "relaxed-1"]
     page = (folder / "report.html").read_text()
     assert page.count("data:image/png") >= 6

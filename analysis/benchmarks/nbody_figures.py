@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from mdrelax.analysis.arm_figures import arm_style, count, in_order
+from mdrelax.analysis.arm_figures import arm_rows, arm_style, in_order
 from mdrelax.analysis.drawing import GREY, WIDTH, NothingToDrawError, fit_axes, panels, shared_legend, styled
 
 __all__ = ["arms_overview", "main_setting", "mse_against"]
@@ -74,14 +74,7 @@ def arms_overview(
     arms = in_order(rows["arm"])
     figure, (ax,) = panels(len(arms) and 1, "`table` holds no run of that setting", height=1.5 + 0.45 * len(arms))
     figure.set_figwidth(0.85 * WIDTH)
-    for place, arm in enumerate(arms):
-        errors, (colour, marker) = 1e3 * rows.loc[rows["arm"] == arm, "test_mse"], arm_style(arm, arms)
-        ax.plot(errors, np.full(len(errors), place), marker, color=colour, markersize=5, alpha=0.6, linestyle="none")
-        ax.vlines(errors.mean(), place - 0.3, place + 0.3, color=colour, linewidth=2.4)
-    labels = [f"{arm}\n{_mean_text(rows.loc[rows['arm'] == arm, 'test_mse'])}" for arm in arms]
-    ax.set_yticks(range(len(arms)), labels)
-    ax.set_ylim(len(arms) - 0.5, -0.5)
-    ax.grid(axis="y", visible=False)
+    arm_rows(ax, {arm: 1e3 * rows.loc[rows["arm"] == arm, "test_mse"] for arm in arms})
     ax.set_xlabel(f"test {MSE}, {n_layers} {_words('n_layers', n_layers)}, {n_train:,} {_words('n_train', n_train)}")
     _draw_published(ax, published or {})
     return figure
@@ -92,11 +85,6 @@ def arms_overview(
 
 def _words(name: str, value: int) -> str:
     return AXES[name] if value != 1 else {"n_layers": "layer", "n_train": "training trajectory"}[name]
-
-
-def _mean_text(errors: pd.Series) -> str:
-    spread = f" ± {1e3 * errors.std():.2f}" if len(errors) > 1 else ""
-    return f"{1e3 * errors.mean():.2f}{spread} ({count(len(errors), 'seed')})"
 
 
 def _scaled(ax: Axes, values: Any) -> Any:

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy import stats
 
 from mdrelax.analysis.arm_figures import RunTables, learning_curves, lie_derivatives
 from mdrelax.analysis.benchmarks.nbody_figures import arms_overview, main_setting, mse_against
@@ -29,6 +28,7 @@ from mdrelax.analysis.benchmarks.nbody_grid import ERRORS, KEYS, collect, summar
 from mdrelax.analysis.benchmarks.nbody_page import page
 from mdrelax.analysis.benchmarks.nbody_run import ARMS, read_result
 from mdrelax.analysis.drawing import NothingToDrawError, png
+from mdrelax.analysis.statistics import half_interval
 from mdrelax.checkpoint import write_atomically
 from mdrelax.config import changed_keys
 from mdrelax.datasets.nbody import SYSTEMS
@@ -41,7 +41,6 @@ __all__ = ["PUBLISHED", "paired_differences", "write_study"]
 PUBLISHED = {"EGNN": 7.1e-3, "SEGNN": 5.6e-3, "SEGNN, relaxed": 4.9e-3, "ACE": 3.8e-3}
 PUBLISHED_TASK = {"data": "charged", "n_train": 3000, "n_test": 2000, "n_layers": 4}
 
-CONFIDENCE = 0.95
 VALIDATION = "validation MSE (10⁻³), projected network"
 FIGURES = ("mse_layers", "mse_train_size", "learning_curves", "lie_derivatives", "arms")
 OF_A_RUN = (  # what study.json repeats from a run's results.json, beside its settings and environment
@@ -103,8 +102,7 @@ def paired_differences(table: pd.DataFrame) -> pd.DataFrame:
     pairs["difference"] = pairs["test_mse"] - pairs["test_mse_standard"]
     found = pairs.groupby(KEYS)["difference"].agg(["count", "mean", "std"]).reset_index()
     found.columns = pd.Index([*KEYS, "pairs", "minus_standard", "minus_standard_std"])
-    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, np.maximum(found["pairs"] - 1, 1))
-    reach = quantile * found["minus_standard_std"] / np.sqrt(found["pairs"])
+    reach = half_interval(found["minus_standard_std"], found["pairs"])
     return found.assign(
         minus_standard_low=found["minus_standard"] - reach, minus_standard_high=found["minus_standard"] + reach
     )

@@ -169,10 +169,6 @@ def _write(path: Path, text: str) -> None:
 
 def _picture(path: Path, draw: "Callable[[], Figure]") -> None:
     """Draw into a file what there is to draw."""
-    import contextlib
+    from mdrelax.analysis.drawing import save
 
-    from mdrelax.analysis.drawing import NothingToDrawError, png
-    from mdrelax.checkpoint import write_atomically
-
-    with contextlib.suppress(NothingToDrawError):
-        write_atomically(path, png(draw()))
+    save(path, draw)
