@@ -15,6 +15,7 @@ Errors are mean absolute ones on the test frames, forces over components.
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +31,18 @@ from mdrelax.config import ConfigError, load_config
 from mdrelax.provenance import portable
 from mdrelax.units import nearest_name
 
-__all__ = ["ARMS", "ERRORS", "PairedRun", "collect", "plan", "read_results", "run_all", "summarize", "write_tables"]
+__all__ = [
+    "ARMS",
+    "ERRORS",
+    "PairedRun",
+    "collect",
+    "plan",
+    "read_results",
+    "run_all",
+    "split_arms",
+    "summarize",
+    "write_tables",
+]
 
 ARMS: dict[str, tuple[str, ...]] = {  # what each changes in the config
     "standard": ("relaxation.schedule=off",),
@@ -80,6 +92,11 @@ def plan(
             own = ["standard_baseline=false", f"training.seed={seed}", *keys]
             runs.append(PairedRun(arm, seed, load_config(base, overrides=[*overrides, *own]).model_dump(mode="json")))
     return runs
+
+
+def split_arms(text: str) -> list[str]:
+    """The arms in a comma-separated list; a comma within brackets, as in ``training.betas=[0.9,0.99]``, is no end."""
+    return re.split(r",(?![^\[]*\])", text)
 
 
 def _arm(text: str) -> tuple[str, tuple[str, ...]]:

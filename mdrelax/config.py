@@ -107,7 +107,7 @@ class OptimisationConfig(Section):
     steps: int | None = Field(None, ge=1, description="Optimiser steps (REQUIRED: this or `epochs`).")
     epochs: int | None = Field(None, ge=1, description="Passes over the training set, instead of `steps`.")
     batch_size: int = Field(8, ge=1, description="Structures a batch.")
-    optimizer: Literal["adam", "adamw", "muon", "normalised"] = Field(
+    optimizer: Literal["adam", "adamw", "muon", "normalised", "soap"] = Field(
         "adamw", description="How a step is made, see `mdrelax.optim`; what a good rate is depends on it."
     )
     learning_rate: float = Field(5e-3, gt=0, description="Peak learning rate.")

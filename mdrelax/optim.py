@@ -5,6 +5,7 @@
 | adamw | Adam | decoupled, weights with two or more dimensions |
 | adam | Adam | classic: d p is added to the gradient of every parameter |
 | muon | matrices: Muon with momentum beta_1; the rest: AdamW at 0.2 eta | decoupled, matrices |
+| soap | matrices: Adam in the eigenbasis of Shampoo's preconditioner; the rest: AdamW | decoupled, matrices |
 | normalised | Adam's, each block divided by its norm (``mdrelax.blockwise``) | decoupled, matrices |
 
 Learning rate at step s of n, with w warm-up steps, peak p and final fraction f:
@@ -83,7 +84,9 @@ def make_optimizer(
     betas: tuple[float, float],
     free_fraction: float = 1.0,
 ) -> Optimizer:
-    """The optimiser ``kind`` of the trainable parameters; raises ``ValueError`` for a name not in ``OPTIMIZERS``.
+    """The optimiser ``kind`` of the trainable parameters.
+
+    Raises ``ValueError`` for a name not in ``OPTIMIZERS``, or where the library that makes it is not installed.
 
     The free maps of a relaxed model move at ``free_fraction`` of the rate.
     """
@@ -158,7 +161,7 @@ class Parts:
 
 def _muon(parameters: list[Tensor], *, lr: float, weight_decay: float, betas: tuple[float, float]) -> Parts:
     """Muon for matrices and AdamW, at a fixed fraction of its rate, for vectors; either may have nothing to do."""
-    matrices, vectors = [p for p in parameters if is_matrix(p)], [p for p in parameters if not is_matrix(p)]
+    matrices, vectors = _split(parameters)
     parts: dict[str, Any] = {"muon": Muon(matrices, lr=lr, momentum=betas[0], weight_decay=weight_decay)}
     if vectors:
         group = {"params": vectors, "lr_fraction": ADAMW_FRACTION}
@@ -166,11 +169,32 @@ def _muon(parameters: list[Tensor], *, lr: float, weight_decay: float, betas: tu
     return Parts(parts)
 
 
+def _soap(parameters: list[Tensor], *, lr: float, weight_decay: float, betas: tuple[float, float]) -> Parts:
+    """SOAP (Vyas et al., arXiv 2409.11321) for matrices and AdamW, at the same rate, for vectors."""
+    try:
+        from pytorch_optimizer import SOAP
+    except ImportError as error:
+        raise ValueError("The optimizer `soap` needs pytorch-optimizer: pip install 'mdrelax[soap]'.") from error
+    matrices, vectors = _split(parameters)
+    parts: dict[str, Any] = {}
+    if matrices:
+        parts["soap"] = SOAP(matrices, lr=lr, betas=betas, weight_decay=weight_decay)
+    if vectors:
+        parts["adamw"] = torch.optim.AdamW(vectors, lr=lr, betas=betas, weight_decay=0.0, fused=True)
+    return Parts(parts)
+
+
+def _split(parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Matrices (also stacks of them) and the rest."""
+    return [p for p in parameters if is_matrix(p)], [p for p in parameters if not is_matrix(p)]
+
+
 OPTIMIZERS: dict[str, MakeOptimizer] = {
     "adam": _adam,
     "adamw": _adamw,
     "muon": _muon,
     "normalised": NormalisedAdam,
+    "soap": _soap,
 }
 
 

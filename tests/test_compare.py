@@ -11,7 +11,7 @@ import yaml
 
 from command_line import mdrelax
 from mdrelax.analysis import compare, sidebyside
-from mdrelax.analysis.compare import PairedRun, collect, plan, read_results, run_all, summarize
+from mdrelax.analysis.compare import PairedRun, collect, plan, read_results, run_all, split_arms, summarize
 from mdrelax.analysis.compare_figures import errors_of_arms, projection_gaps, simulations
 from mdrelax.analysis.compare_report import verdict
 from mdrelax.analysis.drawing import NothingToDrawError
@@ -30,6 +30,12 @@ def test_arms_of_a_seed_differ_in_their_own_keys_only() -> None:
     assert changed_keys(standard, relaxed) == ["relaxation.schedule: off -> triangle"]
     assert changed_keys(relaxed, mine) == ["relaxation.peak: 1.0 -> 0.3", "relaxation.penalty: activation -> weight"]
     assert changed_keys(standard, runs[3].config) == ["training.seed: 3 -> 4"]
+
+
+def test_a_comma_within_brackets_does_not_end_an_arm() -> None:
+    """Lists are values too."""
+    text = "standard,fast:training.betas=[0.95,0.99];relaxation.where=[a,b],relaxed"
+    assert split_arms(text) == ["standard", "fast:training.betas=[0.95,0.99];relaxation.where=[a,b]", "relaxed"]
 
 
 @pytest.mark.parametrize(

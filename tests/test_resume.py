@@ -39,6 +39,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "in float64 without relaxation": {"relaxation": {"schedule": "off"}, "training": {"dtype": "float64"}},
     "with adam": {"training": {"optimizer": "adam"}},
     "with muon": {"training": {"optimizer": "muon"}},
+    "with soap": {"training": {"optimizer": "soap"}},
     "with normalised steps": {"training": {"optimizer": "normalised"}},
     "stopping early": {
         # Nothing is learnt at such a rate: the first validation, at step 4, stays the best, and step 20 is the last.

@@ -40,7 +40,7 @@ def compare(
 
     Killed at any time, the same command goes on.
     """
-    from mdrelax.analysis.compare import plan, run_all
+    from mdrelax.analysis.compare import plan, run_all, split_arms
     from mdrelax.analysis.sidebyside import cores
     from mdrelax.cli.inputs import open_config
     from mdrelax.config import ConfigError
@@ -51,7 +51,7 @@ def compare(
         numbers = [0, 1] if quick else [int(word) for word in seeds.split(",")]
     except ValueError as error:
         raise ConfigError(f"`--seeds` wants whole numbers separated by commas, got `{seeds}`.") from error
-    runs = plan(base, arms=arms.split(","), seeds=numbers)
+    runs = plan(base, arms=split_arms(arms), seeds=numbers)
     folder = out or Path("runs") / f"compare-{Path(config).stem}"
     typer.echo(f"{len(runs)} runs in {folder}")
     try:
