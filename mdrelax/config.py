@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 Size = Annotated[int | float, Field(ge=0)]
+OptimizerKind = Literal["adam", "adamw", "muon", "normalised", "soap"]
 
 
 class ConfigError(ValueError):
@@ -91,6 +92,7 @@ class RelaxationConfig(Section):
     where: list[str] | None = Field(None, description="Name patterns of the layers; none: the paper's places.")
     initial_std: float = Field(1e-4, ge=0, description="Standard deviation of the free maps at the start.")
     penalty: Literal["activation", "weight"] = Field("activation", description="The paper's, or the closed form in W.")
+    optimizer: OptimizerKind | None = Field(None, description="The free maps' optimiser; none: the network's.")
     learning_rate_fraction: float = Field(
         1.0, gt=0, le=1, description="The free maps' learning rate as a fraction of the network's."
     )
@@ -107,7 +109,7 @@ class OptimisationConfig(Section):
     steps: int | None = Field(None, ge=1, description="Optimiser steps (REQUIRED: this or `epochs`).")
     epochs: int | None = Field(None, ge=1, description="Passes over the training set, instead of `steps`.")
     batch_size: int = Field(8, ge=1, description="Structures a batch.")
-    optimizer: Literal["adam", "adamw", "muon", "normalised", "soap"] = Field(
+    optimizer: OptimizerKind = Field(
         "adamw", description="How a step is made, see `mdrelax.optim`; what a good rate is depends on it."
     )
     learning_rate: float = Field(5e-3, gt=0, description="Peak learning rate.")

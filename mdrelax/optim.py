@@ -82,25 +82,27 @@ def make_optimizer(
     lr: float,
     weight_decay: float,
     betas: tuple[float, float],
+    free_kind: str | None = None,
     free_fraction: float = 1.0,
 ) -> Optimizer:
     """The optimiser ``kind`` of the trainable parameters.
 
     Raises ``ValueError`` for a name not in ``OPTIMIZERS``, or where the library that makes it is not installed.
 
-    The free maps of a relaxed model move at ``free_fraction`` of the rate.
+    The free maps of a relaxed model move by ``free_kind``, or the same one, at ``free_fraction`` of the rate.
     """
-    if kind not in OPTIMIZERS:
-        raise ValueError(f"Unknown optimizer `{kind}`; {nearest_name(kind, OPTIMIZERS)}")
+    free_kind = free_kind or kind
+    for name in (kind, free_kind):
+        if name not in OPTIMIZERS:
+            raise ValueError(f"Unknown optimizer `{name}`; {nearest_name(name, OPTIMIZERS)}")
     settings: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "betas": betas}
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     free: list[Tensor] = [layer.weight for layer in relaxed_layers(model).values()]
-    if free_fraction == 1 or not free:
+    if (free_kind == kind and free_fraction == 1) or not free:
         return OPTIMIZERS[kind](parameters, **settings)
     known = {id(p) for p in free}
-    parts = {name: OPTIMIZERS[kind](some, **settings) for name, some in (
-        ("trunk", [p for p in parameters if id(p) not in known]), ("free", free)
-    )}  # fmt: skip
+    trunk = [p for p in parameters if id(p) not in known]
+    parts = {"trunk": OPTIMIZERS[kind](trunk, **settings), "free": OPTIMIZERS[free_kind](free, **settings)}
     for group in parts["free"].param_groups:
         group["lr_fraction"] = free_fraction * group.get("lr_fraction", 1.0)
     return Parts(parts)

@@ -204,6 +204,20 @@ def test_free_maps_move_at_their_fraction_of_the_rate(kind):
     assert not torch.equal(layer.weight, before)
 
 
+def test_free_maps_may_have_an_optimizer_of_their_own():
+    """AdamW's first step moves every entry of a free map by the rate; Muon's moves the trunk's matrix by its norm."""
+    model = nn.Sequential(o3.Linear("4x0e+4x1o", "4x0e+4x1o"), nn.Linear(16, 2))
+    relax_constraints(model)
+    optimizer = make_optimizer(model, kind="muon", free_kind="adamw", lr=0.1, weight_decay=0.0, betas=(0.9, 0.99))
+    (layer,) = relaxed_layers(model).values()
+    free, matrix = layer.weight.detach().clone(), model[1].weight.detach().clone()
+    _step(model, optimizer, [torch.randn(p.shape) for p in model.parameters()])
+    torch.testing.assert_close((layer.weight - free).abs(), torch.full_like(free, 0.1), rtol=1e-4, atol=1e-6)
+    assert 0.06 < torch.linalg.matrix_norm(model[1].weight - matrix, 2) < 0.13
+    with pytest.raises(ValueError, match="Unknown optimizer `adanw`"):
+        make_optimizer(model, free_kind="adanw", lr=0.1, weight_decay=0.0, betas=(0.9, 0.99))
+
+
 def test_moving_average_follows_its_formula():
     """a <- d_s a + (1 - d_s) p with d_s = min(d, s / (s + 10)), s = 1, 2, ...; float64, so 1e-14."""
     model = nn.Linear(2, 1).double()
