@@ -36,11 +36,13 @@ __all__ = [
     "ERRORS",
     "PairedRun",
     "collect",
+    "found_by",
     "plan",
     "read_results",
     "run_all",
     "split_arms",
     "summarize",
+    "without_folders",
     "write_tables",
 ]
 
@@ -111,8 +113,7 @@ def _arm(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def run_all(
-    runs: Sequence[PairedRun],
-    folder: Path,
+    configs: Mapping[Path, Mapping[str, Any]],
     *,
     jobs: int,
     command: Sequence[str] = (sys.executable, "-m", "mdrelax", "train"),
@@ -120,20 +121,22 @@ def run_all(
 ) -> None:
     """Train what is not finished, ``jobs`` at a time, with one thread each; raises as ``run_side_by_side``.
 
-    A run with another config in its folder is refused by the training itself.
+    ``configs`` are the resolved config of each run folder; a copy goes to ``configs`` beside it. A run with another
+    config in its folder is refused by the training itself.
     """
-    for run in runs:
-        path = folder / "configs" / f"{run.name}.yaml"
+    for place, config in configs.items():
+        path = _config_path(place)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, yaml.safe_dump(run.config, sort_keys=False).encode())
+        write_atomically(path, yaml.safe_dump(dict(config), sort_keys=False).encode())
 
     def training(place: Path) -> list[str]:
-        config = folder / "configs" / f"{place.name}.yaml"
-        return [*command, str(config), "--out", str(place), "--restart", "auto"]
+        return [*command, str(_config_path(place)), "--out", str(place), "--restart", "auto"]
 
-    places = [folder / run.name for run in runs]
-    configs = dict(zip(places, (run.config for run in runs), strict=True))
-    run_side_by_side(places, training, finished=lambda place: _line(place, configs[place]), jobs=jobs, tell=tell)
+    run_side_by_side(list(configs), training, finished=lambda place: _line(place, configs[place]), jobs=jobs, tell=tell)
+
+
+def _config_path(place: Path) -> Path:
+    return place.parent / "configs" / f"{place.name}.yaml"
 
 
 def _line(place: Path, config: Mapping[str, Any]) -> str | None:
@@ -173,14 +176,19 @@ def collect(folder: Path, runs: Sequence[PairedRun]) -> pd.DataFrame:
     for run in runs:
         results = read_results(folder / run.name)
         if results is not None:
-            cost = {key: results.get(key, math.nan) for key in COST}
-            behaviour = {
-                "nve_drift": (results.get("md") or {}).get("drift_meV_per_atom_per_ps", math.nan),
-                "net_force": results.get("net_force_meV_per_A", math.nan),
-                "net_torque": results.get("net_torque_meV", math.nan),
-            }
-            rows.append({"arm": run.arm, "seed": run.seed, **_errors(results), **cost, **behaviour})
+            rows.append({"arm": run.arm, "seed": run.seed, **found_by(results)})
     return pd.DataFrame(rows)
+
+
+def found_by(results: Mapping[str, Any]) -> dict[str, float]:
+    """The columns of runs.csv that a run's results fill: errors, cost, how its forces behave."""
+    return {
+        **_errors(results),
+        **{key: results.get(key, math.nan) for key in COST},
+        "nve_drift": (results.get("md") or {}).get("drift_meV_per_atom_per_ps", math.nan),
+        "net_force": results.get("net_force_meV_per_A", math.nan),
+        "net_torque": results.get("net_torque_meV", math.nan),
+    }
 
 
 def summarize(table: pd.DataFrame) -> pd.DataFrame:
@@ -215,7 +223,7 @@ def _paired(table: pd.DataFrame, arm: str, first: str, quantity: str) -> dict[st
     return {"pairs": n, name: mean, f"{name}_low": mean - reach, f"{name}_high": mean + reach}
 
 
-def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
+def without_folders(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config whose data files have lost the path to them, which means nothing on another machine."""
     data = {key: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
             for key, value in config["data"].items()}  # fmt: skip
@@ -238,7 +246,7 @@ def write_tables(folder: Path, runs: Sequence[PairedRun], *, command: str) -> tu
                 "name": run.name,
                 "arm": run.arm,
                 "seed": run.seed,
-                "config": _without_folders(run.config),
+                "config": without_folders(run.config),
                 **found,
             }
             for run in runs

@@ -105,6 +105,11 @@ def test_the_figures_show_every_run() -> None:
         projection_gaps({})
 
 
+def configs(runs: list[PairedRun], folder: Path) -> dict[Path, dict[str, Any]]:
+    """As ``run_all`` wants them."""
+    return {folder / run.name: run.config for run in runs}
+
+
 def test_what_failed_is_named_and_what_is_finished_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,17 +117,17 @@ def test_what_failed_is_named_and_what_is_finished_is_left_alone(
     monkeypatch.setattr(sidebyside, "POLL_SECONDS", 0.01)
     runs = plan(BASE, arms=["standard"], seeds=[0])
     with pytest.raises(RuntimeError, match="failed: standard-0"):
-        run_all(runs, tmp_path, jobs=1, command=["false"])
+        run_all(configs(runs, tmp_path), jobs=1, command=["false"])
     place = tmp_path / "standard-0"
     errors = {"forces_mae_meV_per_A": 1.0, "energy_mae_meV": 1.0}
     (place / "results.json").write_text(json.dumps({"validation": errors, "cpu_seconds": 60}))
     (place / "config.yaml").write_text(yaml.safe_dump(runs[0].config))
     assert read_results(place) is None  # the report is written last
     (place / "report.html").write_text("")
-    run_all(runs, tmp_path, jobs=1, command=["false"])
+    run_all(configs(runs, tmp_path), jobs=1, command=["false"])
+    changed = plan(BASE, arms=["standard"], seeds=[0], overrides=["training.steps=11"])
     with pytest.raises(RuntimeError, match="failed"):
-        run_all(plan(BASE, arms=["standard"], seeds=[0], overrides=["training.steps=11"]), tmp_path, jobs=1,
-                command=["false"])  # fmt: skip
+        run_all(configs(changed, tmp_path), jobs=1, command=["false"])
     (place / "results.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read"):
         read_results(place)

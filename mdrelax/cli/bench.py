@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mdrelax.training import Progress
 
-app = typer.Typer(help="Benchmarks: N-body (the paper's) and speed.", no_args_is_help=True)
+app = typer.Typer(help="Benchmarks: N-body (the paper's), rMD17 and speed.", no_args_is_help=True)
 
 QUICK = [  # a miniature: eight runs that learn something, in two minutes on two cores
     "training.epochs=60", "training.batch_size=50", "training.validate_every=15", "training.warmup_steps=20",
@@ -95,6 +97,48 @@ def nbody_md(
     calculator = MDRelaxCalculator.from_file(model)
     for line in write_comparison(calculator, system, out, n_starts=starts, duration=duration, command=_command()):
         typer.echo(line)
+
+
+@app.command()
+def rmd17(
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with rmd17_MOLECULE_train_01.npz and _test_01.npz; default: fetched trajectories."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/rmd17"),
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of result files and tables; runs that have one there are not repeated.")
+    ] = None,
+    molecules: Annotated[str, typer.Option(help="Comma-separated: ethanol, malonaldehyde, uracil, aspirin.")] = (
+        "ethanol,malonaldehyde,uracil,aspirin"
+    ),
+    arms: Annotated[str, typer.Option(help="As in `mdrelax compare`.")] = "standard,relaxed",
+    seeds: Annotated[str, typer.Option(help="Comma-separated seeds, each a run of every arm and molecule.")] = "0,1",
+    override: Annotated[list[str] | None, typer.Option("-r", help="section.key=value for all runs.")] = None,
+    jobs: Annotated[int, typer.Option(help="Runs side by side, one thread each; 0: one a core.")] = 0,
+    only_report: Annotated[bool, typer.Option(help="Train nothing: write the tables of the result files.")] = False,
+) -> None:
+    """Train on molecules of rMD17, standard against relaxed, an hour a run and more: tables beside published errors."""
+    from mdrelax.analysis.benchmarks.rmd17 import plan_study, run_study, write_study
+    from mdrelax.analysis.compare import split_arms
+    from mdrelax.analysis.sidebyside import cores
+    from mdrelax.cli.inputs import open_config
+
+    place = results or out / "results"
+    base = open_config("rmd17-ethanol", []).model_dump(mode="json")
+    if not only_report:
+        runs = plan_study(
+            base, molecules=molecules.split(","), arms=split_arms(arms), seeds=_numbers("--seeds", seeds), data=data,
+            overrides=override or [],
+        )  # fmt: skip
+        typer.echo(f"{len(runs)} runs in {out}, their results in {place}")
+        try:
+            run_study(runs, out, place, jobs=jobs or cores(), command=_command(), tell=typer.echo)
+        except RuntimeError:  # some failed; what the others found is not lost
+            with contextlib.suppress(ValueError):
+                write_study(place)
+            raise
+    _tell_study(place, write_study(place))
 
 
 @app.command()
@@ -217,7 +261,10 @@ def _write_study(folder: Path) -> None:
     """Tables and figures of the finished runs in a folder; says the summary and the files."""
     from mdrelax.analysis.benchmarks.nbody_study import write_study
 
-    paths = write_study(folder, command=_command())
+    _tell_study(folder, write_study(folder, command=_command()))
+
+
+def _tell_study(folder: Path, paths: "Sequence[Path]") -> None:
     typer.echo("\n" + (folder / "study.md").read_text(encoding="utf-8"))
     for path in paths:
         typer.echo(path)

@@ -56,7 +56,7 @@ def compare(
     typer.echo(f"{len(runs)} runs in {folder}")
     try:
         if not only_report:
-            run_all(runs, folder, jobs=jobs or cores(), tell=typer.echo)
+            run_all({folder / run.name: run.config for run in runs}, jobs=jobs or cores(), tell=typer.echo)
     finally:  # also where some failed, or the user stops: what the others found is not lost
         _write(folder, runs)
 

@@ -1,0 +1,103 @@
+"""The rMD17 study: what it trains, that finished runs are not repeated, and that its page says what was found."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from command_line import mdrelax
+from mdrelax.analysis.benchmarks import rmd17
+from mdrelax.analysis.benchmarks.rmd17 import MOLECULES, plan_study, read_study, run_study, write_study
+from mdrelax.analysis.benchmarks.rmd17_page import molecule_curves
+from mdrelax.config import ConfigError, changed_keys
+
+BASE: dict[str, Any] = {"data": {"source": "sample:ethanol"}, "training": {"steps": 10}}
+
+
+def planned(**changes: Any) -> list[rmd17.StudyRun]:
+    """Two molecules, two arms, two seeds."""
+    settings = {"molecules": ["ethanol", "aspirin"], "arms": ["standard", "relaxed"], "seeds": [1, 0]}
+    return plan_study(BASE, **{**settings, **changes})
+
+
+def test_arms_share_the_budget_of_their_molecule() -> None:
+    """Seeds outermost, so that every molecule has a pair early; arms of a molecule differ in the relaxation only."""
+    runs = planned()
+    assert [run.name for run in runs[:4]] == ["ethanol-standard-1", "ethanol-relaxed-1", "aspirin-standard-1", "aspirin-relaxed-1"]  # fmt: skip  # noqa: E501
+    assert changed_keys(runs[0].run.config, runs[1].run.config) == ["relaxation.schedule: off -> triangle"]
+    assert [run.run.config["training"]["steps"] for run in runs[1:3]] == [MOLECULES["ethanol"], MOLECULES["aspirin"]]
+    assert runs[2].run.config["data"]["source"] == "rmd17:aspirin"
+
+
+def test_a_study_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    """Before anything is trained."""
+    with pytest.raises(ConfigError, match="no molecule `etanol`; did you mean `ethanol`"):
+        planned(molecules=["etanol"])
+    with pytest.raises(ConfigError, match=r"lacks rmd17_ethanol_train_01\.npz, rmd17_ethanol_test_01\.npz"):
+        planned(data=tmp_path)
+    for part in ("train", "test"):
+        (tmp_path / f"rmd17_ethanol_{part}_01.npz").touch()
+    data = planned(data=tmp_path, molecules=["ethanol"])[0].run.config["data"]
+    assert data["test_source"] == str(tmp_path / "rmd17_ethanol_test_01.npz")
+    assert data["test"] is None, "all frames of the test file"
+
+
+def finish(place: Path, forces: float) -> None:
+    """The files of a finished run with this test force error."""
+    errors = {"forces_mae_meV_per_A": forces, "energy_mae_meV": forces / 4}
+    results = {"validation": errors, "test": errors, "cpu_seconds": 3600.0, "steps": 20, "n_parameters": 7,
+               "md": {"drift_meV_per_atom_per_ps": -0.002}, "peak_MB": 500.0}  # fmt: skip
+    place.mkdir(parents=True)
+    (place / "results.json").write_text(json.dumps(results))
+    pd.DataFrame({"step": [10, 20], "theta": 0.0, "val_forces_mae_meV_per_A": [9.0, forces]}).to_csv(
+        place / "metrics.csv", index=False
+    )
+    (place / "report.html").touch()
+
+
+@pytest.fixture
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The result files of a study whose training is replaced by made-up runs."""
+
+    def train(configs: Any, *, jobs: int, tell: Any) -> None:
+        for k, place in enumerate(configs):
+            finish(place, 5.0 - 0.5 * k)
+            tell(place.name)
+
+    monkeypatch.setattr(rmd17, "run_all", train)
+    run_study(planned(), tmp_path / "runs", tmp_path / "results", jobs=1, command="mdrelax bench rmd17")
+    return tmp_path / "results"
+
+
+def test_a_run_with_a_result_file_is_not_repeated(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight runs, eight files; the same plan again trains nothing, a third seed trains four."""
+    assert len(read_study(stored)) == 8
+    asked: list[int] = []
+    monkeypatch.setattr(rmd17, "run_all", lambda configs, **_: asked.append(len(configs)))
+    for seeds in ([1, 0], [0, 1, 2]):
+        run_study(planned(seeds=seeds), stored.parent / "elsewhere", stored, jobs=1, command="")
+    assert asked == [0, 4]
+
+
+def test_the_page_has_means_spreads_differences_and_published_errors(stored: Path) -> None:
+    """Ethanol: standard 5.0 and 3.0, relaxed 4.5 and 2.5; MACE's 0.4 / 2.1 beside them."""
+    write_study(stored)
+    text = (stored / "study.md").read_text()
+    assert "4.00 +- 1.41" in text
+    assert "-0.50 [-0.50, -0.50]" in text
+    assert "0.4 / 2.1" in text
+    assert "0.0020" in text
+    assert (stored / "study.png").stat().st_size > 10_000
+    assert [ax.get_title(loc="left") for ax in molecule_curves(read_study(stored)).axes] == ["ethanol", "aspirin"]
+
+
+def test_only_report_writes_the_tables_of_what_is_there(stored: Path) -> None:
+    """By the command; without any result it says so."""
+    said = mdrelax("bench", "rmd17", "--only-report", "--results", stored)
+    assert said.code == 0, said.err
+    assert "study.md" in said.out
+    nothing = mdrelax("bench", "rmd17", "--only-report", "--results", stored / "empty")
+    assert nothing.code != 0
+    assert "No run of the study" in nothing.err
