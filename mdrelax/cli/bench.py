@@ -116,6 +116,9 @@ def rmd17(
     seeds: Annotated[str, typer.Option(help="Comma-separated seeds, each a run of every arm and molecule.")] = "0,1",
     override: Annotated[list[str] | None, typer.Option("-r", help="section.key=value for all runs.")] = None,
     jobs: Annotated[int, typer.Option(help="Runs side by side, one thread each; 0: one a core.")] = 0,
+    compile: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="torch.compile; default: where a C++ compiler is.")
+    ] = None,
     only_report: Annotated[bool, typer.Option(help="Train nothing: write the tables of the result files.")] = False,
 ) -> None:
     """Train on molecules of rMD17, standard against relaxed, an hour a run and more: tables beside published errors."""
@@ -129,7 +132,7 @@ def rmd17(
     if not only_report:
         runs = plan_study(
             base, molecules=molecules.split(","), arms=split_arms(arms), seeds=_numbers("--seeds", seeds), data=data,
-            overrides=override or [],
+            overrides=[f"training.compile={_has_compiler() if compile is None else compile}", *(override or [])],
         )  # fmt: skip
         typer.echo(f"{len(runs)} runs in {out}, their results in {place}")
         try:
