@@ -24,6 +24,7 @@ __all__ = [
     "TrainingConfig",
     "apply_overrides",
     "changed_keys",
+    "differing_keys",
     "explain",
     "load_config",
     "read_yaml",
@@ -260,6 +261,14 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for key in sorted({**before, **after})
         if before.get(key) != after.get(key)
     ]
+
+
+def differing_keys(documents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each resolved config its values ``section.key`` of the keys in which the configs differ; None: not set."""
+    flat = [dict(_flat(document)) for document in documents]
+    keys = [key for key in dict.fromkeys(key for each in flat for key in each)
+            if any(each.get(key) != flat[0].get(key) for each in flat)]  # fmt: skip
+    return [{key: each.get(key) for key in keys} for each in flat]
 
 
 def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,13 +4,14 @@ import datetime
 import os
 import platform
 import shlex
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["environment", "portable", "software_versions"]
+__all__ = ["command_line", "environment", "portable", "software_versions"]
 
 PACKAGES = ("mdrelax", "torch", "e3nn", "ase", "numpy", "torch-geometric", "vesin")  # those that decide numbers
 
@@ -32,6 +33,11 @@ def environment(*, device: str, seed: int) -> dict[str, Any]:
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "seed": seed,
     }
+
+
+def command_line() -> str:
+    """The `mdrelax` command that runs, as ``portable`` writes it."""
+    return portable(shlex.join(["mdrelax", *sys.argv[1:]]))
 
 
 def portable(command: str) -> str:

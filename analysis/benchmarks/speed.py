@@ -4,7 +4,6 @@ What is timed stands in ``contestants``, how in ``turns``; here the numbers beco
 fractions of what the machine could do, and the files that are kept.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,8 +18,8 @@ from mdrelax.analysis.benchmarks.speed_page import page
 from mdrelax.analysis.benchmarks.turns import Rules, run_cases
 from mdrelax.analysis.benchmarks.workers import Worker, start
 from mdrelax.analysis.drawing import NothingToDrawError, png
+from mdrelax.analysis.tables import write_table
 from mdrelax.checkpoint import write_atomically
-from mdrelax.provenance import environment
 
 __all__ = [
     "Speed",
@@ -30,7 +29,6 @@ __all__ = [
     "with_limits",
     "with_ratios",
     "write_speed",
-    "write_table",
 ]
 
 LIMITS = "limits"  # the name of the worker that times the machine itself
@@ -175,22 +173,6 @@ def write_speed(speed: Speed, folder: Path, *, command: str) -> list[Path]:
         return paths
     write_atomically(folder / "speed.png", picture)
     return [*paths, folder / "speed.png"]
-
-
-def write_table(
-    table: pd.DataFrame, folder: Path, *, command: str, work: str, name: str, more: dict[str, Any] | None = None
-) -> list[Path]:
-    """{name}.csv, and {name}.json with the machine, the versions and the command beside the rows."""
-    record = {
-        "command": command,
-        "work": work,
-        "environment": environment(device="cpu", seed=0),
-        **(more or {}),
-        "rows": json.loads(table.to_json(orient="records")),
-    }
-    write_atomically(folder / f"{name}.csv", table.to_csv(index=False).encode())
-    write_atomically(folder / f"{name}.json", json.dumps(record, indent=2).encode())
-    return [folder / f"{name}.csv", folder / f"{name}.json"]
 
 
 def memory_rules(most_GB: float | None = None) -> dict[str, float]:

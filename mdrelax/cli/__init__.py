@@ -14,7 +14,7 @@ from pathlib import Path
 
 import typer
 
-from mdrelax.cli import audit, bench, compare, configs, data, evaluate, models, simulate, train
+from mdrelax.cli import audit, bench, compare, configs, data, evaluate, models, runs, simulate, train
 
 __all__ = ["app", "main", "stop_when_terminated"]
 
@@ -37,6 +37,7 @@ app.command("project")(models.project)
 app.command("export")(models.export)
 app.command("predict")(models.predict)
 app.command("compare")(compare.compare)
+app.command("runs")(runs.runs)
 app.command("report")(train.report)
 app.command("info")(models.info)
 

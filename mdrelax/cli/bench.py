@@ -2,9 +2,7 @@
 
 import contextlib
 import json
-import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,9 +91,10 @@ def nbody_md(
     """Move particles with a trained force field and with the simulator, and compare."""
     from mdrelax.analysis.benchmarks.nbody_dynamics import write_comparison
     from mdrelax.calculator import MDRelaxCalculator
+    from mdrelax.provenance import command_line
 
     calculator = MDRelaxCalculator.from_file(model)
-    for line in write_comparison(calculator, system, out, n_starts=starts, duration=duration, command=_command()):
+    for line in write_comparison(calculator, system, out, n_starts=starts, duration=duration, command=command_line()):
         typer.echo(line)
 
 
@@ -126,6 +125,7 @@ def rmd17(
     from mdrelax.analysis.compare import split_arms
     from mdrelax.analysis.sidebyside import cores
     from mdrelax.cli.inputs import open_config
+    from mdrelax.provenance import command_line
 
     place = results or out / "results"
     base = open_config("rmd17-ethanol", []).model_dump(mode="json")
@@ -136,7 +136,7 @@ def rmd17(
         )  # fmt: skip
         typer.echo(f"{len(runs)} runs in {out}, their results in {place}")
         try:
-            run_study(runs, out, place, jobs=jobs or cores(), command=_command(), tell=typer.echo)
+            run_study(runs, out, place, jobs=jobs or cores(), command=command_line(), tell=typer.echo)
         except RuntimeError:  # some failed; what the others found is not lost
             with contextlib.suppress(ValueError):
                 write_study(place)
@@ -177,6 +177,7 @@ def speed(
     from mdrelax.analysis.benchmarks import contestants as who
     from mdrelax.analysis.benchmarks import speed as benchmark
     from mdrelax.analysis.benchmarks.turns import Rules
+    from mdrelax.provenance import command_line
 
     settings = who.thread_settings(threads)
     chosen = who.contestants(contestants.split(","), peers=peers, venvs=venvs, compiled=compile, settings=settings)
@@ -188,7 +189,7 @@ def speed(
     rules = Rules(repeats=repeats, seconds=seconds, dtype=_dtype(dtype), **benchmark.memory_rules(memory))
 
     def write(result: benchmark.Speed) -> list[Path]:
-        return benchmark.write_speed(result, out, command=_command())
+        return benchmark.write_speed(result, out, command=command_line())
 
     result = benchmark.measure(
         what, chosen, rules=rules, settings=settings, longest=longest, tell=typer.echo, keep=write
@@ -208,11 +209,12 @@ def operators(
 ) -> None:
     """Say which torch operations a step spends its time on: the plain e3nn form and the fast one."""
     from mdrelax.analysis.benchmarks.operators import operator_table
-    from mdrelax.analysis.benchmarks.speed import write_table
+    from mdrelax.analysis.tables import write_table
+    from mdrelax.provenance import command_line
 
     table = operator_table(contestants.split(","), _case(case))
     typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
-    for path in write_table(table, out, command=_command(), work=f"{case} of `bench speed`", name="operators"):
+    for path in write_table(table, out, command=command_line(), work=f"{case} of `bench speed`", name="operators"):
         typer.echo(path)
 
 
@@ -224,14 +226,15 @@ def backbones(
 ) -> None:
     """Time training and MD steps of every potential on ethanol, standard and relaxed."""
     from mdrelax.analysis.benchmarks.backbones import backbone_times
-    from mdrelax.analysis.benchmarks.speed import write_table
+    from mdrelax.analysis.tables import write_table
+    from mdrelax.provenance import command_line
 
     table = backbone_times(batch_size=batch_size, repeats=repeats, tell=typer.echo)
     typer.echo(table.round(2).to_string())
     work = (
         f"energies and forces of {batch_size} ethanol molecules, squared errors, backward, Adam; or one MD step of one"
     )
-    for path in write_table(table.reset_index(), out, command=_command(), work=work, name="backbones"):
+    for path in write_table(table.reset_index(), out, command=command_line(), work=work, name="backbones"):
         typer.echo(path)
 
 
@@ -254,17 +257,12 @@ def _dtype(name: str) -> str:
     return name
 
 
-def _command() -> str:
-    from mdrelax.provenance import portable
-
-    return portable(shlex.join(["mdrelax", *sys.argv[1:]]))
-
-
 def _write_study(folder: Path) -> None:
     """Tables and figures of the finished runs in a folder; says the summary and the files."""
     from mdrelax.analysis.benchmarks.nbody_study import write_study
+    from mdrelax.provenance import command_line
 
-    _tell_study(folder, write_study(folder, command=_command()))
+    _tell_study(folder, write_study(folder, command=command_line()))
 
 
 def _tell_study(folder: Path, paths: "Sequence[Path]") -> None:

@@ -1,7 +1,5 @@
 """`mdrelax compare`: paired runs of several arms, and one report about them."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,11 +63,12 @@ def _write(folder: Path, runs: "list[PairedRun]") -> None:
     """Tables and report of what has finished; says the verdict and the files."""
     from mdrelax.analysis.compare import read_results, write_tables
     from mdrelax.analysis.compare_report import verdict, write_report
+    from mdrelax.provenance import command_line
 
     if all(read_results(folder / run.name) is None for run in runs):
         typer.echo("No run has finished yet; the same command goes on.")
         return
-    command = shlex.join(["mdrelax", *sys.argv[1:]])
+    command = command_line()
     table, summary = write_tables(folder, runs, command=command)
     path = write_report(folder, runs, table, summary, gaps=_gaps(folder, runs), command=command)
     shown = summary[["arm", "seeds", "test_forces", "test_forces_std", "test_energy", "test_energy_std", "cpu_minutes"]]

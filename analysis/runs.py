@@ -1,0 +1,79 @@
+"""Runs: a table of training runs with the settings in which they differ, for searches.
+
+Errors are those on validation frames: what chooses between settings never sees the test set.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mdrelax.config import differing_keys, read_yaml
+
+__all__ = ["find_runs", "table_of_runs"]
+
+ERRORS = {  # column: that of metrics.csv
+    "train_forces": "train_forces_mae_meV_per_A",
+    "validation_forces": "val_forces_mae_meV_per_A",
+    "validation_energy": "val_energy_mae_meV",
+}
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """The run folders (with config.yaml and metrics.csv) that are given, or that lie in what is given, at any depth.
+
+    Raises ``ValueError`` where a folder holds none.
+    """
+    found: dict[Path, None] = {}
+    for folder in folders:
+        own = sorted(path.parent for path in folder.rglob("metrics.csv") if (path.parent / "config.yaml").is_file())
+        if not own:
+            raise ValueError(f"There is no run in `{folder}`: no folder in it has config.yaml and metrics.csv.")
+        found |= dict.fromkeys(own)
+    return list(found)
+
+
+def table_of_runs(places: Sequence[Path]) -> pd.DataFrame:
+    """A row a run, best first: its name, the config's keys in which the runs differ, its last validation, its cost.
+
+    Forces in meV/A, energies in meV, mean absolute errors. A run that is not finished has fewer ``steps_done``; its
+    ``cpu_minutes`` are not known.
+    """
+    configs = [read_yaml(place / "config.yaml") for place in places]
+    names = _names(places)
+    rows = [
+        {"run": name, **settings, **_reached(place)}
+        for name, settings, place in zip(names, differing_keys(configs), places, strict=True)
+    ]
+    return pd.DataFrame(rows).sort_values("validation_forces", kind="stable", ignore_index=True)
+
+
+def _names(places: Sequence[Path]) -> list[str]:
+    """Paths without what all of them share."""
+    parts = [place.resolve().parts for place in places]
+    shared = 0
+    while all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
+        shared += 1
+    return ["/".join(part[shared:]) for part in parts]
+
+
+def _reached(place: Path) -> dict[str, Any]:
+    metrics = pd.read_csv(place / "metrics.csv")
+    last = metrics.iloc[-1]
+    results = place / "results.json"
+    cost = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+    return {
+        "steps_done": int(last["step"]),
+        **{name: float(last.get(column, math.nan)) for name, column in ERRORS.items()},
+        "cpu_minutes": cost.get("cpu_seconds", math.nan) / 60,
+        "date": dict(_date(place)).get("date", ""),
+    }
+
+
+def _date(place: Path) -> Iterator[tuple[str, str]]:
+    path = place / "env.json"
+    if path.is_file():
+        yield "date", json.loads(path.read_text(encoding="utf-8")).get("date", "")
