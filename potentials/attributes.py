@@ -25,7 +25,7 @@ from mdrelax.potentials.edges import Edges
 from mdrelax.potentials.radial import uniform
 from mdrelax.potentials.steerable import Constant, Features, Gate, distinct
 
-__all__ = ["Attribute", "AttributeBasis", "GatedProduct", "SteerableProduct", "product_paths"]
+__all__ = ["Attribute", "AttributeBasis", "Ends", "GatedProduct", "SteerableProduct", "product_paths"]
 
 INTEGRAL = 1 / math.sqrt(4 * math.pi)  # e3nn's 'integral' harmonics are the 'component' ones times this
 
@@ -37,6 +37,13 @@ class Attribute(NamedTuple):
 
     degrees: tuple[Tensor, ...]  # a_1 .. a_L, each (M, 2l+1, 1)
     matrices: dict[Triple, Tensor]  # (M, D_o, D_i) for the paths that are none of scale, outer and inner
+
+
+class Ends(NamedTuple):
+    """What nodes give to a product on their edges, one (N, D, C) per input irrep."""
+
+    received: Features  # by the edges that end at the node
+    sent: Features  # by those that begin there
 
 
 class AttributeBasis(nn.Module):
@@ -152,21 +159,33 @@ class SteerableProduct(nn.Module):
                 self._add(out, k, _couple(path, attribute, x[path.source]) @ self._weight(k))
         return tuple(out)  # type: ignore[arg-type]
 
-    def on_pairs(self, x: Features, invariants: Tensor, edges: Edges, attribute: Attribute) -> Features:
+    def at_ends(self, x: Features) -> Ends:
+        """What nodes give to the product on their edges (``on_pairs``), as targets and as sources.
+
+        ``x`` are node features (N, D, C) with half the channels of ``irreps_in``, of which the scalars have those of
+        the invariants beside them. Mixing happens here, at the nodes.
+        """
+        received, sent = [], []
+        for i, block in enumerate(x):
+            weight, _ = self._joined(self._from(i))
+            channels = block.shape[2]
+            received.append(block @ weight[:channels])
+            sent.append(block @ weight[channels : 2 * channels])
+        return Ends(tuple(received), tuple(sent))
+
+    def on_pairs(self, ends: Ends, invariants: Tensor, edges: Edges, attribute: Attribute) -> Features:
         """The same product for edges, whose input is (x_i, x_j, invariants) side by side: (E, D, C) per output.
 
-        ``x`` are node features with half the channels of ``irreps_in``, of which the scalars have those of the
-        ``invariants`` (E, K) beside them. Mixing happens at the nodes.
+        ``ends`` are ``at_ends(x)``; the invariants (E, K) are scalars.
         """
         out = self._start()
-        for i, block in enumerate(x):
-            indices = [k for k, p in enumerate(self.paths) if p.source == i]
-            weight, sizes = self._joined(indices)
-            channels, others = block.shape[2], weight.shape[0] - 2 * block.shape[2]
-            of_target, of_source, of_edge = weight.split([channels, channels, others])
-            mixed = edges.sum_of_ends(block @ of_target, block @ of_source)
-            if others:
+        for i, (received, sent) in enumerate(zip(*ends, strict=True)):
+            indices = self._from(i)
+            mixed = edges.sum_of_ends(received, sent)
+            if self.irreps_in[i].ir.is_scalar():
+                of_edge = torch.cat([self._weight(k)[-invariants.shape[1] :] for k in indices], dim=1)
                 mixed = mixed + (invariants @ of_edge).unsqueeze(1)
+            sizes = [self.weights[k].shape[1] for k in indices]
             for k, part in zip(indices, mixed.split(sizes, dim=2), strict=True):
                 self._add(out, k, _couple(self.paths[k], attribute, part))
         return tuple(out)  # type: ignore[arg-type]
@@ -177,6 +196,10 @@ class SteerableProduct(nn.Module):
         for path, weight in zip(self.paths, self.weights, strict=True):
             if path.degree == 0:
                 weight += blocks[path.output, path.source].T / self.scalar
+
+    def _from(self, i: int) -> list[int]:
+        """The paths from one input."""
+        return [k for k, path in enumerate(self.paths) if path.source == i]
 
     def _start(self) -> list[Tensor | None]:
         out: list[Tensor | None] = [None] * len(self.irreps_out)
@@ -222,6 +245,6 @@ class GatedProduct(nn.Module):
         """Features of ``irreps_in`` to features of ``irreps_out``."""
         return self.gate(self.product(x, attribute))
 
-    def on_pairs(self, x: Features, invariants: Tensor, edges: Edges, attribute: Attribute) -> Features:
-        """The same for the two ends of edges, see ``SteerableProduct.on_pairs``."""
-        return self.gate(self.product.on_pairs(x, invariants, edges, attribute))
+    def on_pairs(self, ends: Ends, invariants: Tensor, edges: Edges, attribute: Attribute) -> Features:
+        """The same for the two ends of edges, ``product.at_ends(x)``; see ``SteerableProduct.on_pairs``."""
+        return self.gate(self.product.on_pairs(ends, invariants, edges, attribute))

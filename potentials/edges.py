@@ -4,10 +4,8 @@ Small molecules of one size are fully connected: every atom has the same number 
 become sums over a dense axis. Otherwise they are indexed sums over edges sorted by target.
 """
 
-import itertools
-import math
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,39 +59,6 @@ def make_edges(edge_index: Tensor, n_atoms: int, envelope: Tensor) -> Edges:
     """The edges of one evaluation: ``edge_index`` (2, E), envelope (E,)."""
     source, target = edge_index
     return Edges(source, target, _common_degree(edge_index, n_atoms), n_atoms, envelope.unsqueeze(1))
-
-
-class Piece(NamedTuple):
-    """The edges into a run of atoms."""
-
-    n_atoms: int
-    edge_index: Tensor  # (2, e): source among all atoms, target among those of the piece
-    vectors: Tensor  # (e, 3)
-
-
-def split_edges(edge_index: Tensor, edge_vectors: Tensor, n_atoms: int | torch.SymInt, at_most: int) -> list[Piece]:
-    """Pieces of nearly equal size, with few more than ``at_most`` edges each (an atom's edges stay together).
-
-    One piece where there are no more, where edges are not sorted by target, and while sizes are symbols.
-    """
-    whole = [Piece(cast(int, n_atoms), edge_index, edge_vectors)]
-    if isinstance(n_atoms, torch.SymInt) or edge_index.shape[1] <= at_most:
-        return whole
-    target = edge_index[1]
-    if not bool((target[1:] >= target[:-1]).all()):
-        return whole
-    ends = torch.bincount(target, minlength=n_atoms).cumsum(0)  # of each atom's edges
-    n_pieces = math.ceil(len(target) / at_most)
-    goals = torch.arange(1, n_pieces, device=target.device) * len(target) // n_pieces
-    cuts = sorted({0, n_atoms, *(torch.searchsorted(ends, goals) + 1).tolist()})  # atoms that begin a piece
-    sizes = ends[torch.tensor(cuts[1:], device=ends.device) - 1].diff(prepend=ends.new_zeros(1)).tolist()
-    return [
-        Piece(last - first, torch.stack([sources, targets - first]), vectors)
-        for (first, last), sources, targets, vectors in zip(
-            itertools.pairwise(cuts), edge_index[0].split(sizes), target.split(sizes), edge_vectors.split(sizes),
-            strict=True,
-        )
-    ]  # fmt: skip
 
 
 def fully_connected(n_graphs: int, n_atoms: int, like: Tensor) -> Edges:

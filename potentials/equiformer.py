@@ -20,26 +20,25 @@ Differs from the published network in
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from e3nn import o3
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from mdrelax.potentials.arguments import check_numbers
 from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
-from mdrelax.potentials.edges import Edges, Piece, make_edges, split_edges
+from mdrelax.potentials.edges import Edges, make_edges
 from mdrelax.potentials.equiformer_layers import Block, BlockSizes, Gather
+from mdrelax.potentials.pieces import Piece, gather_in_pieces, split_edges
 from mdrelax.potentials.radial import BesselBasis, ExpNormalBasis, RadialNetworks, polynomial_envelope
 from mdrelax.potentials.steerable import SILU_SCALE, Features, LayerNorm, Linear, SphericalHarmonics
 
 __all__ = ["Equiformer"]
 
-EDGES_AT_ONCE = 16_384  # more are evaluated piece by piece, so that memory grows with atoms only
 RADIAL_BASES = {"bessel": BesselBasis, "expnormal": ExpNormalBasis}
 
 
@@ -107,7 +106,7 @@ class Equiformer(nn.Module):
 
     def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
         """Energies (N,) of the atoms; see ``forcefield.Potential``."""
-        pieces = split_edges(edge_index, edge_vectors, species.shape[0], EDGES_AT_ONCE)
+        pieces = split_edges(edge_index, edge_vectors, species.shape[0])
         view = Whole(self, pieces[0]) if len(pieces) == 1 else InPieces(self, pieces)
         x = self._embed(species, view.degree())
         for block, gather in zip(self.blocks, view.gathers(), strict=True):
@@ -182,35 +181,21 @@ class InPieces:
 
     def degree(self) -> Features:
         """The degree embedding of all atoms."""
-        return _join([_forget(lambda p=piece: self.network.degree_of(self.network.look(p))) for piece in self.pieces])
+        return gather_in_pieces(lambda piece, _: self.network.degree_of(self.network.look(piece)), self.pieces)
 
     def gathers(self) -> list[Gather]:
         """``Attention.gather`` of each block."""
         return [partial(self._gather, number) for number in range(len(self.network.blocks))]
 
     def _gather(self, number: int, sent: Features, received: Features, n_out: int) -> Features:
-        atoms = [piece.n_atoms for piece in self.pieces]
-        at_targets = zip(*(each.split(atoms) for each in received), strict=True)
-        return _join([
-            _forget(self._gather_piece, number, piece, sent, targets, n_out)
-            for piece, targets in zip(self.pieces, at_targets, strict=True)
-        ])  # fmt: skip
-
-    def _gather_piece(self, number: int, piece: Piece, sent: Features, received: Features, n_out: int) -> Features:
-        around = self.network.look(piece)
-        (weights,) = self.network.radial(around.basis, number)
         attention = cast(Block, self.network.blocks[number]).attention
-        return attention.gather(sent, received, n_out, self.network.edges_of(around), weights)
 
+        def of_piece(piece: Piece, targets: Features) -> Features:
+            around = self.network.look(piece)
+            (weights,) = self.network.radial(around.basis, number)
+            return attention.gather(sent, targets, n_out, self.network.edges_of(around), weights)
 
-def _forget(function: Callable[..., Features], *arguments: Any) -> Features:
-    """The function's values; what it kept for the backward pass is made again when that comes."""
-    return cast(Features, checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False))
-
-
-def _join(parts: Sequence[Features]) -> Features:
-    """Features of consecutive atoms as one."""
-    return tuple(torch.cat(each) for each in zip(*parts, strict=True))
+        return gather_in_pieces(of_piece, self.pieces, received)
 
 
 def _check_names(irreps: o3.Irreps, n_heads: int, radial_basis: str) -> None:

@@ -18,15 +18,18 @@ It differs from the published network in
 """
 
 import math
-from typing import Literal
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, NamedTuple, cast
 
 import torch
 from e3nn import o3
 from torch import Tensor, nn
 
 from mdrelax.potentials.arguments import check_numbers
-from mdrelax.potentials.attributes import INTEGRAL, Attribute, AttributeBasis, GatedProduct, SteerableProduct
+from mdrelax.potentials.attributes import INTEGRAL, Attribute, AttributeBasis, Ends, GatedProduct, SteerableProduct
 from mdrelax.potentials.edges import Edges, fully_connected, make_edges
+from mdrelax.potentials.pieces import Piece, gather_in_pieces, split_edges
 from mdrelax.potentials.radial import BesselBasis, polynomial_envelope
 from mdrelax.potentials.steerable import Features, LayerNorm, SphericalHarmonics
 
@@ -40,6 +43,17 @@ SMALLEST_SPEED = 1e-12  # a particle at rest has no direction
 def natural_irreps(channels: int, lmax: int) -> o3.Irreps:
     """The weight-balanced irreps: as many channels of every degree, natural parities; 32x0e+32x1o+..."""
     return o3.Irreps([(channels, (degree, (-1) ** degree)) for degree in range(lmax + 1)])
+
+
+class Surroundings(NamedTuple):
+    """What all layers see of edges."""
+
+    edges: Edges
+    attribute: Attribute
+    invariants: Tensor  # (E, K)
+
+
+Gather = Callable[[Ends], Features]  # ``Layer.gather`` for all edges
 
 
 class Layer(nn.Module):
@@ -56,19 +70,22 @@ class Layer(nn.Module):
         self.update_2 = SteerableProduct(irreps, irreps, lmax)
         self.norm = LayerNorm(irreps) if norm == "layer" else None
 
-    def forward(
-        self, x: Features, edges: Edges, of_edge: Attribute, of_node: Attribute, invariants: Tensor
-    ) -> Features:
-        """Node features (N, D, C) of one depth to those of the next; invariants are (E, K)."""
+    def forward(self, x: Features, gather: Gather, of_node: Attribute) -> Features:
+        """Node features (N, D, C) of one depth to those of the next.
+
+        ``gather`` is this layer's own ``gather`` for all edges, at once or piece by piece.
+        """
         normed = x if self.norm is None else self.norm(x)
-        messages = self.message_2(self.message_1.on_pairs(normed, invariants, edges, of_edge), of_edge)
-        summed = [edges.sum_at_target(m * self._weight(edges)) for m in messages]
+        summed = gather(self.message_1.product.at_ends(normed))
         joined = tuple(torch.cat([a, b], dim=2) for a, b in zip(normed, summed, strict=True))
         update = self.update_2(self.update_1(joined, of_node), of_node)
         return tuple(a + b for a, b in zip(x, update, strict=True))
 
-    def _weight(self, edges: Edges) -> Tensor:
-        return (self.sum_scale * edges.envelope).unsqueeze(2)
+    def gather(self, ends: Ends, around: Surroundings) -> Features:
+        """The messages' sums (N, D, C) at the edges' targets."""
+        messages = self.message_1.on_pairs(ends, around.invariants, around.edges, around.attribute)
+        weight = (self.sum_scale * around.edges.envelope).unsqueeze(2)
+        return tuple(around.edges.sum_at_target(m * weight) for m in self.message_2(messages, around.attribute))
 
 
 class SEGNN(nn.Module):
@@ -102,13 +119,21 @@ class SEGNN(nn.Module):
         self.hidden = GatedProduct(hidden, hidden, lmax_attribute)
         self.output = SteerableProduct(hidden, irreps_out, lmax_attribute)
 
-    def forward(self, x: Features, edges: Edges, of_edge: Tensor, of_node: Tensor, invariants: Tensor) -> Features:
-        """``of_edge`` (E, S) and ``of_node`` (N, S) are 'integral' harmonics, whose first column is not looked at."""
-        edge, node = self.basis(of_edge), self.basis(of_node)
+    def forward(self, x: Features, of_node: Tensor, gathers: Sequence[Gather]) -> Features:
+        """``of_node`` (N, S) are 'integral' harmonics, whose first column is not looked at; a gather for each layer."""
+        node = self.basis(of_node)
         x = self.embedding(x, node)
-        for layer in self.layers:
-            x = layer(x, edges, edge, node, invariants)
+        for layer, gather in zip(self.layers, gathers, strict=True):
+            x = layer(x, gather, node)
         return self.output(self.hidden(x if self.norm is None else self.norm(x), node), node)
+
+    def look(self, edges: Edges, of_edge: Tensor, invariants: Tensor) -> Surroundings:
+        """What layers see of edges with 'integral' harmonics (E, S) and invariants (E, K)."""
+        return Surroundings(edges, self.basis(of_edge), invariants)
+
+    def gathers(self, around: Surroundings) -> list[Gather]:
+        """The gather of each layer for all edges at once."""
+        return [partial(cast(Layer, layer).gather, around=around) for layer in self.layers]
 
 
 class NBodySEGNN(nn.Module):
@@ -142,7 +167,8 @@ class NBodySEGNN(nn.Module):
         invariants = torch.cat([distances, (edges.at_source(q) * edges.at_target(q)).unsqueeze(1)], dim=1)
         centred = (positions - positions.mean(1, keepdim=True)).flatten(0, 1)
         inputs = (speeds.unsqueeze(2), torch.stack([centred, v], dim=2))
-        (displacement,) = self.segnn(inputs, edges, of_edge, of_node, invariants)
+        around = self.segnn.look(edges, of_edge, invariants)
+        (displacement,) = self.segnn(inputs, of_node, self.segnn.gathers(around))
         return displacement.view(n_systems, n_particles, 3)
 
 
@@ -184,13 +210,32 @@ class SEGNNPotential(nn.Module):
 
     def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
         """Energies (N,) of the atoms; see ``forcefield.Potential``."""
-        lengths = edge_vectors.norm(dim=1)
-        edges = make_edges(edge_index, species.shape[0], polynomial_envelope(lengths / self.cutoff))
-        of_edge = INTEGRAL * self.harmonics(edge_vectors / lengths.unsqueeze(1))
-        of_node = edges.sum_at_target(of_edge * (edges.envelope / math.sqrt(self.average_neighbors)))
-        one_hot = nn.functional.one_hot(species, self.n_species).to(of_edge).unsqueeze(1)
-        (energies,) = self.segnn((one_hot,), edges, of_edge, of_node, self.radial_basis(lengths))
+        pieces = split_edges(edge_index, edge_vectors, species.shape[0])
+        one_hot = nn.functional.one_hot(species, self.n_species).to(edge_vectors).unsqueeze(1)
+        if len(pieces) == 1:
+            around, of_node = self._look(pieces[0])
+            gathers = self.segnn.gathers(around)
+        else:
+            (of_node,) = gather_in_pieces(lambda piece, _: self._look(piece)[1:], pieces)
+            gathers = [partial(self._gather_in_pieces, pieces, cast(Layer, layer)) for layer in self.segnn.layers]
+        (energies,) = self.segnn((one_hot,), of_node, gathers)
         return energies.flatten()
+
+    def _look(self, piece: Piece) -> tuple[Surroundings, Tensor]:
+        """What layers see of the edges of a piece, and the attribute (n, S) of its atoms."""
+        lengths = piece.vectors.norm(dim=1)
+        edges = make_edges(piece.edge_index, piece.n_atoms, polynomial_envelope(lengths / self.cutoff))
+        of_edge = INTEGRAL * self.harmonics(piece.vectors / lengths.unsqueeze(1))
+        of_node = edges.sum_at_target(of_edge * (edges.envelope / math.sqrt(self.average_neighbors)))
+        return self.segnn.look(edges, of_edge, self.radial_basis(lengths)), of_node
+
+    def _gather_in_pieces(self, pieces: Sequence[Piece], layer: Layer, ends: Ends) -> Features:
+        """What concerns edges is made anew in each layer, and again in the backward pass."""
+
+        def of_piece(piece: Piece, received: Features) -> Features:
+            return layer.gather(Ends(received, ends.sent), self._look(piece)[0])
+
+        return gather_in_pieces(of_piece, pieces, ends.received)
 
 
 def _check(*, channels: int, n_layers: int, lmax: int, lmax_attribute: int, norm: str) -> None:

@@ -1,18 +1,21 @@
 """Large systems are evaluated piece by piece: the same numbers, with less memory. Everything is float64."""
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mdrelax.forcefield import ForceField
-from mdrelax.potentials import equiformer
-from mdrelax.potentials.edges import split_edges
+from mdrelax.potentials import pieces
+from mdrelax.potentials.pieces import split_edges
+from mdrelax.potentials.segnn import SEGNNPotential
 from molecules import ELEMENTS, batch_of, crystal, ethanol, normal, rattled, tiny_equiformer, water
 
 SAME = 1e-12  # rounding of sums in another order; they agree to some 1e-15
 
 
-def results(network: equiformer.Equiformer) -> list[Tensor]:
+def results(network: nn.Module) -> list[Tensor]:
     """Energies, forces, stress, and the gradient of a loss of forces by all parameters."""
     graph = batch_of(crystal(), *rattled(ethanol(), 2, seed=0), water())
     prediction = ForceField(network, elements=ELEMENTS)(graph, stress=True, create_graph=True)
@@ -23,13 +26,27 @@ def results(network: equiformer.Equiformer) -> list[Tensor]:
     return [prediction.energies, prediction.forces, prediction.stress, together]
 
 
-@pytest.mark.parametrize("nonlinear", [True, False])
-def test_pieces_give_the_numbers_of_the_whole(monkeypatch, nonlinear):
+NETWORKS = {
+    "equiformer": tiny_equiformer,
+    "equiformer with linear messages": lambda: tiny_equiformer(nonlinear_messages=False),
+    "segnn": lambda: tiny_segnn(),
+    "segnn with norms": lambda: tiny_segnn(norm="layer"),
+}
+
+
+def tiny_segnn(**arguments: Any) -> SEGNNPotential:
+    """Two layers with seeded weights in float64."""
+    torch.manual_seed(0)
+    return SEGNNPotential(len(ELEMENTS), channels=4, n_layers=2, cutoff=4.0, **arguments).double()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_pieces_give_the_numbers_of_the_whole(monkeypatch, name):
     """Energies, forces, stress and the double backward pass, in pieces of some 50 of 346 edges and atom by atom."""
-    network = tiny_equiformer(nonlinear_messages=nonlinear)
+    network = NETWORKS[name]()
     whole = results(network)
     for at_once in (50, 1):
-        monkeypatch.setattr(equiformer, "EDGES_AT_ONCE", at_once)
+        monkeypatch.setattr(pieces, "EDGES_AT_ONCE", at_once)
         for ours, theirs in zip(results(network), whole, strict=True):
             assert (ours - theirs).abs().max() < SAME * theirs.abs().max()
 
@@ -38,18 +55,18 @@ def test_pieces_hold_every_edge_once_and_whole_atoms():
     """Their atoms follow one another, their edges and vectors are those of the whole, none is much too large."""
     target = torch.tensor([0, 0, 0, 2, 2, 3, 3, 3, 3, 5])  # atoms 1 and 4 have no edges, nor has 6
     index, vectors = torch.stack([torch.arange(10) % 7, target]), normal(10, 3, seed=0)
-    pieces = split_edges(index, vectors, 7, at_most=4)
-    assert len(pieces) == 3
-    assert sum(piece.n_atoms for piece in pieces) == 7
-    assert max(piece.edge_index.shape[1] for piece in pieces) <= 4 + 3  # at most, and all but one edge of an atom
+    found = split_edges(index, vectors, 7, at_most=4)
+    assert len(found) == 3
+    assert sum(piece.n_atoms for piece in found) == 7
+    assert max(piece.edge_index.shape[1] for piece in found) <= 4 + 3  # at most, and all but one edge of an atom
     first, again = 0, []
-    for piece in pieces:
+    for piece in found:
         assert piece.edge_index[1].min() >= 0
         assert piece.edge_index[1].max() < piece.n_atoms
         again.append(piece.edge_index + torch.tensor([[0], [first]]))
         first += piece.n_atoms
     assert torch.equal(torch.cat(again, dim=1), index)
-    assert torch.equal(torch.cat([piece.vectors for piece in pieces]), vectors)
+    assert torch.equal(torch.cat([piece.vectors for piece in found]), vectors)
 
 
 @pytest.mark.parametrize("target", [[0, 0, 1, 1], [1, 0, 1, 0]])
@@ -60,12 +77,13 @@ def test_few_or_unsorted_edges_stay_together(target):
     assert torch.equal(piece.edge_index, index)
 
 
-def test_pieces_need_less_memory(monkeypatch):
+@pytest.mark.parametrize("name", ["equiformer", "segnn"])
+def test_pieces_need_less_memory(monkeypatch, name):
     """What the backward pass keeps, counted: an eighth of the edges at once need less than half."""
-    network, graph = tiny_equiformer(), batch_of(*rattled(ethanol(), 16, seed=0))
+    network, graph = NETWORKS[name](), batch_of(*rattled(ethanol(), 16, seed=0))
     kept = []
     for at_once in (10**6, len(graph.edge_index[1]) // 8):
-        monkeypatch.setattr(equiformer, "EDGES_AT_ONCE", at_once)
+        monkeypatch.setattr(pieces, "EDGES_AT_ONCE", at_once)
         sizes: dict[int, int] = {}
 
         def count(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
