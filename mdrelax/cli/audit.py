@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mdrelax.cli.structures import read_structures
+from mdrelax.cli.structures import read_structures, spread
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -164,7 +164,7 @@ def _graph(force_field: "ForceField", data: str | None, number: int, seed: int) 
     from mdrelax.neighbors import build_graph
 
     elements, cutoff = force_field.elements, force_field.cutoff
-    chosen = _made_for(elements, number, seed) if data is None else _spread(_read(data), number)
+    chosen = _made_for(elements, number, seed) if data is None else spread(_read(data), number)
     return collate([build_graph(a.positions, a.numbers, a.cell.array, a.pbc, cutoff=cutoff) for a in chosen])
 
 
@@ -177,21 +177,13 @@ def _read(data: str) -> "list[Atoms]":
     return [to_atoms(frame) for frame in load(data)]
 
 
-def _spread(frames: "list[Atoms]", number: int) -> "list[Atoms]":
-    """So many of the structures, the first and the last among them."""
-    import numpy as np
-
-    chosen = np.unique(np.linspace(0, len(frames) - 1, min(number, len(frames))).round().astype(int))
-    return [frames[k] for k in chosen]
-
-
 def _made_for(elements: tuple[int, ...], number: int, seed: int) -> "list[Atoms]":
     """Structures that a model knows: the embedded ethanol, else shaken crystals of one element, else clusters."""
     from ase.data import chemical_symbols
 
     if {1, 6, 8} <= set(elements):
         typer.echo("No data were named: measured on the embedded sample:ethanol.")
-        return _spread(_read("sample:ethanol"), number)
+        return spread(_read("sample:ethanol"), number)
     names = ", ".join(chemical_symbols[z] for z in elements)
     crystals = _shaken_crystals(names, number, seed) if len(elements) == 1 else []
     what = "shaken crystals" if crystals else "random clusters"

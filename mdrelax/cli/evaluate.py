@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mdrelax.cli.structures import spread
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -28,6 +30,7 @@ def evaluate(
     nve: Annotated[float, typer.Option(help="ps of NVE dynamics from the first structure; 0: none.")] = 0.0,
     temperature: Annotated[float, typer.Option(help="K, of the dynamics.")] = 300.0,
     seed: Annotated[int, typer.Option(help="Seed of the dynamics' momenta and noise.")] = 0,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile first (minutes), then step faster.")] = False,
     format: Annotated[str | None, typer.Option(help="`extxyz` or `md17`, when the ending does not tell.")] = None,
 ) -> None:
     """Measure errors by element, kind of structure and percentile; run NVE and compare bonds and vibrations."""
@@ -37,17 +40,22 @@ def evaluate(
     from mdrelax.calculator import MDRelaxCalculator
     from mdrelax.config import ConfigError
     from mdrelax.loader import frames_from_data
+    from mdrelax.provenance import command_line, environment
 
     if frames is not None and frames < 1:
         raise ConfigError(f"`--frames` must be at least 1, got {frames}.")
-    calculator = MDRelaxCalculator.from_file(model)
-    structures = _spread(datasets.load(data, format=format), frames)
+    calculator = MDRelaxCalculator.from_file(model, compile=compile)
+    loaded = datasets.load(data, format=format)
+    structures = loaded if frames is None else spread(loaded, frames)
     batches = frames_from_data(structures, cutoff=calculator.force_field.cutoff)
     stress = any("stress" in frame for frame in structures)
     predictions = predictions_of(calculator.force_field, batches, stress=stress)
     folder = out or Path("runs") / f"eval-{model.stem}"
     folder.mkdir(parents=True, exist_ok=True)
-    summary: dict[str, Any] = {"model": model.name, "data": Path(data).name, "n_structures": len(structures)}
+    summary: dict[str, Any] = {
+        "command": command_line(), "environment": environment(device="cpu", seed=seed), "model": model.name,
+        "data": Path(data).name, "n_structures": len(structures),
+    }  # fmt: skip
     summary["errors"] = metrics.errors(predictions)
     _tables(folder, predictions, [frame.config_type for frame in structures])
     _worst(folder, predictions, structures, worst)
@@ -57,13 +65,6 @@ def evaluate(
         summary["md"] = _dynamics(folder, calculator, atoms, picoseconds=nve, temperature=temperature, seed=seed)
     _write(folder / "eval.json", json.dumps(summary, indent=2))
     typer.echo(f"Tables and pictures: {folder}")
-
-
-def _spread(structures: list[Any], number: int | None) -> list[Any]:
-    """So many of the structures, evenly spaced."""
-    if number is None or number >= len(structures):
-        return structures
-    return [structures[k * len(structures) // number] for k in range(number)]
 
 
 def _text(errors: dict[str, float], n: int) -> str:

@@ -18,6 +18,7 @@ from mdrelax import datasets, potentials
 from mdrelax.analysis.evaluation import predictions_of
 from mdrelax.checkpoint import write_atomically
 from mdrelax.cli.inputs import Parts, check_device, check_labels, load_parts, prepare_folder
+from mdrelax.cli.structures import spread
 from mdrelax.config import Config, ConfigError, load_config, read_yaml
 from mdrelax.forcefield import ForceField, fit_reference_energies
 from mdrelax.forcematching import ForceMatching, validation_errors
@@ -206,8 +207,7 @@ def _trainer(
 def _to_certify(frames: Frames) -> Any:
     """A few structures from all over the test set (or validation set)."""
     pool = frames.test or frames.validation
-    chosen = np.linspace(0, len(pool) - 1, min(CERTIFIED_STRUCTURES, len(pool))).round().astype(int)
-    return join([pool[k] for k in chosen]).graph
+    return join(spread(pool, CERTIFIED_STRUCTURES)).graph
 
 
 def _test_results(

@@ -1,10 +1,13 @@
-"""Structures that a user names: read by ASE, with one sentence for what cannot be read."""
+"""Structures that a user names: read by ASE, with one sentence for what cannot be read; a few out of many."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+Item = TypeVar("Item")
 
 
 def read_structures(path: Path) -> "list[Atoms]":
@@ -20,3 +23,10 @@ def read_structures(path: Path) -> "list[Atoms]":
     if not frames:
         raise ValueError(f"`{path}` holds no structures.")
     return [frame for frame in frames if isinstance(frame, Atoms)]
+
+
+def spread(items: Sequence[Item], number: int) -> list[Item]:
+    """So many of the items (all, where there are fewer), evenly spaced, the first and the last among them."""
+    count = min(number, len(items))
+    step = (len(items) - 1) / max(count - 1, 1)
+    return [items[round(k * step)] for k in range(count)]
