@@ -114,6 +114,9 @@ class OptimisationConfig(Section):
         "adamw", description="How a step is made, see `mdrelax.optim`; what a good rate is depends on it."
     )
     learning_rate: float = Field(5e-3, gt=0, description="Peak learning rate.")
+    vector_rate_fraction: float = Field(
+        0.2, gt=0, le=1, description="muon: the rate of what is no matrix, as a fraction of the matrices'."
+    )
     learning_rate_schedule: Literal["constant", "cosine", "plateau"] = Field("cosine", description="After warm-up.")
     warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
     final_learning_rate: float = Field(0.01, ge=0, le=1, description="Last rate of the cosine, a fraction of the peak.")

@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | adamw | Adam | decoupled, weights with two or more dimensions |
 | adam | Adam | classic: d p is added to the gradient of every parameter |
-| muon | matrices: Muon with momentum beta_1; the rest: AdamW at 0.2 eta | decoupled, matrices |
+| muon | matrices: Muon with momentum beta_1; the rest: AdamW at a fraction of eta | decoupled, matrices |
 | soap | matrices: Adam in the eigenbasis of Shampoo's preconditioner; the rest: AdamW | decoupled, matrices |
 | normalised | Adam's, each block divided by its norm (``mdrelax.blockwise``) | decoupled, matrices |
 
@@ -18,6 +18,7 @@ Learning rate at step s of n, with w warm-up steps, peak p and final fraction f:
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -41,9 +42,7 @@ __all__ = [
 LearningRateKind = Literal["constant", "cosine", "plateau"]
 
 
-# Muon moves the entries of a matrix of 16 to 64 channels by about eta / sqrt(channels), an eighth to a quarter of eta;
-# Adam moves an entry by eta.
-ADAMW_FRACTION = 0.2
+VECTOR_FRACTION = 0.2  # Muon moves the entries of a matrix of C channels by eta / sqrt(C), Adam moves an entry by eta
 
 
 class Optimizer(Protocol):
@@ -72,7 +71,7 @@ class MakeOptimizer(Protocol):
     def __call__(
         self, parameters: list[Tensor], *, lr: float, weight_decay: float, betas: tuple[float, float]
     ) -> Optimizer:
-        """An optimiser of the parameters."""
+        """An optimiser of the parameters; ``muon`` also takes a ``vector_fraction``."""
 
 
 def make_optimizer(
@@ -82,6 +81,7 @@ def make_optimizer(
     lr: float,
     weight_decay: float,
     betas: tuple[float, float],
+    vector_fraction: float = VECTOR_FRACTION,
     free_kind: str | None = None,
     free_fraction: float = 1.0,
 ) -> Optimizer:
@@ -89,20 +89,22 @@ def make_optimizer(
 
     Raises ``ValueError`` for a name not in ``OPTIMIZERS``, or where the library that makes it is not installed.
 
-    The free maps of a relaxed model move by ``free_kind``, or the same one, at ``free_fraction`` of the rate.
+    Muon's AdamW, for what is no matrix, has ``vector_fraction`` of the rate. The free maps of a relaxed model move by
+    ``free_kind``, or the same one, at ``free_fraction`` of the rate.
     """
     free_kind = free_kind or kind
     for name in (kind, free_kind):
         if name not in OPTIMIZERS:
             raise ValueError(f"Unknown optimizer `{name}`; {nearest_name(name, OPTIMIZERS)}")
+    make = {**OPTIMIZERS, "muon": partial(_muon, vector_fraction=vector_fraction)}
     settings: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "betas": betas}
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     free: list[Tensor] = [layer.weight for layer in relaxed_layers(model).values()]
     if (free_kind == kind and free_fraction == 1) or not free:
-        return OPTIMIZERS[kind](parameters, **settings)
+        return make[kind](parameters, **settings)
     known = {id(p) for p in free}
     trunk = [p for p in parameters if id(p) not in known]
-    parts = {"trunk": OPTIMIZERS[kind](trunk, **settings), "free": OPTIMIZERS[free_kind](free, **settings)}
+    parts = {"trunk": make[kind](trunk, **settings), "free": make[free_kind](free, **settings)}
     for group in parts["free"].param_groups:
         group["lr_fraction"] = free_fraction * group.get("lr_fraction", 1.0)
     return Parts(parts)
@@ -161,13 +163,16 @@ class Parts:
             part.load_state_dict(state[name])
 
 
-def _muon(parameters: list[Tensor], *, lr: float, weight_decay: float, betas: tuple[float, float]) -> Parts:
-    """Muon for matrices and AdamW, at a fixed fraction of its rate, for vectors; either may have nothing to do."""
+def _muon(
+    parameters: list[Tensor], *, lr: float, weight_decay: float, betas: tuple[float, float],
+    vector_fraction: float = VECTOR_FRACTION,
+) -> Parts:  # fmt: skip
+    """Muon for matrices and AdamW, at a fraction of its rate, for vectors; either may have nothing to do."""
     matrices, vectors = _split(parameters)
     parts: dict[str, Any] = {"muon": Muon(matrices, lr=lr, momentum=betas[0], weight_decay=weight_decay)}
     if vectors:
-        group = {"params": vectors, "lr_fraction": ADAMW_FRACTION}
-        parts["adamw"] = torch.optim.AdamW([group], lr=ADAMW_FRACTION * lr, betas=betas, weight_decay=0.0, fused=True)
+        group = {"params": vectors, "lr_fraction": vector_fraction}
+        parts["adamw"] = torch.optim.AdamW([group], lr=vector_fraction * lr, betas=betas, weight_decay=0.0, fused=True)
     return Parts(parts)
 
 

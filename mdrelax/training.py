@@ -126,7 +126,8 @@ class Trainer(Generic[Model]):
         )  # fmt: skip
         self.optimizer = make_optimizer(
             self.model, kind=training.optimizer, lr=training.learning_rate, weight_decay=training.weight_decay,
-            betas=training.betas, free_kind=relaxation.optimizer, free_fraction=relaxation.learning_rate_fraction,
+            betas=training.betas, vector_fraction=training.vector_rate_fraction, free_kind=relaxation.optimizer,
+            free_fraction=relaxation.learning_rate_fraction,
         )  # fmt: skip
         self.ema = Ema(self.model, decay=training.ema)
         self.relaxed = is_relaxed(self.model)

@@ -165,17 +165,20 @@ def _step(model: nn.Module, optimizer: Any, gradients: list[torch.Tensor]) -> No
     optimizer.step()
 
 
-def test_muon_hands_vectors_to_adamw_at_a_fraction_of_its_rate():
-    """The matrix moves by the rate in the spectral norm; in the first step AdamW moves every entry by 0.2 of it."""
+@pytest.mark.parametrize("fraction", [0.2, 0.05])
+def test_muon_hands_vectors_to_adamw_at_a_fraction_of_its_rate(fraction):
+    """The matrix moves by the rate in the spectral norm; in the first step AdamW moves every entry by its fraction."""
     model = Network()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = make_optimizer(model, kind="muon", lr=1.0, weight_decay=0.0, betas=(0.9, 0.99))
+    optimizer = make_optimizer(
+        model, kind="muon", lr=1.0, weight_decay=0.0, betas=(0.9, 0.99), vector_fraction=fraction
+    )
     set_rate(optimizer, 0.5)
     _step(model, optimizer, [torch.randn(p.shape) for p in model.parameters()])
     moved = {name: p.detach() - before[name] for name, p in model.named_parameters()}
     assert 0.3 < torch.linalg.matrix_norm(moved["linear.weight"], 2) < 0.65
     for name in ("linear.bias", "scale", "offset"):
-        torch.testing.assert_close(moved[name].abs(), torch.full_like(moved[name], 0.1), rtol=1e-4, atol=0)
+        torch.testing.assert_close(moved[name].abs(), torch.full_like(moved[name], 0.5 * fraction), rtol=1e-4, atol=0)
 
 
 def test_soap_without_its_library_names_the_remedy(monkeypatch):
