@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lennard_jones import assert_like_ase, cluster, crystal, lj_calculator, lj_force_field
 from mdrelax.calculator import MDRelaxCalculator
 from mdrelax.deploy import CompileError, compile_force_field, export_model, file_hash, load_compiled, package
-from mdrelax.deploy.parity import example_graphs, measure_parity, require_parity
+from mdrelax.deploy.parity import Parity, example_graphs, measure_parity, require_parity
 from mdrelax.forcefield import ForceField, UnknownElementError
 from mdrelax.graph import collate
 from mdrelax.modelfile import LoadedModel, ModelFileError, load_model
@@ -174,10 +174,21 @@ def test_a_compiled_model_with_other_numbers_is_refused() -> None:
     parity = measure_parity(other, model, example_graphs(model.elements, model.cutoff))
     assert 1e-6 < max(parity) < 1e-4
     assert require_parity(parity, torch.float32) == parity
-    with pytest.raises(CompileError, match="1e-10 is allowed in float64; it is refused"):
+    with pytest.raises(CompileError, match="1e-10 and 1e-10 are allowed in float64; it is refused"):
         require_parity(parity, torch.float64)
     with pytest.raises(CompileError):
         require_parity(parity._replace(gradient=math.nan), torch.float32)
+
+
+def test_a_compiled_model_may_differ_by_the_originals_own_rounding() -> None:
+    """Where float32 is 5e-4 from float64, 1.5e-4 between two forms of float32 says nothing; 1.1e-3 does."""
+    parity, rounding = Parity(5e-7, 1.5e-4), Parity(5e-7, 5e-4)
+    with pytest.raises(CompileError, match="1e-04 and 1e-04 are allowed"):
+        require_parity(parity, torch.float32)
+    assert require_parity(parity, torch.float32, rounding=rounding) == parity
+    for worse in (parity._replace(gradient=1.1e-3), parity._replace(energies=2e-4), Parity(math.nan, 0.0)):
+        with pytest.raises(CompileError, match="1e-04 and 1e-03 are allowed"):
+            require_parity(worse, torch.float32, rounding=rounding)
 
 
 def test_the_structures_of_the_check_leave_nothing_for_granted() -> None:

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from blueprint import ROOT
+from mdrelax.analysis.benchmarks import rmd17
 from mdrelax.analysis.benchmarks.nbody_page import page
+from mdrelax.analysis.benchmarks.rmd17_page import page as rmd17_page
 from mdrelax.analysis.benchmarks.speed_page import page as speed_page
 
 # | ... | force MAE | energy MAE | [file](path) |
@@ -83,6 +85,52 @@ def test_the_readme_says_what_the_full_nbody_study_found():
         assert row["mean"] == f"{1e3 * summary.test_mse:.2f}"
         assert row["std"] == f"{1e3 * summary.test_mse_std:.2f}"
         assert summary.seeds >= 3
+
+
+RMD17 = ROOT / "docs/results/rmd17"
+# | `run` | ... | validation force MAE |
+SEARCH_ROW = re.compile(r"^\|.*\| `(?P<run>[\w/-]+)` \| (?P<forces>[\d.]+) \|$", re.MULTILINE)
+# | ... | arm | force MAE +- spread | energy MAE +- spread | [study](path) |
+RMD17_ROW = re.compile(
+    r"^\| rMD17 (?P<molecule>\w+).*\| (?P<arm>[\w-]+) \| (?P<forces>[\d. +-]+) \| (?P<energy>[\d. +-]+) \| \[study\]",
+    re.MULTILINE,
+)
+
+
+def test_the_rmd17_page_repeats_the_stored_study():
+    """study.md is what the result files give, and its rows stand in docs/rmd17.md and in the README."""
+    summary = rmd17.summarize_study(rmd17.collect(rmd17.read_study(RMD17 / "study")))
+    text = rmd17_page(summary)
+    assert (RMD17 / "study/study.md").read_text() == text
+    rows = [row for row in rows_of(text) if row[3].isdigit()]
+    assert rows
+    assert set(rows) <= set(rows_of((ROOT / "docs/rmd17.md").read_text()))
+    shown = {row["molecule", "arm"]: row for row in RMD17_ROW.finditer((ROOT / "README.md").read_text())}
+    found = {(row[1], row[2]): row for row in rows}
+    assert shown.keys() == found.keys()
+    for key, row in shown.items():
+        assert (row["forces"], row["energy"]) == (found[key][6], found[key][8])
+
+
+@pytest.mark.parametrize("path", sorted((RMD17 / "study").glob("*-*-*.json")), ids=lambda path: path.stem)
+def test_rmd17_runs_tell_seed_versions_machine_date_and_command(path):
+    """Each network is exactly equivariant, was tested on the split's test frames, and names no path of a machine."""
+    run = json.loads(path.read_text())
+    assert {"seed", "date", "platform", "torch", "e3nn", "python"} <= run["environment"].keys()
+    assert run["certificate"]["passed"]
+    assert run["command"].startswith("mdrelax bench rmd17")
+    assert "/" not in run["config"]["data"]["source"]
+    assert run["config"]["data"]["test_source"] == f"rmd17_{run['molecule']}_test_01.npz"
+    assert path.stem == f"{run['molecule']}-{run['arm']}-{run['seed']}"
+
+
+def test_the_search_in_the_rmd17_page_is_the_stored_one():
+    """Every printed validation error is that of the run in runs.csv."""
+    runs = pd.read_csv(RMD17 / "search/runs.csv").set_index("run").validation_forces
+    rows = list(SEARCH_ROW.finditer((ROOT / "docs/rmd17.md").read_text()))
+    assert len(rows) >= 10
+    for row in rows:
+        assert row["forces"] == f"{runs[row['run']]:.2f}", row[0]
 
 
 SPEEDS = sorted((ROOT / "docs/results/speed").glob("*/speed.csv"))

@@ -63,8 +63,8 @@ def _compile(force_field: ForceField, package: Path, dtype: str | None) -> tuple
         reference_energies=original.reference_energies,
         scale=original.scale.item(),
     )
-    parity = require_parity(measure_parity(compiled, original, graphs), original.dtype)
-    return compiled, parity
+    rounding = measure_parity(original, _frozen(force_field, "float64"), graphs)
+    return compiled, require_parity(measure_parity(compiled, original, graphs), original.dtype, rounding=rounding)
 
 
 def _frozen(force_field: ForceField, dtype: str | None) -> ForceField:
