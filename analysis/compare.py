@@ -27,7 +27,7 @@ import yaml
 from mdrelax.analysis.sidebyside import run_side_by_side
 from mdrelax.analysis.statistics import half_interval
 from mdrelax.checkpoint import write_atomically
-from mdrelax.config import ConfigError, load_config
+from mdrelax.config import ConfigError, load_config, read_saved
 from mdrelax.provenance import portable
 from mdrelax.units import nearest_name
 
@@ -142,7 +142,7 @@ def _config_path(place: Path) -> Path:
 def _line(place: Path, config: Mapping[str, Any]) -> str | None:
     """What a finished run with this config found; None for one that is not finished, or was another."""
     results = read_results(place)
-    if results is None or yaml.safe_load((place / "config.yaml").read_text(encoding="utf-8")) != config:
+    if results is None or read_saved(place / "config.yaml") != config:
         return None
     row = _errors(results)
     return (

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from mdrelax.config import differing_keys, read_yaml
+from mdrelax.config import differing_keys, read_saved
 
 __all__ = ["find_runs", "table_of_runs"]
 
@@ -42,7 +42,7 @@ def table_of_runs(places: Sequence[Path]) -> pd.DataFrame:
     Forces in meV/A, energies in meV, mean absolute errors. A run that is not finished has fewer ``steps_done``; its
     ``cpu_minutes`` are not known.
     """
-    configs = [read_yaml(place / "config.yaml") for place in places]
+    configs = [read_saved(place / "config.yaml") for place in places]
     names = _names(places)
     rows = [
         {"run": name, **settings, **_reached(place)}

@@ -27,6 +27,7 @@ __all__ = [
     "differing_keys",
     "explain",
     "load_config",
+    "read_saved",
     "read_yaml",
 ]
 
@@ -198,6 +199,15 @@ def load_config(document: Mapping[str, Any], *, overrides: Sequence[str] = ()) -
         return Config.model_validate(apply_overrides(document, overrides))
     except ValidationError as error:
         raise explain(error, Config) from error
+
+
+def read_saved(path: Path) -> dict[str, Any]:
+    """The config that a run saved, with the defaults of keys newer than the run; as it stands if invalid now."""
+    document = read_yaml(path)
+    try:
+        return load_config(document).model_dump(mode="json")
+    except ConfigError:
+        return document
 
 
 def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

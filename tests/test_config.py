@@ -1,12 +1,13 @@
 """The config: what it accepts, what it fills in, and errors that name the key, the value and the remedy."""
 
+import copy
 import json
 
 import pytest
 import yaml
 
 from command_line import mdrelax
-from mdrelax.config import Config, ConfigError, changed_keys, load_config, read_yaml
+from mdrelax.config import Config, ConfigError, changed_keys, load_config, read_saved, read_yaml
 
 SMALLEST = {"data": {"source": "frames.extxyz"}, "training": {"steps": 10}}
 
@@ -236,3 +237,16 @@ def test_the_schema_describes_every_section():
     training = schema["$defs"]["TrainingConfig"]
     assert training["additionalProperties"] is False
     assert all("description" in entry for entry in training["properties"].values())
+
+
+def test_a_saved_config_gets_the_defaults_of_newer_keys(tmp_path):
+    """A run of an older version goes on; one whose keys are unknown now is compared as it stands."""
+    config = load_config(SMALLEST).model_dump(mode="json")
+    older = copy.deepcopy(config)
+    del older["training"]["ema"]
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(older))
+    assert read_saved(path) == config
+    older["training"]["gone"] = 1
+    path.write_text(yaml.safe_dump(older))
+    assert read_saved(path) == older

@@ -13,7 +13,7 @@ from torch_geometric.data import Data
 
 from mdrelax import datasets
 from mdrelax.checkpoint import write_atomically
-from mdrelax.config import Config, ConfigError, DataConfig, changed_keys, load_config, read_yaml
+from mdrelax.config import Config, ConfigError, DataConfig, changed_keys, load_config, read_saved, read_yaml
 from mdrelax.datasets import Frames, Split
 from mdrelax.provenance import environment
 from mdrelax.units import nearest_name
@@ -57,7 +57,7 @@ def check_folder(config: Config, folder: Path, *, restart: bool) -> None:
         return
     if not restart:
         raise ConfigError(f"`{folder}` holds a run already; add `--restart auto` to go on, or choose another `--out`.")
-    documents = (read_yaml(saved), config.model_dump(mode="json"))
+    documents = (read_saved(saved), config.model_dump(mode="json"))
     if difference := changed_keys(*({k: v for k, v in d.items() if k not in MAY_CHANGE} for d in documents)):
         raise ConfigError(
             f"`{folder}` was made with another config; choose another `--out`, or undo these changes "
