@@ -105,7 +105,7 @@ def test_the_rmd17_page_repeats_the_stored_study():
     rows = [row for row in rows_of(text) if row[3].isdigit()]
     assert rows
     assert set(rows) <= set(rows_of((ROOT / "docs/rmd17.md").read_text()))
-    shown = {row["molecule", "arm"]: row for row in RMD17_ROW.finditer((ROOT / "README.md").read_text())}
+    shown = {row.group("molecule", "arm"): row for row in RMD17_ROW.finditer((ROOT / "README.md").read_text())}
     found = {(row[1], row[2]): row for row in rows}
     assert shown.keys() == found.keys()
     for key, row in shown.items():
