@@ -13,7 +13,7 @@ import pandas as pd
 
 from mdrelax.config import differing_keys, read_saved
 
-__all__ = ["find_runs", "table_of_runs"]
+__all__ = ["find_runs", "layers_of_runs", "table_of_runs"]
 
 ERRORS = {  # column: that of metrics.csv
     "train_forces": "train_forces_mae_meV_per_A",
@@ -49,6 +49,17 @@ def table_of_runs(places: Sequence[Path]) -> pd.DataFrame:
         for name, settings, place in zip(names, differing_keys(configs), places, strict=True)
     ]
     return pd.DataFrame(rows).sort_values("validation_forces", kind="stable", ignore_index=True)
+
+
+def layers_of_runs(places: Sequence[Path]) -> pd.DataFrame:
+    """The free maps of the relaxed runs through training, layers.csv of each beside its name; empty without any."""
+    parts = []
+    for name, place in zip(_names(places), places, strict=True):
+        if (place / "layers.csv").is_file():
+            part = pd.read_csv(place / "layers.csv")
+            part.insert(0, "run", name)
+            parts.append(part)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def _names(places: Sequence[Path]) -> list[str]:

@@ -54,6 +54,7 @@ def finish(place: Path, forces: float) -> None:
     pd.DataFrame({"step": [10, 20], "theta": 0.0, "val_forces_mae_meV_per_A": [9.0, forces]}).to_csv(
         place / "metrics.csv", index=False
     )
+    pd.DataFrame({"step": [10, 20], "layer": "a", "norm": [0.2, 0.1]}).to_csv(place / "layers.csv", index=False)
     (place / "report.html").touch()
 
 
@@ -74,6 +75,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_with_a_result_file_is_not_repeated(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight runs, eight files; the same plan again trains nothing, a third seed trains four."""
     assert len(read_study(stored)) == 8
+    assert read_study(stored)[0]["layers"] == {"step": [10, 20], "layer": ["a", "a"], "norm": [0.2, 0.1]}
     asked: list[int] = []
     monkeypatch.setattr(rmd17, "run_all", lambda configs, **_: asked.append(len(configs)))
     for seeds in ([1, 0], [0, 1, 2]):
@@ -88,6 +90,7 @@ def test_the_page_has_means_spreads_differences_and_published_errors(stored: Pat
     assert "4.00 +- 1.41" in text
     assert "-0.50 [-0.50, -0.50]" in text
     assert "0.4 / 2.1" in text
+    assert "5.3 / 7.2" in text, "the published Equiformer's aspirin"
     assert "0.0020" in text
     assert (stored / "study.png").stat().st_size > 10_000
     assert [ax.get_title(loc="left") for ax in molecule_curves(read_study(stored)).axes] == ["ethanol", "aspirin"]

@@ -56,6 +56,12 @@ def test_the_command_keeps_the_table_without_test_errors(searched: Path) -> None
     record = json.loads((searched / "kept" / "runs.json").read_text())
     assert record["rows"][0]["run"] == "fast"
     assert record["environment"]["torch"]
+    assert not (searched / "kept" / "layers.csv").exists(), "nothing was relaxed"
+    pd.DataFrame({"step": [10], "layer": "a", "norm": 0.5}).to_csv(searched / "one/fast/layers.csv", index=False)
+    mdrelax("runs", searched / "one", "--out", searched / "kept")
+    assert pd.read_csv(searched / "kept" / "layers.csv").to_dict("records") == [
+        {"run": "fast", "step": 10, "layer": "a", "norm": 0.5}
+    ]
     (searched / "empty").mkdir()
     said = mdrelax("runs", searched / "empty")
     assert said.code != 0

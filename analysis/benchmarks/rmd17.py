@@ -6,7 +6,7 @@ that folder alone.
 
 | file | holds |
 | --- | --- |
-| MOLECULE-ARM-SEED.json | config, errors, cost, certificate, learning curve, versions, machine, date, command |
+| MOLECULE-ARM-SEED.json | config, errors, cost, certificate, curves, versions, machine, date, command |
 | runs.csv | a row a run |
 | summary.csv | a row a molecule and arm: mean and spread over seeds, paired difference from the first arm |
 | study.md, study.png | the tables beside published errors, and the learning curves |
@@ -32,6 +32,8 @@ __all__ = ["MOLECULES", "StudyRun", "collect", "plan_study", "run_study", "summa
 # Optimiser steps of a run: an hour or more on one core. Larger molecules have more edges, so fewer steps an hour.
 MOLECULES = {"ethanol": 50_000, "malonaldehyde": 50_000, "uracil": 30_000, "aspirin": 16_000}
 CURVE = ("step", "theta", "val_forces_mae_meV_per_A", "val_energy_mae_meV", "train_forces_mae_meV_per_A")
+
+LAYERS = ("step", "layer", "norm", "distance")  # of the free maps through training
 
 
 class StudyRun(NamedTuple):
@@ -107,12 +109,18 @@ def store(places: Mapping[Path, StudyRun], results: Path, *, command: str) -> No
         found, path = read_results(place), _path(results, each)
         if found is None or path.is_file():
             continue
-        metrics = pd.read_csv(place / "metrics.csv")
-        curve = {name: metrics[name].tolist() for name in CURVE if name in metrics}
+        curves = {"curve": _columns(place / "metrics.csv", CURVE)}
+        if (place / "layers.csv").is_file():
+            curves["layers"] = _columns(place / "layers.csv", LAYERS)
         document = {"molecule": each.molecule, "arm": each.run.arm, "seed": each.run.seed, "command": command,
-                    "config": without_folders(each.run.config), **found, "curve": curve}  # fmt: skip
+                    "config": without_folders(each.run.config), **found, **curves}  # fmt: skip
         results.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def _columns(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
+    table = pd.read_csv(path)
+    return {name: table[name].tolist() for name in names if name in table}
 
 
 def _path(results: Path, each: StudyRun) -> Path:

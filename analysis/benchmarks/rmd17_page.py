@@ -40,6 +40,8 @@ def published(molecules: Sequence[str]) -> str:
     rows = [["", "data", *molecules]]
     for data, networks in PUBLISHED.items():
         for network, errors in networks.items():
+            if not set(errors) & set(molecules):
+                continue
             cells = [f"{errors[m][0]} / {errors[m][1]}" if m in errors else "" for m in molecules]
             rows.append([network, data, *cells])
     return markdown(rows)

@@ -8,16 +8,22 @@ import typer
 
 def runs(
     folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some at any depth.")],
-    out: Annotated[Path | None, typer.Option(help="Keep the table as runs.csv and runs.json in this folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for runs.csv, runs.json and layers.csv.")] = None,
 ) -> None:
     """List training runs, best validation error first, with the settings in which they differ."""
-    from mdrelax.analysis.runs import find_runs, table_of_runs
+    from mdrelax.analysis.runs import find_runs, layers_of_runs, table_of_runs
     from mdrelax.analysis.tables import write_table
+    from mdrelax.checkpoint import write_atomically
     from mdrelax.provenance import command_line
 
-    table = table_of_runs(find_runs(folders))
+    places = find_runs(folders)
+    table = table_of_runs(places)
     typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep=""))
     if out is not None:
         work = "training runs, errors on validation frames"
         for path in write_table(table, out, command=command_line(), work=work, name="runs"):
             typer.echo(path)
+        layers = layers_of_runs(places)
+        if len(layers):
+            write_atomically(out / "layers.csv", layers.to_csv(index=False).encode())
+            typer.echo(out / "layers.csv")
