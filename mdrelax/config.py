@@ -29,6 +29,7 @@ __all__ = [
     "load_config",
     "read_saved",
     "read_yaml",
+    "with_defaults",
 ]
 
 Size = Annotated[int | float, Field(ge=0)]
@@ -202,8 +203,12 @@ def load_config(document: Mapping[str, Any], *, overrides: Sequence[str] = ()) -
 
 
 def read_saved(path: Path) -> dict[str, Any]:
-    """The config that a run saved, with the defaults of keys newer than the run; as it stands if invalid now."""
-    document = read_yaml(path)
+    """The config that a run saved, ``with_defaults``."""
+    return with_defaults(read_yaml(path))
+
+
+def with_defaults(document: dict[str, Any]) -> dict[str, Any]:
+    """A config that a run saved, with the defaults of keys newer than the run; as it stands if it is invalid now."""
     try:
         return load_config(document).model_dump(mode="json")
     except ConfigError:

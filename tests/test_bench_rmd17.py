@@ -83,6 +83,12 @@ def test_a_run_with_a_result_file_is_not_repeated(stored: Path, monkeypatch: pyt
     assert asked == [0, 4]
 
 
+def test_results_of_another_recipe_do_not_stand_among_these(stored: Path) -> None:
+    """The same run with another peak is refused by name."""
+    with pytest.raises(ConfigError, match=r"(?s)ethanol-standard-1\.json.*relaxation\.peak: 1\.0 -> 0\.5"):
+        run_study(planned(overrides=["relaxation.peak=0.5"]), stored.parent / "new", stored, jobs=1, command="")
+
+
 def test_the_page_has_means_spreads_differences_and_published_errors(stored: Path) -> None:
     """Ethanol: standard 5.0 and 3.0, relaxed 4.5 and 2.5; MACE's 0.4 / 2.1 beside them."""
     write_study(stored)

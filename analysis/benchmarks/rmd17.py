@@ -24,7 +24,7 @@ from mdrelax.analysis.benchmarks.rmd17_page import molecule_curves, page
 from mdrelax.analysis.compare import PairedRun, found_by, plan, read_results, run_all, summarize, without_folders
 from mdrelax.analysis.drawing import save
 from mdrelax.checkpoint import write_atomically
-from mdrelax.config import ConfigError
+from mdrelax.config import ConfigError, changed_keys, with_defaults
 from mdrelax.units import nearest_name
 
 __all__ = ["MOLECULES", "StudyRun", "collect", "plan_study", "run_study", "summarize_study", "write_study"]
@@ -91,7 +91,12 @@ def run_study(
     command: str,
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Train what has no result file, in ``folder``, and keep each result in ``results`` as soon as it is there."""
+    """Train what has no result file, in ``folder``, and keep each result in ``results`` as soon as it is there.
+
+    Raises ``ConfigError`` where a result file is of another config than the one planned.
+    """
+    for each in runs:
+        _check_config(_path(results, each), each.run.config)
     waiting = {folder / each.molecule / each.run.name: each for each in runs if not _path(results, each).is_file()}
     places = {place: each.run.config for place, each in waiting.items()}
 
@@ -101,6 +106,18 @@ def run_study(
 
     store(waiting, results, command=command)
     run_all(places, jobs=jobs, tell=keep)
+
+
+def _check_config(path: Path, planned: Mapping[str, Any]) -> None:
+    """A study compares runs of one recipe: results of another may not stand among them."""
+    if not path.is_file():
+        return
+    stored = with_defaults(json.loads(path.read_text(encoding="utf-8"))["config"])
+    if difference := changed_keys(stored, without_folders(planned)):
+        raise ConfigError(
+            f"`{path.name}` is the result of another config; choose another `--results`, or undo these changes "
+            "(stored -> planned):\n  " + "\n  ".join(difference)
+        )
 
 
 def store(places: Mapping[Path, StudyRun], results: Path, *, command: str) -> None:
