@@ -28,10 +28,10 @@ from mdrelax.analysis.drawing import (
     has_numbers,
     panels,
     shared_legend,
-    short_names,
     step_axis,
     styled,
 )
+from mdrelax.analysis.tables import short_names
 
 __all__ = [
     "ARM_STYLES",

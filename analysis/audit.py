@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
-from mdrelax.analysis.drawing import BLUE, WIDTH, NothingToDrawError, heat_map, short_names, styled
+from mdrelax.analysis.drawing import BLUE, WIDTH, NothingToDrawError, heat_map, styled
+from mdrelax.analysis.tables import short_names
 from mdrelax.equivariance import force_scale, relative_error
 from mdrelax.forcefield import ForceField
 from mdrelax.graph import Graph, rotate

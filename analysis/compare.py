@@ -27,8 +27,9 @@ import yaml
 from mdrelax.analysis.sidebyside import run_side_by_side
 from mdrelax.analysis.statistics import half_interval
 from mdrelax.checkpoint import write_atomically
-from mdrelax.config import ConfigError, load_config, read_saved
+from mdrelax.config import ConfigError, load_config
 from mdrelax.provenance import portable
+from mdrelax.savedconfig import read_saved
 from mdrelax.units import nearest_name
 
 __all__ = [

@@ -45,7 +45,6 @@ __all__ = [
     "save",
     "scientific",
     "shared_legend",
-    "short_names",
     "step_axis",
     "styled",
 ]
@@ -157,15 +156,6 @@ def fill_theta(ax: Axes, metrics: pd.DataFrame, *, label: str = "relaxation θ (
     twin.tick_params(axis="y", colors=GREY, length=2)
     ax.set_zorder(twin.get_zorder() + 1)
     ax.patch.set_visible(False)
-
-
-def short_names(names: Sequence[str]) -> list[str]:
-    """The names without the dotted beginning that they share."""
-    parts = [name.split(".") for name in names]
-    shared = 0
-    while all(len(part) > shared + 1 for part in parts) and len({part[shared] for part in parts}) == 1:
-        shared += 1
-    return [".".join(part[shared:]) for part in parts]
 
 
 def png(figure: Figure) -> bytes:

@@ -27,10 +27,10 @@ from mdrelax.analysis.drawing import (
     panels,
     scientific,
     shared_legend,
-    short_names,
     styled,
 )
 from mdrelax.analysis.metrics import Predictions, errors
+from mdrelax.analysis.tables import short_names
 from mdrelax.dynamics import energy_drift
 from mdrelax.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, Certificate
 

@@ -5,13 +5,14 @@ Errors are those on validation frames: what chooses between settings never sees 
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from mdrelax.config import differing_keys, read_saved
+from mdrelax.analysis.tables import short_names
+from mdrelax.savedconfig import differing_keys, read_saved
 
 __all__ = ["find_runs", "layers_of_runs", "table_of_runs"]
 
@@ -64,27 +65,20 @@ def layers_of_runs(places: Sequence[Path]) -> pd.DataFrame:
 
 def _names(places: Sequence[Path]) -> list[str]:
     """Paths without what all of them share."""
-    parts = [place.resolve().parts for place in places]
-    shared = 0
-    while all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
-        shared += 1
-    return ["/".join(part[shared:]) for part in parts]
+    return short_names([place.resolve().as_posix() for place in places], "/")
 
 
 def _reached(place: Path) -> dict[str, Any]:
     metrics = pd.read_csv(place / "metrics.csv")
     last = metrics.iloc[-1]
-    results = place / "results.json"
-    cost = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
     return {
         "steps_done": int(last["step"]),
         **{name: float(last.get(column, math.nan)) for name, column in ERRORS.items()},
-        "cpu_minutes": cost.get("cpu_seconds", math.nan) / 60,
-        "date": dict(_date(place)).get("date", ""),
+        "cpu_minutes": _document(place / "results.json").get("cpu_seconds", math.nan) / 60,
+        "date": _document(place / "env.json").get("date", ""),
     }
 
 
-def _date(place: Path) -> Iterator[tuple[str, str]]:
-    path = place / "env.json"
-    if path.is_file():
-        yield "date", json.loads(path.read_text(encoding="utf-8")).get("date", "")
+def _document(path: Path) -> dict[str, Any]:
+    """A JSON file of a run, empty while it has none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

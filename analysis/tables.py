@@ -1,6 +1,7 @@
-"""Tables that are kept: the rows as CSV, and as JSON with the machine, the versions and the command beside them."""
+"""Tables: names of rows that can be read, and what is kept: CSV, and JSON with machine, versions and command beside."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pandas as pd
 from mdrelax.checkpoint import write_atomically
 from mdrelax.provenance import environment
 
-__all__ = ["write_table"]
+__all__ = ["short_names", "write_table"]
 
 
 def write_table(
@@ -26,3 +27,12 @@ def write_table(
     write_atomically(folder / f"{name}.csv", table.to_csv(index=False).encode())
     write_atomically(folder / f"{name}.json", json.dumps(record, indent=2).encode())
     return [folder / f"{name}.csv", folder / f"{name}.json"]
+
+
+def short_names(names: Sequence[str], separator: str = ".") -> list[str]:
+    """The names without the beginning that they share, in whole words between separators."""
+    parts = [name.split(separator) for name in names]
+    shared = 0
+    while all(len(part) > shared + 1 for part in parts) and len({part[shared] for part in parts}) == 1:
+        shared += 1
+    return [separator.join(part[shared:]) for part in parts]

@@ -5,7 +5,7 @@ never code. Every default is written into the run's own config.yaml.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -23,13 +23,9 @@ __all__ = [
     "Section",
     "TrainingConfig",
     "apply_overrides",
-    "changed_keys",
-    "differing_keys",
     "explain",
     "load_config",
-    "read_saved",
     "read_yaml",
-    "with_defaults",
 ]
 
 Size = Annotated[int | float, Field(ge=0)]
@@ -202,19 +198,6 @@ def load_config(document: Mapping[str, Any], *, overrides: Sequence[str] = ()) -
         raise explain(error, Config) from error
 
 
-def read_saved(path: Path) -> dict[str, Any]:
-    """The config that a run saved, ``with_defaults``."""
-    return with_defaults(read_yaml(path))
-
-
-def with_defaults(document: dict[str, Any]) -> dict[str, Any]:
-    """A config that a run saved, with the defaults of keys newer than the run; as it stands if it is invalid now."""
-    try:
-        return load_config(document).model_dump(mode="json")
-    except ConfigError:
-        return document
-
-
 def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of a document with ``section.key=value`` overrides applied; raises ``ConfigError`` on other text."""
     merged: dict[str, Any] = copy.deepcopy(dict(document))
@@ -269,29 +252,3 @@ def _keys(sections: Sequence[str], root: type[BaseModel]) -> list[str]:
         field = model.model_fields.get(section)
         model = field.annotation if field else root
     return list(getattr(model, "model_fields", {}))
-
-
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The difference of two resolved configs as lines ``section.key: old -> new``; empty when they are equal."""
-    before, after = dict(_flat(old)), dict(_flat(new))
-    return [
-        f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
-        for key in sorted({**before, **after})
-        if before.get(key) != after.get(key)
-    ]
-
-
-def differing_keys(documents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each resolved config its values ``section.key`` of the keys in which the configs differ; None: not set."""
-    flat = [dict(_flat(document)) for document in documents]
-    keys = [key for key in dict.fromkeys(key for each in flat for key in each)
-            if any(each.get(key) != flat[0].get(key) for each in flat)]  # fmt: skip
-    return [{key: each.get(key) for key in keys} for each in flat]
-
-
-def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in document.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -169,11 +169,8 @@ def _muon(
 ) -> Parts:  # fmt: skip
     """Muon for matrices and AdamW, at a fraction of its rate, for vectors; either may have nothing to do."""
     matrices, vectors = _split(parameters)
-    parts: dict[str, Any] = {"muon": Muon(matrices, lr=lr, momentum=betas[0], weight_decay=weight_decay)}
-    if vectors:
-        group = {"params": vectors, "lr_fraction": vector_fraction}
-        parts["adamw"] = torch.optim.AdamW([group], lr=vector_fraction * lr, betas=betas, weight_decay=0.0, fused=True)
-    return Parts(parts)
+    muon = Muon(matrices, lr=lr, momentum=betas[0], weight_decay=weight_decay)
+    return _with_vectors({"muon": muon}, vectors, lr=lr, betas=betas, fraction=vector_fraction)
 
 
 def _soap(parameters: list[Tensor], *, lr: float, weight_decay: float, betas: tuple[float, float]) -> Parts:
@@ -183,11 +180,17 @@ def _soap(parameters: list[Tensor], *, lr: float, weight_decay: float, betas: tu
     except ImportError as error:
         raise ValueError("The optimizer `soap` needs pytorch-optimizer: pip install 'mdrelax[soap]'.") from error
     matrices, vectors = _split(parameters)
-    parts: dict[str, Any] = {}
-    if matrices:
-        parts["soap"] = SOAP(matrices, lr=lr, betas=betas, weight_decay=weight_decay)
+    parts = {"soap": SOAP(matrices, lr=lr, betas=betas, weight_decay=weight_decay)} if matrices else {}
+    return _with_vectors(parts, vectors, lr=lr, betas=betas)
+
+
+def _with_vectors(
+    parts: dict[str, Any], vectors: list[Tensor], *, lr: float, betas: tuple[float, float], fraction: float = 1.0
+) -> Parts:
+    """Optimisers of matrices, and AdamW at a fraction of the rate for the vectors where there are any."""
     if vectors:
-        parts["adamw"] = torch.optim.AdamW(vectors, lr=lr, betas=betas, weight_decay=0.0, fused=True)
+        group = {"params": vectors, "lr_fraction": fraction}
+        parts["adamw"] = torch.optim.AdamW([group], lr=fraction * lr, betas=betas, weight_decay=0.0, fused=True)
     return Parts(parts)
 
 

@@ -31,7 +31,7 @@ class Piece(NamedTuple):
 def split_edges(
     edge_index: Tensor, edge_vectors: Tensor, n_atoms: int | torch.SymInt, at_most: int | None = None
 ) -> list[Piece]:
-    """Pieces of nearly equal size, few more than ``at_most`` edges each (16,384 of none; an atom's stay together).
+    """Pieces of nearly equal size, few more than ``at_most`` (16,384) edges each; an atom's edges stay together.
 
     One piece where there are no more, where edges are not sorted by target, and while sizes are symbols.
     """
@@ -61,8 +61,8 @@ def gather_in_pieces(
 ) -> Features:
     """The function's features of all atoms, from each piece and the rows of ``received`` that its atoms have."""
     atoms = [piece.n_atoms for piece in pieces]
-    parts = zip(*(each.split(atoms) for each in received), strict=True) if received else itertools.repeat(())
-    done = [_forget(function, piece, tuple(part)) for piece, part in zip(pieces, parts, strict=False)]
+    parts = zip(*(each.split(atoms) for each in received), strict=True) if received else [()] * len(pieces)
+    done = [_forget(function, piece, tuple(part)) for piece, part in zip(pieces, parts, strict=True)]
     return tuple(torch.cat(each) for each in zip(*done, strict=True))
 
 

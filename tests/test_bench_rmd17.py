@@ -11,7 +11,8 @@ from command_line import mdrelax
 from mdrelax.analysis.benchmarks import rmd17
 from mdrelax.analysis.benchmarks.rmd17 import MOLECULES, plan_study, read_study, run_study, write_study
 from mdrelax.analysis.benchmarks.rmd17_page import molecule_curves
-from mdrelax.config import ConfigError, changed_keys
+from mdrelax.config import ConfigError
+from mdrelax.savedconfig import changed_keys
 
 BASE: dict[str, Any] = {"data": {"source": "sample:ethanol"}, "training": {"steps": 10}}
 
@@ -25,7 +26,8 @@ def planned(**changes: Any) -> list[rmd17.StudyRun]:
 def test_arms_share_the_budget_of_their_molecule() -> None:
     """Seeds outermost, so that every molecule has a pair early; arms of a molecule differ in the relaxation only."""
     runs = planned()
-    assert [run.name for run in runs[:4]] == ["ethanol-standard-1", "ethanol-relaxed-1", "aspirin-standard-1", "aspirin-relaxed-1"]  # fmt: skip  # noqa: E501
+    pairs = [f"{molecule}-{arm}-1" for molecule in ("ethanol", "aspirin") for arm in ("standard", "relaxed")]
+    assert [run.name for run in runs[:4]] == pairs
     assert changed_keys(runs[0].run.config, runs[1].run.config) == ["relaxation.schedule: off -> triangle"]
     assert [run.run.config["training"]["steps"] for run in runs[1:3]] == [MOLECULES["ethanol"], MOLECULES["aspirin"]]
     assert runs[2].run.config["data"]["source"] == "rmd17:aspirin"

@@ -16,7 +16,8 @@ from mdrelax.analysis.compare_figures import errors_of_arms, projection_gaps, si
 from mdrelax.analysis.compare_report import verdict
 from mdrelax.analysis.drawing import NothingToDrawError
 from mdrelax.cli.run import projection_gap
-from mdrelax.config import ConfigError, changed_keys
+from mdrelax.config import ConfigError
+from mdrelax.savedconfig import changed_keys
 from small_runs import NETWORK, clusters, document, write_frames
 
 BASE: dict[str, Any] = {"data": {"source": "sample:ethanol"}, "training": {"steps": 10}}

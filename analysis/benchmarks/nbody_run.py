@@ -27,13 +27,14 @@ from mdrelax.analysis.benchmarks.nbody_task import (
     prepare,
 )
 from mdrelax.checkpoint import write_atomically
-from mdrelax.config import ConfigError, OptimisationConfig, RelaxationConfig, Section, changed_keys, explain, read_yaml
+from mdrelax.config import OptimisationConfig, RelaxationConfig, Section, explain, read_yaml
 from mdrelax.datasets.nbody import load_nbody
 from mdrelax.equivariance import EquivarianceError
 from mdrelax.potentials.segnn import NBodySEGNN
 from mdrelax.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, CertificateError
 from mdrelax.provenance import environment
 from mdrelax.relaxation import relax_constraints, relaxed_layers
+from mdrelax.savedconfig import refuse_changes
 from mdrelax.training import FitResult, Progress, Trainer
 
 __all__ = ["ARMS", "ArmName", "NBodyRun", "load_run", "prepare_folder", "read_result", "run_nbody"]
@@ -140,11 +141,8 @@ def _story(fit: FitResult[nn.Module]) -> dict[str, Any]:
 def prepare_folder(run: NBodyRun, folder: Path) -> None:
     """Make a run's folder with its run.yaml; raises ``ConfigError`` when it holds a run with other settings."""
     saved, document = folder / "run.yaml", run.model_dump(mode="json")
-    if saved.is_file() and (difference := changed_keys(read_yaml(saved), document)):
-        raise ConfigError(
-            f"`{folder}` holds a run with other settings; choose another folder, or undo these changes "
-            "(saved -> given):\n  " + "\n  ".join(difference)
-        )
+    if saved.is_file():
+        refuse_changes(read_yaml(saved), document, found=f"`{folder}` holds a run with other settings", choose="folder")
     write_atomically(saved, yaml.safe_dump(document, sort_keys=False).encode())
 
 

@@ -30,9 +30,9 @@ from mdrelax.analysis.benchmarks.nbody_run import ARMS, read_result
 from mdrelax.analysis.drawing import NothingToDrawError, png
 from mdrelax.analysis.statistics import half_interval
 from mdrelax.checkpoint import write_atomically
-from mdrelax.config import changed_keys
 from mdrelax.datasets.nbody import SYSTEMS
 from mdrelax.provenance import portable
+from mdrelax.savedconfig import changed_keys
 
 __all__ = ["PUBLISHED", "paired_differences", "write_study"]
 

@@ -24,7 +24,8 @@ from mdrelax.analysis.benchmarks.rmd17_page import molecule_curves, page
 from mdrelax.analysis.compare import PairedRun, found_by, plan, read_results, run_all, summarize, without_folders
 from mdrelax.analysis.drawing import save
 from mdrelax.checkpoint import write_atomically
-from mdrelax.config import ConfigError, changed_keys, with_defaults
+from mdrelax.config import ConfigError
+from mdrelax.savedconfig import refuse_changes, with_defaults
 from mdrelax.units import nearest_name
 
 __all__ = ["MOLECULES", "StudyRun", "collect", "plan_study", "run_study", "summarize_study", "write_study"]
@@ -32,7 +33,6 @@ __all__ = ["MOLECULES", "StudyRun", "collect", "plan_study", "run_study", "summa
 # Optimiser steps of a run: an hour or more on one core. Larger molecules have more edges, so fewer steps an hour.
 MOLECULES = {"ethanol": 50_000, "malonaldehyde": 50_000, "uracil": 30_000, "aspirin": 16_000}
 CURVE = ("step", "theta", "val_forces_mae_meV_per_A", "val_energy_mae_meV", "train_forces_mae_meV_per_A")
-
 LAYERS = ("step", "layer", "norm", "distance")  # of the free maps through training
 
 
@@ -112,19 +112,16 @@ def _check_config(path: Path, planned: Mapping[str, Any]) -> None:
     """A study compares runs of one recipe: results of another may not stand among them."""
     if not path.is_file():
         return
-    stored = with_defaults(json.loads(path.read_text(encoding="utf-8"))["config"])
-    if difference := changed_keys(stored, without_folders(planned)):
-        raise ConfigError(
-            f"`{path.name}` is the result of another config; choose another `--results`, or undo these changes "
-            "(stored -> planned):\n  " + "\n  ".join(difference)
-        )
+    saved = with_defaults(json.loads(path.read_text(encoding="utf-8"))["config"])
+    found = f"`{path.name}` is the result of another config"
+    refuse_changes(saved, without_folders(planned), found=found, choose="`--results`")
 
 
 def store(places: Mapping[Path, StudyRun], results: Path, *, command: str) -> None:
     """Write the result file of every run that has finished in its folder and has none yet."""
     for place, each in places.items():
-        found, path = read_results(place), _path(results, each)
-        if found is None or path.is_file():
+        path = _path(results, each)
+        if path.is_file() or (found := read_results(place)) is None:
             continue
         curves = {"curve": _columns(place / "metrics.csv", CURVE)}
         if (place / "layers.csv").is_file():

@@ -47,10 +47,11 @@ def nbody(
     from mdrelax.analysis.benchmarks import nbody_grid
     from mdrelax.analysis.benchmarks.nbody_grid import Grid, plan, run_all
     from mdrelax.analysis.sidebyside import cores
+    from mdrelax.cli.inputs import whole_numbers
 
     base: dict[str, Any] = {**nbody_grid.recipe(recipe), "compile": _has_compiler() if compile is None else compile}
-    grid = Grid(arms.split(","), _numbers("--seeds", seeds), _numbers("--layers", layers),
-                _numbers("--train-sizes", train_sizes))  # fmt: skip
+    grid = Grid(arms.split(","), whole_numbers("--seeds", seeds), whole_numbers("--layers", layers),
+                whole_numbers("--train-sizes", train_sizes))  # fmt: skip
     changes = [*(QUICK if quick else []), *([f"training.epochs={epochs}"] if epochs else []), *(override or [])]
     if quick:
         base["compile"] = bool(compile)
@@ -124,14 +125,15 @@ def rmd17(
     from mdrelax.analysis.benchmarks.rmd17 import plan_study, run_study, write_study
     from mdrelax.analysis.compare import split_arms
     from mdrelax.analysis.sidebyside import cores
-    from mdrelax.cli.inputs import open_config
+    from mdrelax.cli.inputs import open_config, whole_numbers
     from mdrelax.provenance import command_line
 
     place = results or out / "results"
     base = open_config("rmd17-ethanol", []).model_dump(mode="json")
     if not only_report:
         runs = plan_study(
-            base, molecules=molecules.split(","), arms=split_arms(arms), seeds=_numbers("--seeds", seeds), data=data,
+            base, molecules=molecules.split(","), arms=split_arms(arms), seeds=whole_numbers("--seeds", seeds),
+            data=data,
             overrides=[f"training.compile={_has_compiler() if compile is None else compile}", *(override or [])],
         )  # fmt: skip
         typer.echo(f"{len(runs)} runs in {out}, their results in {place}")
@@ -269,15 +271,6 @@ def _tell_study(folder: Path, paths: "Sequence[Path]") -> None:
     typer.echo("\n" + (folder / "study.md").read_text(encoding="utf-8"))
     for path in paths:
         typer.echo(path)
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    from mdrelax.config import ConfigError
-
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"`{option}` wants whole numbers separated by commas, got `{text}`.") from error
 
 
 def _has_compiler() -> bool:

@@ -40,15 +40,11 @@ def compare(
     """
     from mdrelax.analysis.compare import plan, run_all, split_arms
     from mdrelax.analysis.sidebyside import cores
-    from mdrelax.cli.inputs import open_config
-    from mdrelax.config import ConfigError
+    from mdrelax.cli.inputs import open_config, whole_numbers
 
     changes = [*(QUICK if quick else []), *(override or [])]
     base = open_config(config, changes).model_dump(mode="json")
-    try:
-        numbers = [0, 1] if quick else [int(word) for word in seeds.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"`--seeds` wants whole numbers separated by commas, got `{seeds}`.") from error
+    numbers = [0, 1] if quick else whole_numbers("--seeds", seeds)
     runs = plan(base, arms=split_arms(arms), seeds=numbers)
     folder = out or Path("runs") / f"compare-{Path(config).stem}"
     typer.echo(f"{len(runs)} runs in {folder}")

@@ -13,9 +13,10 @@ from torch_geometric.data import Data
 
 from mdrelax import datasets
 from mdrelax.checkpoint import write_atomically
-from mdrelax.config import Config, ConfigError, DataConfig, changed_keys, load_config, read_saved, read_yaml
+from mdrelax.config import Config, ConfigError, DataConfig, load_config, read_yaml
 from mdrelax.datasets import Frames, Split
 from mdrelax.provenance import environment
+from mdrelax.savedconfig import read_saved, refuse_changes
 from mdrelax.units import nearest_name
 
 MAY_CHANGE = ("md_picoseconds",)  # keys that a resumed run may be given anew; nothing that changes a number
@@ -46,6 +47,14 @@ def open_config(source: str, overrides: Sequence[str]) -> Config:
         return load_config(read_yaml(path), overrides=overrides)
 
 
+def whole_numbers(option: str, text: str) -> list[int]:
+    """The whole numbers of a comma-separated option; raises ``ConfigError`` for anything else."""
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"`{option}` wants whole numbers separated by commas, got `{text}`.") from error
+
+
 def check_folder(config: Config, folder: Path, *, restart: bool) -> None:
     """Raise ``ConfigError`` when the folder holds a run and ``restart`` is off, or a run with another config.
 
@@ -57,12 +66,11 @@ def check_folder(config: Config, folder: Path, *, restart: bool) -> None:
         return
     if not restart:
         raise ConfigError(f"`{folder}` holds a run already; add `--restart auto` to go on, or choose another `--out`.")
-    documents = (read_saved(saved), config.model_dump(mode="json"))
-    if difference := changed_keys(*({k: v for k, v in d.items() if k not in MAY_CHANGE} for d in documents)):
-        raise ConfigError(
-            f"`{folder}` was made with another config; choose another `--out`, or undo these changes "
-            "(saved -> given):\n  " + "\n  ".join(difference)
-        )
+    old, new = (
+        {key: value for key, value in document.items() if key not in MAY_CHANGE}
+        for document in (read_saved(saved), config.model_dump(mode="json"))
+    )
+    refuse_changes(old, new, found=f"`{folder}` was made with another config", choose="`--out`")
 
 
 def prepare_folder(config: Config, folder: Path, *, restart: bool) -> bool:

@@ -1,0 +1,59 @@
+"""Saved configs: what a run says it was made with, and how configs differ."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mdrelax.config import ConfigError, load_config, read_yaml
+
+__all__ = ["changed_keys", "differing_keys", "read_saved", "refuse_changes", "with_defaults"]
+
+
+def read_saved(path: Path) -> dict[str, Any]:
+    """The config that a run saved, ``with_defaults``."""
+    return with_defaults(read_yaml(path))
+
+
+def with_defaults(document: dict[str, Any]) -> dict[str, Any]:
+    """A config that a run saved, with the defaults of keys newer than the run; as it stands if it is invalid now."""
+    try:
+        return load_config(document).model_dump(mode="json")
+    except ConfigError:
+        return document
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The difference of two resolved configs as lines ``section.key: old -> new``; empty when they are equal."""
+    before, after = dict(_flat(old)), dict(_flat(new))
+    return [
+        f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
+        for key in sorted({**before, **after})
+        if before.get(key) != after.get(key)
+    ]
+
+
+def refuse_changes(saved: Mapping[str, Any], given: Mapping[str, Any], *, found: str, choose: str) -> None:
+    """Raise ``ConfigError`` with the differences of two resolved configs, where there are any.
+
+    ``found`` says what is of another config, ``choose`` what else can be chosen.
+    """
+    if difference := changed_keys(saved, given):
+        raise ConfigError(
+            f"{found}; choose another {choose}, or undo these changes (saved -> given):\n  " + "\n  ".join(difference)
+        )
+
+
+def differing_keys(documents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each resolved config its values ``section.key`` of the keys in which the configs differ; None: not set."""
+    flat = [dict(_flat(document)) for document in documents]
+    keys = [key for key in dict.fromkeys(key for each in flat for key in each)
+            if any(each.get(key) != flat[0].get(key) for each in flat)]  # fmt: skip
+    return [{key: each.get(key) for key in keys} for each in flat]
+
+
+def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in document.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
