@@ -87,7 +87,8 @@ class RelaxationConfig(Section):
         "triangle", description="theta over the training time; off: never relaxed (YAML reads a bare off as false)."
     )
     peak: float = Field(1.0, gt=0, le=1, description="Largest theta.")
-    ramp: float = Field(0.2, gt=0, le=0.5, description="Rise and fall of the trapezoid, as a fraction of training.")
+    ramp: float = Field(0.2, gt=0, le=0.5, description="Rise and fall of the trapezoid, as a fraction of the schedule.")
+    end: float = Field(1.0, gt=0, le=1, description="Fraction of the training after which theta is 0 for good.")
     where: list[str] | None = Field(None, description="Name patterns of the layers; none: the paper's places.")
     initial_std: float = Field(1e-4, ge=0, description="Standard deviation of the free maps at the start.")
     penalty: Literal["activation", "weight"] = Field("activation", description="The paper's, or the closed form in W.")

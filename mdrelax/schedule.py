@@ -9,7 +9,7 @@
 | constant | 1 |
 | off | 0 |
 
-A schedule is a pure function; nothing has to be saved to resume it.
+With ``end`` below 1 the whole schedule takes that fraction of the training, and theta is 0 for the rest of it. A schedule is a pure function; nothing has to be saved to resume it.
 """
 
 import math
@@ -32,12 +32,16 @@ class Schedule(NamedTuple):
     kind: ScheduleKind = "triangle"
     peak: float = 1.0
     ramp: float = 0.2
+    end: float = 1.0
 
     def __call__(self, time: float) -> float:
         """theta at ``time`` in [0, 1]."""
         self.check()
         if not 0 <= time <= 1:
             raise ValueError(f"`time` must lie in [0, 1], got {time}.")
+        if time >= self.end < 1:
+            return 0.0
+        time /= self.end
         shapes = {
             "triangle": 2 * min(time, 1 - time),
             "linear": 1 - time,
@@ -53,10 +57,12 @@ class Schedule(NamedTuple):
         return self(1.0 if n_steps == 1 else step / (n_steps - 1))
 
     def check(self) -> None:
-        """Raise ``ValueError`` on an unknown kind, a peak outside (0, 1] or a ramp outside (0, 0.5]."""
+        """Raise ``ValueError`` on an unknown kind, a peak or an end outside (0, 1], or a ramp outside (0, 0.5]."""
         if self.kind not in get_args(ScheduleKind):
             raise ValueError(f"Unknown schedule `{self.kind}`; {nearest_name(self.kind, get_args(ScheduleKind))}")
         if not 0 < self.peak <= 1:
             raise ValueError(f"`Schedule(peak=...)` must lie in (0, 1], got {self.peak}.")
+        if not 0 < self.end <= 1:
+            raise ValueError(f"`Schedule(end=...)` must lie in (0, 1], got {self.end}.")
         if not 0 < self.ramp <= 0.5:
             raise ValueError(f"`Schedule(ramp=...)` must lie in (0, 0.5], got {self.ramp}.")

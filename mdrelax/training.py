@@ -118,7 +118,7 @@ class Trainer(Generic[Model]):
         self.model = model.to(training.device)
         self.task, self.folder, self.listener = task, folder, listener
         self.settings, self.relaxation = training, relaxation
-        self.schedule = Schedule(relaxation.schedule, relaxation.peak, relaxation.ramp)
+        self.schedule = Schedule(relaxation.schedule, relaxation.peak, relaxation.ramp, relaxation.end)
         self.n_steps = training.steps or task.n_steps(training.epochs or 1)
         self.learning_rate = LearningRate(
             training.learning_rate, training.learning_rate_schedule, training.warmup_steps,

@@ -65,6 +65,15 @@ def test_the_trapezoids_ramp_is_as_long_as_asked():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_schedule_with_an_end_is_over_by_then(kind: ScheduleKind):
+    """With end 0.5 the schedule runs twice as fast, and from the middle on theta is exactly 0, also of `constant`."""
+    short, long = Schedule(kind, 0.7, end=0.5), Schedule(kind, 0.7)
+    times = np.linspace(0, 1, 101)
+    assert [short(t) for t in times[times < 0.5]] == pytest.approx([long(2 * t) for t in times[times < 0.5]])
+    assert {short(t) for t in times[times >= 0.5]} == {0.0}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_theta_does_not_jump(kind: ScheduleKind):
     """Between neighbouring steps of 1000 theta moves by at most 1 / (1000 ramp) = 5 / 999."""
     thetas = [Schedule(kind).at_step(step, n_steps=1000) for step in range(1000)]
@@ -100,3 +109,10 @@ def test_ramps_outside_their_range_are_refused(ramp: float):
     """Two ramps have to fit into the training."""
     with pytest.raises(ValueError, match=rf"`Schedule\(ramp=...\)` must lie in \(0, 0.5\], got {ramp}"):
         Schedule("trapezoid", ramp=ramp)(0.1)
+
+
+@pytest.mark.parametrize("end", [0.0, -0.5, 1.01, math.nan])
+def test_ends_outside_the_training_are_refused(end: float):
+    """A schedule takes some of the training and no more than all of it."""
+    with pytest.raises(ValueError, match=rf"`Schedule\(end=...\)` must lie in \(0, 1\], got {end}"):
+        Schedule("triangle", end=end)(0.1)
