@@ -10,7 +10,8 @@ weights, optimiser and number of steps; only their own keys differ. Runs are res
 | compare.json | the command, the configs, versions, machine, and every run's own results |
 | figures/*.png, report.html | what there is to see, and one offline page with all of it |
 
-Errors are mean absolute ones on the test frames, forces over components.
+Errors are mean absolute ones, forces over components. Arms are judged by the test frames, or by the validation
+frames where runs have no test frames (``data.test=0``), as in a search.
 """
 
 import json
@@ -38,6 +39,7 @@ __all__ = [
     "PairedRun",
     "collect",
     "found_by",
+    "judged_by",
     "plan",
     "read_results",
     "run_all",
@@ -171,13 +173,15 @@ def _errors(results: Mapping[str, Any]) -> dict[str, float]:
     return {name: results.get(part, {}).get(key, math.nan) for name, (part, key) in ERRORS.items()}
 
 
-def collect(folder: Path, runs: Sequence[PairedRun]) -> pd.DataFrame:
-    """A row for each finished run: arm, seed, errors in meV and meV/A, cost, and NVE drift where there was MD."""
+def collect(runs: Sequence[PairedRun], results: Mapping[str, Mapping[str, Any] | None]) -> pd.DataFrame:
+    """A row for each finished run: arm, seed, errors in meV and meV/A, cost, and NVE drift where there was MD.
+
+    ``results`` are those of each run by its name, None where it has not finished.
+    """
     rows = []
     for run in runs:
-        results = read_results(folder / run.name)
-        if results is not None:
-            rows.append({"arm": run.arm, "seed": run.seed, **found_by(results)})
+        if (found := results[run.name]) is not None:
+            rows.append({"arm": run.arm, "seed": run.seed, **found_by(found)})
     return pd.DataFrame(rows)
 
 
@@ -195,13 +199,14 @@ def found_by(results: Mapping[str, Any]) -> dict[str, float]:
 def summarize(table: pd.DataFrame) -> pd.DataFrame:
     """A row an arm, in the order of the table: seeds, means, sample standard deviations, paired differences.
 
-    ``forces_minus_first`` is the mean over common seeds of the test force error minus that of the first arm, with its
-    95 % t interval (``_low``, ``_high``; NaN for one pair) and ``pairs``; the same for energies.
+    ``forces_minus_first`` is the mean over common seeds of the force error minus that of the first arm, with its 95 % t
+    interval (``_low``, ``_high``; NaN for one pair) and ``pairs``; the same for energies. They are those on the frames
+    that ``judged_by`` names.
     """
-    first = table.arm.iloc[0]
+    first, part = table.arm.iloc[0], judged_by(table)
     rows = []
     for arm, group in table.groupby("arm", sort=False):
-        row: dict[str, Any] = {"arm": arm, "seeds": len(group)}
+        row: dict[str, Any] = {"arm": arm, "seeds": len(group), "judged_by": part}
         for name in ERRORS:
             row[name], row[f"{name}_std"] = group[name].mean(), group[name].std()
         row["cpu_minutes"] = group.cpu_seconds.mean() / 60
@@ -209,13 +214,18 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
         row["n_parameters"] = int(group.n_parameters.iloc[0])
         row["worst_nve_drift"] = group.nve_drift.abs().max()
         for quantity in ("forces", "energy"):
-            row |= _paired(table, str(arm), first, quantity) if arm != first else {}
+            row |= _paired(table, str(arm), first, f"{part}_{quantity}", quantity) if arm != first else {}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _paired(table: pd.DataFrame, arm: str, first: str, quantity: str) -> dict[str, float]:
-    errors = table.pivot_table(index="seed", columns="arm", values=f"test_{quantity}")
+def judged_by(table: pd.DataFrame) -> str:
+    """`test`, or `validation` where no run has a test error; ``table`` as ``collect`` gives it."""
+    return "test" if table[["test_forces", "test_energy"]].notna().any(axis=None) else "validation"
+
+
+def _paired(table: pd.DataFrame, arm: str, first: str, column: str, quantity: str) -> dict[str, float]:
+    errors = table.pivot_table(index="seed", columns="arm", values=column)
     if arm not in errors or first not in errors:
         return {"pairs": 0}
     difference = (errors[arm] - errors[first]).dropna()
@@ -233,11 +243,11 @@ def without_folders(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_tables(folder: Path, runs: Sequence[PairedRun], *, command: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write runs.csv, summary.csv and compare.json; returns the two tables. Raises ``ValueError`` without any run."""
-    table = collect(folder, runs)
+    results = {run.name: read_results(folder / run.name) for run in runs}
+    table = collect(runs, results)
     if table.empty:
         raise ValueError(f"No run in `{folder}` has finished yet.")
     summary = summarize(table)
-    results = {run.name: read_results(folder / run.name) for run in runs}
     document = {
         "command": portable(command),
         "unfinished": [run.name for run in runs if results[run.name] is None],

@@ -1,4 +1,4 @@
-"""Figures of a comparison: test errors of the arms, what projection costs at the end, and how the forces behave."""
+"""Figures of a comparison: errors of the arms, what projection costs at the end, and how the forces behave."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mdrelax.analysis.arm_figures import arm_rows, arm_style, count, in_order
+from mdrelax.analysis.compare import judged_by
 from mdrelax.analysis.drawing import (
     WIDTH,
     NothingToDrawError,
@@ -20,7 +21,7 @@ from mdrelax.analysis.drawing import (
 
 __all__ = ["errors_of_arms", "projection_gaps", "simulations"]
 
-ERRORS = {"test_forces": "test force MAE (meV/Å)", "test_energy": "test energy MAE (meV)"}
+ERRORS = {"forces": "force MAE (meV/Å)", "energy": "energy MAE (meV)"}
 GAPS = {"forces": "validation force MAE (meV/Å)", "energy": "validation energy MAE (meV)"}
 BEHAVIOUR = {
     "nve_drift": "|NVE drift| (meV/atom/ps)",
@@ -31,13 +32,16 @@ BEHAVIOUR = {
 
 @styled
 def errors_of_arms(table: pd.DataFrame) -> Figure:
-    """Test errors, a panel for forces and one for energies; ``table`` has a row a run, as ``compare.collect`` gives it.
+    """A panel for force errors and one for energies; ``table`` has a row a run, as ``compare.collect`` gives it.
 
+    They are those on test frames, or on validation frames where no run has any of the first.
     Every dot is a seed, dots of one seed are joined by a line, a bar is the arm's mean.
     """
-    shown = {name: label for name, label in ERRORS.items() if has_numbers(table, name)}
+    part = judged_by(table) if len(table) else "test"
+    columns = {f"{part}_{name}": f"{part} {label}" for name, label in ERRORS.items()}
+    shown = {name: label for name, label in columns.items() if has_numbers(table, name)}
     arms = in_order(table.arm) if len(table) else []
-    figure, axes = panels(len(shown), "no run has a test error", height=1.5 + 0.45 * len(arms))
+    figure, axes = panels(len(shown), "no run has an error", height=1.5 + 0.45 * len(arms))
     for ax, (name, label) in zip(axes, shown.items(), strict=True):
         for _, pair in table.groupby("seed"):
             ax.plot(pair[name], [arms.index(arm) for arm in pair.arm], color="#BBBBBB", linewidth=0.8, zorder=1)

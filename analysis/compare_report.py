@@ -53,6 +53,7 @@ def write_report(
         verdict=verdict(summary),
         facts=_facts(finished, len(runs), table),
         first=summary.arm.iloc[0],
+        judged=summary.judged_by.iloc[0],
         summary=summary.to_dict("records"),
         runs=table.to_dict("records"),
         images=images,
@@ -67,15 +68,17 @@ def write_report(
 
 
 def verdict(summary: pd.DataFrame) -> str:
-    """One sentence for each arm after the first: how its test force error compares, and whether chance explains it."""
+    """One sentence for each arm after the first: how its force error compares, and whether chance explains it."""
     first, sentences = summary.iloc[0], []
+    kind = "" if first.judged_by == "test" else f"{first.judged_by} "
     for _, row in summary.iloc[1:].iterrows():
         difference = row.get("forces_minus_first")
         if difference is None or pd.isna(difference):
             sentences.append(f"{row.arm} has no finished pair with {first.arm}.")
             continue
-        share = 100 * abs(difference) / first.test_forces
-        words = f"{row.arm}'s force MAE is {share:.1f} % {'lower' if difference < 0 else 'higher'} than {first.arm}'s"
+        share = 100 * abs(difference) / first[f"{first.judged_by}_forces"]
+        direction = "lower" if difference < 0 else "higher"
+        words = f"{row.arm}'s {kind}force MAE is {share:.1f} % {direction} than {first.arm}'s"
         low, high = row.forces_minus_first_low, row.forces_minus_first_high
         if pd.isna(low):
             sentences.append(f"{words}; one pair of runs, so this may be chance.")

@@ -92,6 +92,17 @@ def test_the_verdict_says_how_much_and_how_sure(relaxed: list[float], words: str
     assert pd.Series(found).str.contains(words).all(), found
 
 
+def test_runs_without_test_frames_are_judged_by_validation_frames() -> None:
+    """A search keeps the test frames to itself; table, verdict and figure say which frames they speak of."""
+    runs = table([10.0, 20.0], [9.0, 18.0]).assign(test_forces=math.nan, test_energy=math.nan)
+    summary = summarize(runs)
+    assert list(summary.judged_by) == ["validation", "validation"]
+    assert summary.set_index("arm").loc["relaxed"].forces_minus_first == -1.5
+    assert verdict(summary).startswith("relaxed's validation force MAE is 10.0 % lower")
+    assert errors_of_arms(runs).axes[0].get_xlabel() == "validation force MAE (meV/Å)"
+    assert list(summarize(table([1.0], [1.0])).judged_by) == ["test", "test"]
+
+
 def test_the_figures_show_every_run() -> None:
     """Test errors as dots joined by seed, behaviour in three panels, and one curve a run where theta goes to 0."""
     runs = table([10.0, 20.0], [9.0, 18.0])
@@ -201,5 +212,6 @@ def test_the_miniature_takes_less_than_four_minutes(tmp_path: Path) -> None:
     said = mdrelax("compare", "ethanol-tiny", "--quick", "--out", tmp_path)
     assert said.code == 0, said.err
     assert time.monotonic() - start < 240
-    assert len(collect(tmp_path, [PairedRun(a, s, {}) for a in ("standard", "relaxed") for s in (0, 1)])) == 4
+    runs = [PairedRun(a, s, {}) for a in ("standard", "relaxed") for s in (0, 1)]
+    assert len(collect(runs, {run.name: read_results(tmp_path / run.name) for run in runs})) == 4
     assert compare.read_results(tmp_path / "relaxed-1") is not None

@@ -87,7 +87,7 @@ def test_a_copy_is_projected_and_the_model_trains_on():
     assert not is_relaxed(twin)
     assert not twin.training
     assert torch.equal(outputs(twin), plain)
-    assert [record.theta for record in records] == [0.5, 0.5]
+    assert [(record.name, record.theta) for record in records] == [("potential.blocks.0.feed_forward", 0.5)]
     assert is_relaxed(model)
     assert model.training
     assert torch.equal(outputs(model), before)

@@ -21,7 +21,8 @@ from mdrelax.relaxation import (
 )
 from molecules import batch_of, ethanol, graph_of, normal, rattled, tiny_force_field, water
 
-SITES = ["potential.blocks.0.feed_forward", "potential.blocks.1.feed_forward", "potential.blocks.2.feed_forward"]
+EVERY = ["potential.blocks.0.feed_forward", "potential.blocks.1.feed_forward", "potential.blocks.2.feed_forward"]
+SITES = EVERY[:-1]  # the default: what the last block makes are scalars
 
 
 def network() -> ForceField:
@@ -30,9 +31,9 @@ def network() -> ForceField:
 
 
 def relaxed_network(initial_std: float = 0.1) -> ForceField:
-    """The same network with free maps large enough to be seen."""
+    """The same network with free maps in every block, large enough to be seen."""
     model = network()
-    relax_constraints(model, initial_std=initial_std, generator=torch.Generator().manual_seed(0))
+    relax_constraints(model, where=EVERY, initial_std=initial_std, generator=torch.Generator().manual_seed(0))
     return model
 
 
@@ -71,16 +72,23 @@ def vectors() -> Vectors:
 # --- where -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_default_is_the_papers_place():
-    """In the Equiformer: beside the feed-forward network of each block, W from a normal of standard deviation 1e-4."""
+def test_the_default_is_the_papers_place_but_in_the_last_block():
+    """In the Equiformer: beside the feed-forward networks, W from a normal of standard deviation 1e-4."""
     model = network()
     assert relax_constraints(model, generator=torch.Generator().manual_seed(0)) == SITES
     layers = relaxed_layers(model)
     assert list(layers) == SITES
     dim = o3.Irreps("8x0e+4x1o+4x2e").dim
-    assert [tuple(layer.weight.shape) for layer in layers.values()] == [(dim, dim), (dim, dim), (16, dim)]
+    assert [tuple(layer.weight.shape) for layer in layers.values()] == [(dim, dim), (dim, dim)]
     assert layers[SITES[0]].weight.std().item() == pytest.approx(INITIAL_STD, rel=0.1)  # 1600 numbers: 2 %
     assert all(layer.weight.dtype == torch.float64 for layer in layers.values())
+
+
+def test_a_network_of_one_block_is_relaxed_there():
+    """There is no other place, and the free map reads what the block would else not compute."""
+    model = tiny_force_field(n_blocks=1)
+    assert relax_constraints(model) == [EVERY[0]]
+    outputs(model)
 
 
 def test_the_default_of_an_e3nn_network_is_every_linear():
@@ -215,7 +223,7 @@ def test_theta_of_a_model_without_free_maps_is_refused():
 # --- law 3: theta reaches every layer --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", EVERY)
 def test_theta_reaches_every_layer(site: str):
     """Moving one layer's W moves the output when theta > 0, and does not when theta = 0."""
     model = relaxed_network()

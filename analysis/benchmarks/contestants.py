@@ -28,7 +28,7 @@ __all__ = [
 
 HERE = Path(__file__).parent
 BATCHES = (1, 8, 32)
-WATER_SIDES = (4, 6, 8, 12)  # 192, 648, 1,536 and 5,184 atoms
+WATER_SIDES = (4, 6, 8, 12, 19)  # 192, 648, 1,536, 5,184 and 20,577 atoms
 
 
 class Case(NamedTuple):
@@ -100,7 +100,7 @@ COMPILED = [
     *(f"{network}:compiled" for network in ("equiformer-tiny", "equiformer-small", "equiformer-md17", "segnn-tiny")),
     *(
         f"equiformer-{size}:{form}compiled-training"
-        for size in ("tiny", "small")
+        for size in ("tiny", "small", "md17")
         for form in ("", "relaxed-", "relaxed-weight-")
     ),
     *(f"segnn-nbody:{form}compiled" for form in ("", "relaxed-", "relaxed-weight-", "projected-")),

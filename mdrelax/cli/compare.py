@@ -67,7 +67,8 @@ def _write(folder: Path, runs: "list[PairedRun]") -> None:
     command = command_line()
     table, summary = write_tables(folder, runs, command=command)
     path = write_report(folder, runs, table, summary, gaps=_gaps(folder, runs), command=command)
-    shown = summary[["arm", "seeds", "test_forces", "test_forces_std", "test_energy", "test_energy_std", "cpu_minutes"]]
+    errors = [f"{summary.judged_by.iloc[0]}_{name}" for name in ("forces", "forces_std", "energy", "energy_std")]
+    shown = summary[["arm", "seeds", *errors, "cpu_minutes"]]
     typer.echo(shown.to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep=""))
     typer.echo(verdict(summary))
     typer.echo(f"Report: {path}")
