@@ -5,7 +5,6 @@ they count) stress. The best network is the one with the smallest force error on
 energy error where these have no forces.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -16,10 +15,10 @@ from mdrelax.forcefield import ForceField, Prediction
 from mdrelax.forcegraph import ForceGraph
 from mdrelax.loader import Batch, Loader, join, rotate_batch, split_batch
 from mdrelax.loss import LossWeights, Targets, task_loss
+from mdrelax.sharededges import shared_edges, with_edges
 
 __all__ = ["ForceMatching", "predict", "validation_errors"]
 
-MOSTLY_ALIKE = 0.9  # of the batches with the same edges: code for these alone is worth it, the others run uncompiled
 EVALUATION_EDGES = 20_000  # edges evaluated at once where no gradient with respect to weights is kept
 
 
@@ -42,7 +41,8 @@ class ForceMatching:
         self.weights = LossWeights(
             settings.energy_weight, settings.forces_weight, settings.stress_weight, settings.huber_delta
         )
-        self.graph: ForceGraph | None = None  # made of the network of the first step
+        self.graph: ForceGraph | None = None  # compiled; made of the network of the first step
+        self.edges: Tensor | None = None  # of each structure, where the compiled code is for these
         forces = any(not frame.targets.forces.isnan().all() for frame in validation)
         self.selected = "val_forces_mae_meV_per_A" if forces else "val_energy_mae_meV_per_atom"
 
@@ -65,11 +65,12 @@ class ForceMatching:
         batch = batch.to(settings.device)
         parts = split_batch(batch, settings.micro_batch_size or batch.graph.n_graphs)
         if settings.compile and self.graph is None:
-            self.graph = ForceGraph(model.potential, common_edges(self.loader, parts[0].graph.n_graphs))
+            self._prepare_graph(model, parts[0])
         stress = self._wants_stress(batch.targets)
         total, predictions = torch.zeros((), dtype=torch.float64, device=settings.device), []
         for number, part in enumerate(parts):
-            prediction = model(part.graph, stress=stress, create_graph=True, network=self.graph)
+            graph = part.graph if self.edges is None else with_edges(part.graph, self.edges)
+            prediction = model(graph, stress=stress, create_graph=True, network=self.graph)
             weights = self.weights.for_part(part.targets, batch.targets)
             loss = task_loss(prediction, part.targets, part.graph, kind=settings.loss, weights=weights)
             predictions.append(prediction.detach())
@@ -79,23 +80,20 @@ class ForceMatching:
             total = total + loss
         return total, _batch_errors(Prediction.join(predictions), batch)
 
+    def _prepare_graph(self, model: ForceField, part: Batch) -> None:
+        """Compile for the edges of one molecule where all frames are that, and batches count structures, not edges."""
+        if self.loader.max_edges is None:
+            self.edges = shared_edges([frame.graph for frame in self.loader.frames])
+        self.graph = ForceGraph(
+            model.potential, None if self.edges is None else with_edges(part.graph, self.edges).edge_index
+        )
+
     def validate(self, model: ForceField) -> dict[str, float]:
         """The errors on the validation frames."""
         return validation_errors(model, self.validation, stress=self.weights.stress > 0)
 
     def _wants_stress(self, targets: Targets) -> bool:
         return self.weights.stress > 0 and targets.has_stress()
-
-
-def common_edges(loader: Loader, batch_size: int) -> Tensor | None:
-    """The edges (2, E) of nearly every batch of a size, or None where they differ: frames of other connectivity."""
-    edges = [frame.graph.edge_index for frame in loader.frames]
-    kinds = Counter(each.cpu().numpy().tobytes() for each in edges)
-    kind, count = kinds.most_common(1)[0]
-    if loader.max_edges is not None or (count / len(edges)) ** batch_size < MOSTLY_ALIKE:
-        return None
-    example = next(frame for frame in loader.frames if frame.graph.edge_index.cpu().numpy().tobytes() == kind)
-    return join([example] * batch_size).graph.edge_index
 
 
 def predict(force_field: ForceField, frames: Sequence[Batch], *, stress: bool = False) -> tuple[Prediction, Batch]:

@@ -88,10 +88,11 @@ def tiny_segnn(lmax: int = 1, seed: int = 0, **kwargs: Any) -> SEGNNPotential:
 
 def tiny_equiformer_pytorch(dim: tuple[int, ...] = (16, 8), seed: int = 0, **kwargs: Any) -> EquiformerPytorch:
     """An equiformer-pytorch of two blocks for the three elements; any of its arguments may be given."""
-    arguments: dict[str, Any] = {"depth": 2, "heads": 2, "dim_head": 4, "radial_hidden": 8, "average_neighbors": 8.0}
+    arguments: dict[str, Any] = {"depth": 2, "heads": 2, "dim_head": 4, "radial_hidden": 8, "cutoff": CUTOFF}
+    arguments["average_neighbors"] = 8.0
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return EquiformerPytorch(len(ELEMENTS), dim=dim, cutoff=CUTOFF, **{**arguments, **kwargs}).double()
+        return EquiformerPytorch(len(ELEMENTS), dim=dim, **{**arguments, **kwargs}).double()
 
 
 def tiny_force_field(irreps: str = "8x0e+4x1o+4x2e", seed: int = 0, *, scale: float = 1.0, **kwargs: Any) -> ForceField:

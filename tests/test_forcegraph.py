@@ -13,7 +13,7 @@ from mdrelax import forcegraph
 from mdrelax.config import TrainingConfig
 from mdrelax.forcefield import ForceField
 from mdrelax.forcegraph import CompileError, ForceGraph
-from mdrelax.forcematching import ForceMatching, common_edges
+from mdrelax.forcematching import ForceMatching
 from mdrelax.graph import Graph, edge_vectors
 from mdrelax.loader import Batch, Loader, frames_from_data, join
 from mdrelax.loss import Targets
@@ -131,22 +131,45 @@ def frames(tmp_path: Path, n: int) -> list[Batch]:
     return frames_from_data(data_of(tmp_path / "frames.xyz", clusters(n)), cutoff=CLUSTER_CUTOFF)
 
 
+def stretched(frame: Batch) -> Batch:
+    """The same with its last atom out of the others' reach."""
+    positions = frame.graph.positions.clone()
+    positions[-1] += 2 * CLUSTER_CUTOFF
+    near = ~(frame.graph.edge_index == len(positions) - 1).any(0)
+    graph = frame.graph._replace(
+        positions=positions, edge_index=frame.graph.edge_index[:, near], edge_shift=frame.graph.edge_shift[near]
+    )
+    return frame._replace(graph=graph)
+
+
 def settings(**changes: Any) -> TrainingConfig:
     """Training in float64, whose sums in another order are equal to 1e-10 or so."""
     return TrainingConfig(steps=10, batch_size=4, dtype="float64", **changes)
 
 
-def test_the_edges_to_compile_for_are_those_that_nearly_all_batches_have(tmp_path: Path) -> None:
-    """Equal molecules: the edges of a full batch. One other frame in three: none."""
-    known = frames(tmp_path, 6)
-    edges = common_edges(Loader(known, batch_size=4), 4)
-    assert edges is not None
-    assert torch.equal(edges, join(known[:4]).graph.edge_index)
-    missing = torch.full((), torch.nan, dtype=torch.float64)
-    others = [Batch(g, Targets(missing.expand(1), missing.expand(9, 3), missing.expand(1, 3, 3)))
-              for g in (graph_of(ethanol()), graph_of(ethanol()))]  # fmt: skip
-    assert common_edges(Loader([*known, *others], batch_size=4), 4) is None
-    assert common_edges(Loader(known, batch_size=4, max_edges=24), 4) is None
+def test_the_code_is_for_one_molecules_edges_where_all_frames_are_that(tmp_path: Path) -> None:
+    """Frames of unequal connectivity share their edges. With frames of other sizes or batches by edges: any edges."""
+    known = frames(tmp_path, 4)
+    graph, targets = known[0]
+    known[0] = Batch(graph._replace(edge_index=graph.edge_index[:, 1:], edge_shift=graph.edge_shift[1:]), targets)
+    model = model_of(lambda: SMALLEST(cutoff=CLUSTER_CUTOFF), relaxed=False)
+    other = Batch(graph_of(water(), cutoff=CLUSTER_CUTOFF), targets._replace(forces=targets.forces[:3]))
+
+    def prepared(loader: Loader) -> ForceMatching:
+        task = ForceMatching(loader, known, settings(compile=True))
+        task._prepare_graph(model, join(known))
+        return task
+
+    task = prepared(Loader(known, batch_size=4))
+    assert task.edges is not None
+    assert torch.equal(task.edges, graph.edge_index)
+    assert task.graph is not None
+    assert torch.equal(task.graph.edge_index, join([Batch(graph, targets)] * 4).graph.edge_index)
+    for loader in (Loader([*known, other], batch_size=4), Loader(known, batch_size=4, max_edges=24)):
+        task = prepared(loader)
+        assert task.edges is None
+        assert task.graph is not None
+        assert task.graph.edge_index is None
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3])
@@ -172,6 +195,7 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch(tmp_path: Path, micr
 def test_a_compiled_step_is_the_uncompiled_one(tmp_path: Path) -> None:
     """With torch's compiler, as `training.compile` does it, relaxed; rounding apart."""
     known = frames(tmp_path, 4)
+    known[1] = stretched(known[1])
     found = []
     for compiled in (False, True):
         model = model_of(lambda: SMALLEST(cutoff=CLUSTER_CUTOFF), relaxed=True)

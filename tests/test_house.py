@@ -10,7 +10,7 @@ from blueprint import ROOMS, ROOT, Import, absolute, broken, imports, package_so
 # The ground, floor upon floor: a module imports from its own floor and those before it.
 FLOORS: list[set[str]] = [
     {"units", "graph", "groups", "schedule", "provenance", "memory"},
-    {"relaxation", "neighbors", "forcefield", "equivariance", "config", "savedconfig"},
+    {"relaxation", "neighbors", "forcefield", "equivariance", "config", "savedconfig", "sharededges"},
     {"projection", "forcegraph", "layerlog", "loss", "loader", "blockwise", "optim", "checkpoint", "modelfile"},
     {"forcematching", "training"},
     {"calculator", "deploy", "dynamics"},

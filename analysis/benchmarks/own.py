@@ -44,6 +44,7 @@ from mdrelax.potentials.equiformer import Equiformer
 from mdrelax.potentials.segnn import NBodySEGNN
 from mdrelax.projection import project
 from mdrelax.relaxation import PenaltyKind, penalty, relax_constraints, set_theta
+from mdrelax.sharededges import shared_edges, with_edges
 
 __all__ = ["NBODY", "force_field", "prepare"]
 
@@ -70,7 +71,11 @@ def prepare(name: str, task: Task) -> Work:
         keep_freed_memory()  # as the trainer does
     graphs = [build_graph(s.positions, s.numbers, s.cell, s.pbc, task.cutoff) for s in task.structures]
     parts = [collate(graphs[k : k + MICRO_BATCH]) for k in range(0, len(graphs), MICRO_BATCH)]
-    compiled = ForceGraph(model.potential, _only_edges(parts)) if form.endswith("compiled-training") else None
+    compiled = None
+    if form.endswith("compiled-training"):  # as ``ForceMatching`` does it
+        edges = shared_edges(graphs)
+        parts = parts if edges is None else [with_edges(part, edges) for part in parts]
+        compiled = ForceGraph(model.potential, None if edges is None else parts[0].edge_index)
 
     def predict(part: Graph) -> tuple[Tensor, Tensor]:
         prediction = model(part, create_graph=True, network=compiled)
@@ -79,13 +84,6 @@ def prepare(name: str, task: Task) -> Work:
     predictions = [partial(predict, part) for part in parts]
     extra = _penalty(model, form, PENALTY_ROWS)
     return Work(training_step(model.train().parameters(), *predictions, extra=extra), n_parameters)
-
-
-def _only_edges(parts: list[Graph]) -> Tensor | None:
-    """The edges where they are the same in all parts because all pairs of atoms are neighbours."""
-    n_atoms = torch.bincount(parts[0].batch)
-    full = int((n_atoms * (n_atoms - 1)).sum()) == parts[0].edge_index.shape[1]
-    return parts[0].edge_index if full else None
 
 
 @cache
