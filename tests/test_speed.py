@@ -219,7 +219,7 @@ def test_names_are_chosen_by_patterns_and_a_wrong_one_is_answered_with_the_neare
     """Stars are allowed; the command says what there is without timing it."""
     listed = mdrelax("bench", "speed", "--cases", "md-water-*", "--contestants", "mace-*,segnn-tiny", "--list")
     assert listed.out.splitlines() == [
-        "cases: md-water-192, md-water-648, md-water-1536, md-water-5184",
+        "cases: md-water-192, md-water-648, md-water-1536, md-water-5184, md-water-20577",
         "contestants: segnn-tiny, mace-128, mace-64",
     ]
     wrong = mdrelax("bench", "speed", "--cases", "etanol-b8")
