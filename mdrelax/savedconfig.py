@@ -23,7 +23,12 @@ def with_defaults(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The difference of two resolved configs as lines ``section.key: old -> new``; empty when they are equal."""
+    """The difference of two resolved configs as lines ``section.key: old -> new``; empty when they are equal.
+
+    How a constraint would be relaxed counts for nothing where neither config ever relaxes it.
+    """
+    if _never_relaxed(old) and _never_relaxed(new):
+        old, new = ({key: value for key, value in each.items() if key != "relaxation"} for each in (old, new))
     before, after = dict(_flat(old)), dict(_flat(new))
     return [
         f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
@@ -49,6 +54,11 @@ def differing_keys(documents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     keys = [key for key in dict.fromkeys(key for each in flat for key in each)
             if any(each.get(key) != flat[0].get(key) for each in flat)]  # fmt: skip
     return [{key: each.get(key) for key in keys} for each in flat]
+
+
+def _never_relaxed(document: Mapping[str, Any]) -> bool:
+    relaxation = document.get("relaxation")
+    return isinstance(relaxation, Mapping) and relaxation.get("schedule") == "off"
 
 
 def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -192,6 +192,16 @@ def test_changed_keys_say_what_changed():
     ]
 
 
+def test_how_a_constraint_would_be_relaxed_is_no_change_of_a_standard_run():
+    """A standard run of an older recipe is one of a newer recipe too, if these differ in the relaxation only."""
+    off, on = ["relaxation.schedule=off"], ["relaxation.peak=0.5"]
+    standard, other, relaxed = (
+        load_config(SMALLEST, overrides=keys).model_dump(mode="json") for keys in (off, [*off, *on], on)
+    )
+    assert changed_keys(standard, other) == []
+    assert changed_keys(standard, relaxed) == ["relaxation.peak: 1.0 -> 0.5", "relaxation.schedule: off -> triangle"]
+
+
 # --- the verbs --------------------------------------------------------------------------------------------------------
 
 
