@@ -87,7 +87,7 @@ def test_a_run_with_a_result_file_is_not_repeated(stored: Path, monkeypatch: pyt
 
 def test_results_of_another_recipe_do_not_stand_among_these(stored: Path) -> None:
     """The same run with another peak is refused by name."""
-    with pytest.raises(ConfigError, match=r"(?s)ethanol-standard-1\.json.*relaxation\.peak: 1\.0 -> 0\.5"):
+    with pytest.raises(ConfigError, match=r"(?s)ethanol-relaxed-1\.json.*relaxation\.peak: 1\.0 -> 0\.5"):
         run_study(planned(overrides=["relaxation.peak=0.5"]), stored.parent / "new", stored, jobs=1, command="")
 
 
