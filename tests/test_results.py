@@ -133,6 +133,29 @@ def test_the_search_in_the_rmd17_page_is_the_stored_one():
         assert row["forces"] == f"{runs[row['run']]:.2f}", row[0]
 
 
+# | small | `arm` | ... | seeds | validation force MAE +- spread | minus standard [interval] |
+ABLATION_ROW = re.compile(
+    r"^\| (?P<size>small|tiny) \| `(?P<arm>[\w.-]+)` \|.*"
+    r"\| (?P<seeds>\d) \| (?P<forces>[\d.+ -]+) \| (?P<difference>.*) \|$",
+    re.MULTILINE,
+)
+
+
+def test_the_ablation_in_the_rmd17_page_is_the_stored_one():
+    """Each arm of both networks: mean and spread on validation frames, and the paired difference with its interval."""
+    rows = list(ABLATION_ROW.finditer((ROOT / "docs/rmd17.md").read_text()))
+    tables = {size: pd.read_csv(RMD17 / f"ablation/{size}/summary.csv").set_index("arm") for size in ("small", "tiny")}
+    assert [(row["size"], row["arm"]) for row in rows] == [(size, arm) for size, t in tables.items() for arm in t.index]
+    for row in rows:
+        found = tables[row["size"]].loc[row["arm"]]
+        assert found.judged_by == "validation"
+        assert int(row["seeds"]) == found.seeds
+        assert row["forces"] == f"{found.validation_forces:.2f} +- {found.validation_forces_std:.2f}"
+        if row["arm"] != "standard":
+            low, high = found.forces_minus_first_low, found.forces_minus_first_high
+            assert row["difference"] == f"{found.forces_minus_first:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
 SPEEDS = sorted((ROOT / "docs/results/speed").glob("*/speed.csv"))
 
 
