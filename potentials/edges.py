@@ -5,7 +5,7 @@ become sums over a dense axis. Otherwise they are indexed sums over edges sorted
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class Edges(NamedTuple):
         """Sum edge values (E, ...) over the edges into each atom: (N, ...)."""
         if self.degree:
             return x.unflatten(0, (self.n_atoms, self.degree)).sum(1)
-        return x.new_zeros(self.n_atoms, *x.shape[1:]).index_add(0, self.target, x)
+        return IndexedSum.apply(x, self.target, self.n_atoms)
 
     def at_target(self, x: Tensor) -> Tensor:
         """Atom values (N, ...) handed to the edges into each atom: (E, ...)."""
@@ -53,6 +53,22 @@ class Edges(NamedTuple):
             return x.unflatten(0, (self.n_atoms, self.degree)).amax(1).clamp(min=0)
         index = self.target.unsqueeze(1).expand_as(x)
         return x.new_zeros(self.n_atoms, x.shape[1]).scatter_reduce(0, index, x, "amax")
+
+
+class IndexedSum(torch.autograd.Function):
+    """Rows summed by index. torch's ``index_add`` keeps the rows for its backward pass, which needs none of them."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, n: int) -> Tensor:
+        """The sums (n, ...) of rows (E, ...) of equal index (E,)."""
+        ctx.save_for_backward(index)
+        return rows.new_zeros(n, *rows.shape[1:]).index_add(0, index, rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """The sums' gradient, handed to the rows."""
+        (index,) = ctx.saved_tensors
+        return gradient.index_select(0, index), None, None
 
 
 def make_edges(edge_index: Tensor, n_atoms: int, envelope: Tensor) -> Edges:

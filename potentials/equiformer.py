@@ -20,7 +20,6 @@ Differs from the published network in
 """
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Literal, NamedTuple, cast
 
@@ -32,13 +31,14 @@ from torch.nn import functional
 from mdrelax.potentials.arguments import check_numbers
 from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
 from mdrelax.potentials.edges import Edges, make_edges
-from mdrelax.potentials.equiformer_layers import Block, BlockSizes, Gather
-from mdrelax.potentials.pieces import Piece, gather_in_pieces, split_edges
+from mdrelax.potentials.equiformer_layers import Block, BlockSizes
+from mdrelax.potentials.pieces import Piece, gather_in_pieces, join, split_edges
 from mdrelax.potentials.radial import BesselBasis, ExpNormalBasis, RadialNetworks, polynomial_envelope
 from mdrelax.potentials.steerable import SILU_SCALE, Features, LayerNorm, Linear, SphericalHarmonics
 
 __all__ = ["Equiformer"]
 
+WEIGHTS_AT_ONCE = 12_000_000  # path weights of all edges of a piece in all blocks
 RADIAL_BASES = {"bessel": BesselBasis, "expnormal": ExpNormalBasis}
 
 
@@ -92,6 +92,8 @@ class Equiformer(nn.Module):
         self.radial = RadialNetworks(n_blocks, n_basis, radial_hidden, self.basis.weight_sizes)
         self.degree_radial = RadialNetworks(1, n_basis, radial_hidden, self.degree_basis.weight_sizes)
 
+        self.n_path_weights = n_blocks * sum(self.basis.weight_sizes)  # of an edge
+
         self.embedding = nn.Parameter(torch.randn(n_species, scalars[0].mul))
         self.degree = EdgeConvolution(self.degree_basis, reached)
         self.blocks = nn.ModuleList(
@@ -113,10 +115,16 @@ class Equiformer(nn.Module):
 
     def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
         """Energies (N,) of the atoms; see ``forcefield.Potential``."""
-        pieces = split_edges(edge_index, edge_vectors, species.shape[0])
-        view = Whole(self, pieces[0]) if len(pieces) == 1 else InPieces(self, pieces)
-        x = self._embed(species, view.degree())
-        for block, gather in zip(self.blocks, view.gathers(), strict=True):
+        trained, at_most = self.embedding.requires_grad, WEIGHTS_AT_ONCE // self.n_path_weights
+        pieces = split_edges(edge_index, edge_vectors, species.shape[0], at_most=at_most, trained=trained)
+        views = [View(self, piece) for piece in pieces]
+        x = self._embed(species, join([piece.run(view.degree) for piece, view in zip(pieces, views, strict=True)]))
+        for number, block in enumerate(self.blocks):
+
+            def gather(sent: Features, received: Features, n_out: int, number: int = number) -> Features:
+                functions = [partial(view.gather, number, sent, n_out) for view in views]
+                return gather_in_pieces(functions, pieces, received)
+
             x = block(x, gather)
         (x,) = self.hidden(self.norm(x))
         (energies,) = self.energy((SILU_SCALE * functional.silu(x),))
@@ -140,10 +148,6 @@ class Equiformer(nn.Module):
             make_edges(piece.edge_index, piece.n_atoms, envelope), harmonics, self.radial_basis(lengths)
         )
 
-    def edges_of(self, around: "Surroundings") -> Edges:
-        """The edges with the matrices of the blocks' products."""
-        return around.edges._replace(matrices=self.basis(around.harmonics))
-
     def degree_of(self, around: "Surroundings") -> Features:
         """The degree embedding of a piece's atoms."""
         (weights,) = self.degree_radial(around.basis)
@@ -161,48 +165,26 @@ class Surroundings(NamedTuple):
     basis: Tensor
 
 
-class Whole:
-    """All edges at once: what concerns them is made once and shared by all blocks."""
+class View:
+    """What all blocks share about the edges of one piece."""
 
     def __init__(self, network: Equiformer, piece: Piece) -> None:
         self.network, self.around = network, network.look(piece)
+        self.edges = self.around.edges._replace(matrices=network.basis(self.around.harmonics))
+        self.weights = network.radial(self.around.basis) if piece.kept else None
 
     def degree(self) -> Features:
-        """The degree embedding of all atoms."""
+        """The degree embedding of the piece's atoms."""
         return self.network.degree_of(self.around)
 
-    def gathers(self) -> list[Gather]:
-        """``Attention.gather`` of each block."""
-        edges, radial_weights = self.network.edges_of(self.around), self.network.radial(self.around.basis)
-        return [
-            partial(cast(Block, block).attention.gather, edges=edges, radial_weights=weights)
-            for block, weights in zip(self.network.blocks, radial_weights, strict=True)
-        ]
-
-
-class InPieces:
-    """The same piece by piece: what concerns edges is made anew in each block, and again in the backward pass."""
-
-    def __init__(self, network: Equiformer, pieces: Sequence[Piece]) -> None:
-        self.network, self.pieces = network, pieces
-
-    def degree(self) -> Features:
-        """The degree embedding of all atoms."""
-        return gather_in_pieces(lambda piece, _: self.network.degree_of(self.network.look(piece)), self.pieces)
-
-    def gathers(self) -> list[Gather]:
-        """``Attention.gather`` of each block."""
-        return [partial(self._gather, number) for number in range(len(self.network.blocks))]
-
-    def _gather(self, number: int, sent: Features, received: Features, n_out: int) -> Features:
+    def gather(self, number: int, sent: Features, n_out: int, received: Features) -> Features:
+        """``Attention.gather`` of the block of that number."""
         attention = cast(Block, self.network.blocks[number]).attention
-
-        def of_piece(piece: Piece, targets: Features) -> Features:
-            around = self.network.look(piece)
-            (weights,) = self.network.radial(around.basis, number)
-            return attention.gather(sent, targets, n_out, self.network.edges_of(around), weights)
-
-        return gather_in_pieces(of_piece, self.pieces, received)
+        if self.weights:
+            weights = self.weights[number]
+        else:
+            (weights,) = self.network.radial(self.around.basis, number)
+        return attention.gather(sent, received, n_out, self.edges, weights)
 
 
 def _check_names(irreps: o3.Irreps, n_heads: int, radial_basis: str) -> None:

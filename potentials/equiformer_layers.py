@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from e3nn import o3
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
 from mdrelax.potentials.edges import Edges
@@ -129,7 +130,7 @@ def _add(x: Features, y: Features) -> Features:
 
 def smooth_leaky_relu(x: Tensor, slope: float = 0.2) -> Tensor:
     """(1+a)/2 x + (1-a)/2 x (2 sigmoid(x) - 1): a leaky ReLU with all derivatives."""
-    return slope * x + (1 - slope) * x * torch.sigmoid(x)
+    return slope * x + (1 - slope) * functional.silu(x)
 
 
 def _glorot(n_heads: int, size: int) -> Tensor:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from mdrelax.potentials.arguments import check_numbers
 from mdrelax.potentials.attributes import INTEGRAL, Attribute, AttributeBasis, Ends, GatedProduct, SteerableProduct
 from mdrelax.potentials.edges import Edges, fully_connected, make_edges
-from mdrelax.potentials.pieces import Piece, gather_in_pieces, split_edges
+from mdrelax.potentials.pieces import Piece, gather_in_pieces, join, split_edges
 from mdrelax.potentials.radial import BesselBasis, polynomial_envelope
 from mdrelax.potentials.steerable import Features, LayerNorm, SphericalHarmonics
 
@@ -210,14 +210,17 @@ class SEGNNPotential(nn.Module):
 
     def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
         """Energies (N,) of the atoms; see ``forcefield.Potential``."""
-        pieces = split_edges(edge_index, edge_vectors, species.shape[0])
+        trained = next(self.parameters()).requires_grad
+        pieces = split_edges(edge_index, edge_vectors, species.shape[0], trained=trained)
         one_hot = nn.functional.one_hot(species, self.n_species).to(edge_vectors).unsqueeze(1)
-        if len(pieces) == 1:
-            around, of_node = self._look(pieces[0])
-            gathers = self.segnn.gathers(around)
-        else:
-            (of_node,) = gather_in_pieces(lambda piece, _: self._look(piece)[1:], pieces)
-            gathers = [partial(self._gather_in_pieces, pieces, cast(Layer, layer)) for layer in self.segnn.layers]
+        views, of_nodes = zip(*(self._look(piece) for piece in pieces), strict=True)
+
+        def gather(layer: Layer, ends: Ends) -> Features:
+            functions = [partial(_gather_from, layer, ends.sent, view) for view in views]
+            return gather_in_pieces(functions, pieces, ends.received)
+
+        gathers = [partial(gather, cast(Layer, layer)) for layer in self.segnn.layers]
+        (of_node,) = join([(each,) for each in of_nodes])
         (energies,) = self.segnn((one_hot,), of_node, gathers)
         return energies.flatten()
 
@@ -229,13 +232,9 @@ class SEGNNPotential(nn.Module):
         of_node = edges.sum_at_target(of_edge * (edges.envelope / math.sqrt(self.average_neighbors)))
         return self.segnn.look(edges, of_edge, self.radial_basis(lengths)), of_node
 
-    def _gather_in_pieces(self, pieces: Sequence[Piece], layer: Layer, ends: Ends) -> Features:
-        """What concerns edges is made anew in each layer, and again in the backward pass."""
 
-        def of_piece(piece: Piece, received: Features) -> Features:
-            return layer.gather(Ends(received, ends.sent), self._look(piece)[0])
-
-        return gather_in_pieces(of_piece, pieces, ends.received)
+def _gather_from(layer: Layer, sent: Features, around: Surroundings, received: Features) -> Features:
+    return layer.gather(Ends(received, sent), around)
 
 
 def _check(*, channels: int, n_layers: int, lmax: int, lmax_attribute: int, norm: str) -> None:

@@ -40,13 +40,20 @@ def tiny_segnn(**arguments: Any) -> SEGNNPotential:
     return SEGNNPotential(len(ELEMENTS), channels=4, n_layers=2, cutoff=4.0, **arguments).double()
 
 
+def limit(monkeypatch: pytest.MonkeyPatch, at_once: int, kept: int) -> None:
+    """So many edges at once, in training too, and so many that are kept."""
+    monkeypatch.setattr(pieces, "EDGES_AT_ONCE", at_once)
+    monkeypatch.setattr(pieces, "EDGES_AT_ONCE_IN_TRAINING", at_once)
+    monkeypatch.setattr(pieces, "EDGES_KEPT", kept)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_pieces_give_the_numbers_of_the_whole(monkeypatch, name):
     """Energies, forces, stress and the double backward pass, in pieces of some 50 of 346 edges and atom by atom."""
     network = NETWORKS[name]()
     whole = results(network)
-    for at_once in (50, 1):
-        monkeypatch.setattr(pieces, "EDGES_AT_ONCE", at_once)
+    for at_once, kept in ((50, 0), (50, 120), (50, 1000), (1, 0)):
+        limit(monkeypatch, at_once, kept)
         for ours, theirs in zip(results(network), whole, strict=True):
             assert (ours - theirs).abs().max() < SAME * theirs.abs().max()
 
@@ -69,6 +76,16 @@ def test_pieces_hold_every_edge_once_and_whole_atoms():
     assert torch.equal(torch.cat([piece.vectors for piece in found]), vectors)
 
 
+def test_the_first_pieces_are_kept_and_training_has_larger_ones():
+    """20,000 edges: kept are those that begin before the 6,144th; trained networks split beyond 16,384 edges only."""
+    index = torch.arange(20_000).repeat(2, 1) // 20
+    vectors = torch.ones(20_000, 3)
+    assert [piece.kept for piece in split_edges(index, vectors, 1000, at_most=2_000)] == [True] * 4 + [False] * 6
+    assert [piece.kept for piece in split_edges(index, vectors, 1000)] == [True, False, False]
+    assert [piece.kept for piece in split_edges(index, vectors, 1000, at_most=2_000, trained=True)] == [True, False]
+    assert len(split_edges(index[:, :16_000], vectors[:16_000], 800, trained=True)) == 1
+
+
 @pytest.mark.parametrize("target", [[0, 0, 1, 1], [1, 0, 1, 0]])
 def test_few_or_unsorted_edges_stay_together(target):
     """Sorted ones up to the limit; unsorted ones always, since a piece is a run of atoms."""
@@ -79,11 +96,11 @@ def test_few_or_unsorted_edges_stay_together(target):
 
 @pytest.mark.parametrize("name", ["equiformer", "segnn"])
 def test_pieces_need_less_memory(monkeypatch, name):
-    """What the backward pass keeps, counted: an eighth of the edges at once need less than half."""
-    network, graph = NETWORKS[name](), batch_of(*rattled(ethanol(), 16, seed=0))
+    """What the backward pass keeps of a frozen network, counted: an eighth of the edges at once need less than half."""
+    network, graph = NETWORKS[name]().requires_grad_(False), batch_of(*rattled(ethanol(), 16, seed=0))
     kept = []
     for at_once in (10**6, len(graph.edge_index[1]) // 8):
-        monkeypatch.setattr(pieces, "EDGES_AT_ONCE", at_once)
+        limit(monkeypatch, at_once, kept=0)
         sizes: dict[int, int] = {}
 
         def count(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
