@@ -135,6 +135,7 @@ class SteerableProduct(nn.Module):
     def __init__(self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, lmax: int, *, scalar: float = 1.0) -> None:
         super().__init__()
         self.irreps_in, self.irreps_out, self.scalar = distinct(irreps_in), distinct(irreps_out), scalar
+        self.scalars_at = [i for i, (_, ir) in enumerate(irreps_in) if ir.is_scalar()]
         self.paths = product_paths(irreps_in, lmax, irreps_out)
         fan_in = [sum(irreps_in[p.source].mul for p in self.paths if p.output == o) for o in range(len(irreps_out))]
         lost = [str(ir) for (_, ir), size in zip(irreps_out, fan_in, strict=True) if not size]
@@ -182,7 +183,7 @@ class SteerableProduct(nn.Module):
         for i, (received, sent) in enumerate(zip(*ends, strict=True)):
             indices = self._from(i)
             mixed = edges.sum_of_ends(received, sent)
-            if self.irreps_in[i].ir.is_scalar():
+            if i in self.scalars_at:
                 of_edge = torch.cat([self._weight(k)[-invariants.shape[1] :] for k in indices], dim=1)
                 mixed = mixed + (invariants @ of_edge).unsqueeze(1)
             sizes = [self.weights[k].shape[1] for k in indices]

@@ -176,6 +176,15 @@ def test_impossible_arguments_are_sentences(arguments, message):
         SEGNNPotential(2, **arguments)
 
 
+def test_torch_can_record_the_relaxed_network_whole():
+    """One graph without a break, as torch.compile wants it; the slow test beside this one compiles it."""
+    torch._dynamo.reset()
+    eager, s = network(n_layers=1, channels=4), systems()
+    relax_constraints(eager, initial_std=0.1, generator=torch.Generator().manual_seed(0))
+    recorded = torch.compile(eager, fullgraph=True, backend="eager")
+    torch.testing.assert_close(displacements(recorded, s), displacements(eager, s), rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.slow
 def test_the_compiled_relaxed_network_follows_theta_without_a_new_compilation():
     """torch.compile gives eager's numbers at every theta, the free maps' inputs included (needs a C++ compiler)."""
