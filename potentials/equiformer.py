@@ -91,8 +91,7 @@ class Equiformer(nn.Module):
         self.radial_basis = RADIAL_BASES[radial_basis](n_basis, cutoff)
         self.radial = RadialNetworks(n_blocks, n_basis, radial_hidden, self.basis.weight_sizes)
         self.degree_radial = RadialNetworks(1, n_basis, radial_hidden, self.degree_basis.weight_sizes)
-
-        self.n_path_weights = n_blocks * sum(self.basis.weight_sizes)  # of an edge
+        self.edges_at_once = WEIGHTS_AT_ONCE // (n_blocks * sum(self.basis.weight_sizes))
 
         self.embedding = nn.Parameter(torch.randn(n_species, scalars[0].mul))
         self.degree = EdgeConvolution(self.degree_basis, reached)
@@ -115,15 +114,15 @@ class Equiformer(nn.Module):
 
     def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
         """Energies (N,) of the atoms; see ``forcefield.Potential``."""
-        trained, at_most = self.embedding.requires_grad, WEIGHTS_AT_ONCE // self.n_path_weights
-        pieces = split_edges(edge_index, edge_vectors, species.shape[0], at_most=at_most, trained=trained)
+        trained = self.embedding.requires_grad
+        pieces = split_edges(edge_index, edge_vectors, species.shape[0], at_most=self.edges_at_once, trained=trained)
         views = [View(self, piece) for piece in pieces]
         x = self._embed(species, join([piece.run(view.degree) for piece, view in zip(pieces, views, strict=True)]))
         for number, block in enumerate(self.blocks):
 
             def gather(sent: Features, received: Features, n_out: int, number: int = number) -> Features:
-                functions = [partial(view.gather, number, sent, n_out) for view in views]
-                return gather_in_pieces(functions, pieces, received)
+                gather_from = partial(View.gather, number=number, sent=sent, n_out=n_out)
+                return gather_in_pieces(gather_from, pieces, views, received)
 
             x = block(x, gather)
         (x,) = self.hidden(self.norm(x))
@@ -144,9 +143,8 @@ class Equiformer(nn.Module):
         lengths = piece.vectors.norm(dim=1)
         harmonics = self.harmonics(piece.vectors / lengths.unsqueeze(1))
         envelope = polynomial_envelope(lengths / self.cutoff)
-        return Surroundings(
-            make_edges(piece.edge_index, piece.n_atoms, envelope), harmonics, self.radial_basis(lengths)
-        )
+        edges = make_edges(piece.edge_index, piece.n_atoms, envelope)._replace(matrices=self.basis(harmonics))
+        return Surroundings(edges, harmonics, self.radial_basis(lengths))
 
     def degree_of(self, around: "Surroundings") -> Features:
         """The degree embedding of a piece's atoms."""
@@ -158,7 +156,7 @@ class Equiformer(nn.Module):
 
 
 class Surroundings(NamedTuple):
-    """What a network sees of edges: the edges, their harmonics (E, S) and radial basis (E, K)."""
+    """What a network sees of edges: the edges with the blocks' matrices, harmonics (E, S) and radial basis (E, K)."""
 
     edges: Edges
     harmonics: Tensor
@@ -170,21 +168,20 @@ class View:
 
     def __init__(self, network: Equiformer, piece: Piece) -> None:
         self.network, self.around = network, network.look(piece)
-        self.edges = self.around.edges._replace(matrices=network.basis(self.around.harmonics))
         self.weights = network.radial(self.around.basis) if piece.kept else None
 
     def degree(self) -> Features:
         """The degree embedding of the piece's atoms."""
         return self.network.degree_of(self.around)
 
-    def gather(self, number: int, sent: Features, n_out: int, received: Features) -> Features:
+    def gather(self, received: Features, *, number: int, sent: Features, n_out: int) -> Features:
         """``Attention.gather`` of the block of that number."""
         attention = cast(Block, self.network.blocks[number]).attention
         if self.weights:
             weights = self.weights[number]
         else:
             (weights,) = self.network.radial(self.around.basis, number)
-        return attention.gather(sent, received, n_out, self.edges, weights)
+        return attention.gather(sent, received, n_out, self.around.edges, weights)
 
 
 def _check_names(irreps: o3.Irreps, n_heads: int, radial_basis: str) -> None:

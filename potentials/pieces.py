@@ -19,6 +19,7 @@ from mdrelax.potentials.steerable import Features
 __all__ = ["Piece", "gather_in_pieces", "join", "split_edges"]
 
 Result = TypeVar("Result")
+Seen = TypeVar("Seen")
 
 EDGES_AT_ONCE, EDGES_AT_ONCE_IN_TRAINING = 8_192, 16_384
 EDGES_KEPT = 6_144  # a piece that begins before so many edges is kept
@@ -69,15 +70,14 @@ def split_edges(
 
 
 def gather_in_pieces(
-    functions: Sequence[Callable[[Features], Features]], pieces: Sequence[Piece], received: Features
+    function: Callable[[Seen, Features], Features], pieces: Sequence[Piece], views: Sequence[Seen], received: Features
 ) -> Features:
-    """Features of all atoms: of each piece, by its function, from the rows of ``received`` that its atoms have."""
+    """Features of all atoms, from what is seen of each piece and the rows of ``received`` that its atoms have."""
     if len(pieces) == 1:
-        return pieces[0].run(functions[0], received)
+        return pieces[0].run(function, views[0], received)
     atoms = [piece.n_atoms for piece in pieces]
     parts = zip(*(each.split(atoms) for each in received), strict=True)
-    done = [piece.run(function, part) for piece, function, part in zip(pieces, functions, parts, strict=True)]
-    return join(done)
+    return join([piece.run(function, view, part) for piece, view, part in zip(pieces, views, parts, strict=True)])
 
 
 def join(parts: Sequence[Features]) -> Features:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from mdrelax.potentials.arguments import check_numbers
 from mdrelax.potentials.attributes import INTEGRAL, Attribute, AttributeBasis, Ends, GatedProduct, SteerableProduct
 from mdrelax.potentials.edges import Edges, fully_connected, make_edges
-from mdrelax.potentials.pieces import Piece, gather_in_pieces, join, split_edges
+from mdrelax.potentials.pieces import Piece, gather_in_pieces, split_edges
 from mdrelax.potentials.radial import BesselBasis, polynomial_envelope
 from mdrelax.potentials.steerable import Features, LayerNorm, SphericalHarmonics
 
@@ -216,12 +216,13 @@ class SEGNNPotential(nn.Module):
         views, of_nodes = zip(*(self._look(piece) for piece in pieces), strict=True)
 
         def gather(layer: Layer, ends: Ends) -> Features:
-            functions = [partial(_gather_from, layer, ends.sent, view) for view in views]
-            return gather_in_pieces(functions, pieces, ends.received)
+            def gather_from(view: Surroundings, received: Features) -> Features:
+                return layer.gather(Ends(received, ends.sent), view)
+
+            return gather_in_pieces(gather_from, pieces, views, ends.received)
 
         gathers = [partial(gather, cast(Layer, layer)) for layer in self.segnn.layers]
-        (of_node,) = join([(each,) for each in of_nodes])
-        (energies,) = self.segnn((one_hot,), of_node, gathers)
+        (energies,) = self.segnn((one_hot,), torch.cat(of_nodes), gathers)
         return energies.flatten()
 
     def _look(self, piece: Piece) -> tuple[Surroundings, Tensor]:
@@ -231,10 +232,6 @@ class SEGNNPotential(nn.Module):
         of_edge = INTEGRAL * self.harmonics(piece.vectors / lengths.unsqueeze(1))
         of_node = edges.sum_at_target(of_edge * (edges.envelope / math.sqrt(self.average_neighbors)))
         return self.segnn.look(edges, of_edge, self.radial_basis(lengths)), of_node
-
-
-def _gather_from(layer: Layer, sent: Features, around: Surroundings, received: Features) -> Features:
-    return layer.gather(Ends(received, sent), around)
 
 
 def _check(*, channels: int, n_layers: int, lmax: int, lmax_attribute: int, norm: str) -> None:
