@@ -23,6 +23,7 @@ class Edges(NamedTuple):
     n_atoms: int
     envelope: Tensor  # (E, 1)
     matrices: Sequence[Tensor] = ()  # B(Y), one (E, rows, D) per coupling, where a network shares them
+    in_rings: bool = False  # whether the sources of an atom are those that follow it in its system, in turn
 
     def sum_at_target(self, x: Tensor) -> Tensor:
         """Sum edge values (E, ...) over the edges into each atom: (N, ...)."""
@@ -38,6 +39,8 @@ class Edges(NamedTuple):
 
     def at_source(self, x: Tensor) -> Tensor:
         """Atom values (N, ...) handed to the edges out of each atom: (E, ...)."""
+        if self.in_rings and torch.compiler.is_compiling():
+            return RingSelect.apply(x, self.source, self.degree)
         return x.index_select(0, self.source)
 
     def sum_of_ends(self, at_target: Tensor, at_source: Tensor) -> Tensor:
@@ -71,6 +74,27 @@ class IndexedSum(torch.autograd.Function):
         return gradient.index_select(0, index), None, None
 
 
+class RingSelect(torch.autograd.Function):
+    """``index_select`` for edges in rings, whose backward pass sums shifted rows in place of a scatter.
+
+    A compiler fuses the shifts with what is around them, and makes a scatter of atomic additions. Without a compiler
+    the scatter is faster.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, degree: int) -> Tensor:
+        """Rows (N, ...) of the sources (E,) of ``fully_connected`` edges."""
+        ctx.degree = degree
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """For each atom, the gradients on the edges out of it: the k-th of them ends k + 1 places before it."""
+        of_system = gradient.unflatten(0, (-1, ctx.degree + 1, ctx.degree))
+        total = sum(of_system[:, :, k].roll(k + 1, 1) for k in range(ctx.degree))
+        return total.flatten(0, 1), None, None
+
+
 def make_edges(edge_index: Tensor, n_atoms: int, envelope: Tensor) -> Edges:
     """The edges of one evaluation: ``edge_index`` (2, E), envelope (E,)."""
     source, target = edge_index
@@ -79,11 +103,12 @@ def make_edges(edge_index: Tensor, n_atoms: int, envelope: Tensor) -> Edges:
 
 def fully_connected(n_graphs: int, n_atoms: int, like: Tensor) -> Edges:
     """All ordered pairs of the atoms of each of ``n_graphs`` systems of one size, on the device of a tensor."""
-    others = torch.tensor([[j for j in range(n_atoms) if j != i] for i in range(n_atoms)], device=like.device)
+    atoms = torch.arange(n_atoms, device=like.device)
+    others = (atoms[:, None] + atoms[1:]) % n_atoms  # those that follow each
     first = n_atoms * torch.arange(n_graphs, device=like.device)
     source = (first[:, None, None] + others).flatten()
     target = torch.arange(n_graphs * n_atoms, device=like.device).repeat_interleave(n_atoms - 1)
-    return Edges(source, target, n_atoms - 1, n_graphs * n_atoms, torch.ones_like(like[:1, :1]))
+    return Edges(source, target, n_atoms - 1, n_graphs * n_atoms, torch.ones_like(like[:1, :1]), in_rings=True)
 
 
 def _common_degree(edge_index: Tensor, n_atoms: int | torch.SymInt) -> int:

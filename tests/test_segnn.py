@@ -176,6 +176,8 @@ def test_impossible_arguments_are_sentences(arguments, message):
         SEGNNPotential(2, **arguments)
 
 
+# Dynamo itself makes an instance of each autograd function it meets
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_torch_can_record_the_relaxed_network_whole():
     """One graph without a break, as torch.compile wants it; the slow test beside this one compiles it."""
     torch._dynamo.reset()
@@ -186,6 +188,7 @@ def test_torch_can_record_the_relaxed_network_whole():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_the_compiled_relaxed_network_follows_theta_without_a_new_compilation():
     """torch.compile gives eager's numbers at every theta, the free maps' inputs included (needs a C++ compiler)."""
     torch._dynamo.reset()
