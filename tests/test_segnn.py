@@ -16,6 +16,8 @@ from mdrelax.relaxation import relax_constraints, relaxed_layers, set_theta
 from molecules import normal
 
 LIMIT = 1e-9  # of the issue; rounding gives 1e-15
+# Dynamo itself makes an instance of each autograd function it meets
+MEETS_AUTOGRAD_FUNCTIONS = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
 
 def network(**arguments: int) -> NBodySEGNN:
@@ -176,19 +178,22 @@ def test_impossible_arguments_are_sentences(arguments, message):
         SEGNNPotential(2, **arguments)
 
 
-# Dynamo itself makes an instance of each autograd function it meets
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@MEETS_AUTOGRAD_FUNCTIONS
 def test_torch_can_record_the_relaxed_network_whole():
-    """One graph without a break, as torch.compile wants it; the slow test beside this one compiles it."""
+    """One graph without a break, with eager's numbers and gradients; the slow test beside this one compiles it."""
     torch._dynamo.reset()
     eager, s = network(n_layers=1, channels=4), systems()
     relax_constraints(eager, initial_std=0.1, generator=torch.Generator().manual_seed(0))
     recorded = torch.compile(eager, fullgraph=True, backend="eager")
-    torch.testing.assert_close(displacements(recorded, s), displacements(eager, s), rtol=1e-10, atol=1e-12)
+    found, expected = displacements(recorded, s), displacements(eager, s)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    weights = [p for p in eager.parameters() if p.requires_grad]
+    gradients = [torch.autograd.grad(d.square().sum(), weights) for d in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@MEETS_AUTOGRAD_FUNCTIONS
 def test_the_compiled_relaxed_network_follows_theta_without_a_new_compilation():
     """torch.compile gives eager's numbers at every theta, the free maps' inputs included (needs a C++ compiler)."""
     torch._dynamo.reset()
