@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from e3nn import o3
 from matplotlib.figure import Figure
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
+from mdrelax import o3
 from mdrelax.analysis.drawing import BLUE, WIDTH, NothingToDrawError, heat_map, styled
 from mdrelax.analysis.tables import short_names
 from mdrelax.equivariance import force_scale, relative_error

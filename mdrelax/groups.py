@@ -17,8 +17,9 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
-from e3nn import o3
 from torch import Tensor
+
+from mdrelax import o3
 
 __all__ = [
     "FiniteRepresentation",

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from e3nn import o3
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 import mdrelax.potentials as networks
+from mdrelax import o3
 from mdrelax.checkpoint import write_atomically
 from mdrelax.forcefield import ForceField
 from mdrelax.projection import Certificate, require

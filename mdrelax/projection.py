@@ -16,9 +16,9 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
-from e3nn import o3
 from torch import Tensor, nn
 
+from mdrelax import o3
 from mdrelax.equivariance import EquivarianceError, equivariance_error
 from mdrelax.forcefield import ForceField
 from mdrelax.graph import Graph

@@ -24,9 +24,9 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 import torch
-from e3nn import o3
 from torch import Tensor, nn
 
+from mdrelax import o3
 from mdrelax.groups import IrrepsRepresentation, Layout, Representation, commutator_norm
 from mdrelax.units import nearest_name
 

@@ -14,8 +14,9 @@ Clebsch-Gordan series D_(l+1) = C^T (D_l x D_1) C: polynomials in the entries of
 from functools import lru_cache
 
 import torch
-from e3nn import o3
 from torch import Tensor
+
+from mdrelax import o3
 
 __all__ = ["axial_couplings", "edge_frames", "wigner_matrices"]
 

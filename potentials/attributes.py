@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from e3nn import o3
 from torch import Tensor, nn
 
+from mdrelax import o3
 from mdrelax.potentials.edges import Edges
 from mdrelax.potentials.radial import uniform
 from mdrelax.potentials.steerable import Constant, Features, Gate, distinct

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from e3nn import o3
 from torch import Tensor, nn
 
+from mdrelax import o3
 from mdrelax.potentials.steerable import Constant, Features, distinct
 
 __all__ = ["EdgeBasis", "EdgeConvolution"]

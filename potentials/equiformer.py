@@ -24,10 +24,10 @@ from functools import partial
 from typing import Literal, NamedTuple, cast
 
 import torch
-from e3nn import o3
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mdrelax import o3
 from mdrelax.potentials.arguments import check_numbers
 from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
 from mdrelax.potentials.edges import Edges, make_edges

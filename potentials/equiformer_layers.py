@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from e3nn import o3
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mdrelax import o3
 from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
 from mdrelax.potentials.edges import Edges
 from mdrelax.potentials.steerable import Features, Gate, LayerNorm, Linear

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import equiformer_pytorch.equiformer_pytorch as library
 import torch
-from e3nn import o3
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mdrelax import o3
 from mdrelax.potentials.equiformer_layers import smooth_leaky_relu
 
 __all__ = ["DistanceAttention", "MLPAttention", "Surroundings", "adopt"]

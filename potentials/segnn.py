@@ -23,9 +23,9 @@ from functools import partial
 from typing import Literal, NamedTuple, cast
 
 import torch
-from e3nn import o3
 from torch import Tensor, nn
 
+from mdrelax import o3
 from mdrelax.potentials.arguments import check_numbers
 from mdrelax.potentials.attributes import INTEGRAL, Attribute, AttributeBasis, Ends, GatedProduct, SteerableProduct
 from mdrelax.potentials.edges import Edges, fully_connected, make_edges

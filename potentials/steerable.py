@@ -8,9 +8,10 @@ map is one matrix product per irrep, and nothing is sliced from flat vectors. Ir
 import math
 
 import torch
-from e3nn import o3
 from torch import Tensor, nn
 from torch.nn import functional
+
+from mdrelax import o3
 
 __all__ = [
     "SILU_SCALE",

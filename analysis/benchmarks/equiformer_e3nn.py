@@ -9,10 +9,10 @@ import math
 from typing import cast
 
 import torch
-from e3nn import o3
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mdrelax import o3
 from mdrelax.analysis.benchmarks.segnn_e3nn import gate
 from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
 from mdrelax.potentials.equiformer import Equiformer

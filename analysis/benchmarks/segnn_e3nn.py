@@ -8,10 +8,10 @@ import math
 from typing import cast
 
 import torch
-from e3nn import o3
 from e3nn.nn import Gate
 from torch import Tensor, nn
 
+from mdrelax import o3
 from mdrelax.potentials.attributes import GatedProduct, SteerableProduct
 from mdrelax.potentials.segnn import SEGNN, Layer, NBodySEGNN
 

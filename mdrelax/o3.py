@@ -1,0 +1,62 @@
+"""What we use of ``e3nn.o3``, imported without the wait for torch's compiler.
+
+e3nn decorates one function with ``torch.compiler.disable``, and that decorator loads all of ``torch._dynamo``: a
+third of the time that a calculator takes to import, in a process that compiles nothing. Here, while e3nn is imported,
+the decorator only marks its function as one that Dynamo must not trace, and the function is disabled in earnest when
+it is called in a process that has the compiler. Every module of the package takes o3 from here.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+__all__ = [
+    "FullyConnectedTensorProduct",
+    "Irrep",
+    "Irreps",
+    "Linear",
+    "TensorProduct",
+    "so3_generators",
+    "spherical_harmonics",
+    "wigner_3j",
+]
+
+
+def _disable_when_compiling(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.compiler.disable`` for a function, without loading the compiler for it."""
+
+    @functools.wraps(function)
+    def call(*args: object, **kwargs: object) -> object:
+        compiler_is_loaded = "torch._dynamo" in sys.modules
+        return (torch.compiler.disable(function) if compiler_is_loaded else function)(*args, **kwargs)
+
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]  # what Dynamo asks of a function before it traces it
+    return call
+
+
+@contextmanager
+def _compiler_left_alone() -> Iterator[None]:
+    """Within: ``torch.compiler.disable`` as a bare decorator does not load the compiler."""
+    disable = torch.compiler.disable
+    torch.compiler.disable = _disable_when_compiling
+    try:
+        yield
+    finally:
+        torch.compiler.disable = disable
+
+
+with _compiler_left_alone():
+    from e3nn.o3 import (
+        FullyConnectedTensorProduct,
+        Irrep,
+        Irreps,
+        Linear,
+        TensorProduct,
+        so3_generators,
+        spherical_harmonics,
+        wigner_3j,
+    )
