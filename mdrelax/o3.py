@@ -8,7 +8,7 @@ it is called in a process that has the compiler. Every module of the package tak
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,13 +26,16 @@ __all__ = [
 ]
 
 
-def _disable_when_compiling(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.compiler.disable`` for a function, without loading the compiler for it."""
+def _disable_when_compiling(fn: Any = None, recursive: bool = True, *, reason: str | None = None) -> Any:
+    """``torch.compiler.disable``, without loading the compiler for it."""
+    if fn is None:  # a decorator with arguments
+        return functools.partial(_disable_when_compiling, recursive=recursive, reason=reason)
 
-    @functools.wraps(function)
+    @functools.wraps(fn)
     def call(*args: object, **kwargs: object) -> object:
         compiler_is_loaded = "torch._dynamo" in sys.modules
-        return (torch.compiler.disable(function) if compiler_is_loaded else function)(*args, **kwargs)
+        function = torch.compiler.disable(fn, recursive, reason=reason) if compiler_is_loaded else fn
+        return function(*args, **kwargs)
 
     call._torchdynamo_disable = True  # type: ignore[attr-defined]  # what Dynamo asks of a function before it traces it
     return call
@@ -40,7 +43,7 @@ def _disable_when_compiling(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def _compiler_left_alone() -> Iterator[None]:
-    """Within: ``torch.compiler.disable`` as a bare decorator does not load the compiler."""
+    """Within, ``torch.compiler.disable`` does not load the compiler."""
     disable = torch.compiler.disable
     torch.compiler.disable = _disable_when_compiling
     try:
