@@ -125,7 +125,7 @@ def fit_axes(axes: Sequence[Axes], which: Literal["x", "y"] = "y") -> None:
 
 def step_axis(ax: Axes) -> None:
     """Few ticks, whole numbers with thousands set apart."""
-    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
