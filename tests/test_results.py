@@ -156,6 +156,26 @@ def test_the_ablation_in_the_rmd17_page_is_the_stored_one():
             assert row["difference"] == f"{found.forces_minus_first:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
+# | molecule | drift of a trajectory | [result](path)
+NVE_ROW = re.compile(
+    r"^\| (?P<molecule>\w+) \| (?P<drift>-?[\d.]+) \| \[result\]\((?P<path>[\w./-]+\.json)\)", re.MULTILINE
+)
+
+
+def test_the_drifts_in_the_rmd17_page_are_the_stored_ones():
+    """A trajectory of each molecule of the study, on its test frames, which nothing broke."""
+    rows = list(NVE_ROW.finditer((ROOT / "docs/rmd17.md").read_text()))
+    studied = {path.name.partition("-")[0] for path in (RMD17 / "study").glob("*-*-*.json")}
+    assert {row["molecule"] for row in rows} == studied
+    for row in rows:
+        run = json.loads((ROOT / "docs" / row["path"]).read_text())
+        assert run["data"] == f"rmd17_{row['molecule']}_test_01.npz"
+        assert row["drift"] == f"{run['md']['drift_meV_per_atom_per_ps']:.4f}"
+        assert run["md"]["duration_ps"] >= 20
+        assert not run["md"]["exploded"]
+        assert run["md"]["first_broken_bond_ps"] is None
+
+
 SPEEDS = sorted((ROOT / "docs/results/speed").glob("*/speed.csv"))
 
 

@@ -64,7 +64,7 @@ def _cells(row: Mapping[Any, Any]) -> list[str]:
 
 @styled
 def molecule_curves(documents: Sequence[Mapping[str, Any]]) -> Figure:
-    """Validation force error against the step, a panel a molecule, a line a run, from the stored result files."""
+    """Validation force error against the step, a panel a molecule on one scale, a line a run, from the stored files."""
     molecules = list(dict.fromkeys(d["molecule"] for d in documents))
     arms = in_order(d["arm"] for d in documents)
     figure, axes = panels(len(molecules), "there is no run", height=3.2)
@@ -74,8 +74,8 @@ def molecule_curves(documents: Sequence[Mapping[str, Any]]) -> Figure:
             curve = document["curve"]
             ax.plot(curve["step"], curve["val_forces_mae_meV_per_A"], color=colour, lw=1.0, label=document["arm"])
         ax.set(title=molecule, xlabel="optimiser step")
-        fit_axes([ax])
         step_axis(ax)
+    fit_axes(axes)
     axes[0].set_ylabel("validation force MAE (meV/Å)")
     shared_legend(figure)
     return figure
