@@ -19,6 +19,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ from mdrelax.analysis.statistics import half_interval
 from mdrelax.checkpoint import write_atomically
 from mdrelax.config import ConfigError, load_config
 from mdrelax.provenance import portable
-from mdrelax.savedconfig import read_saved
+from mdrelax.savedconfig import changed_keys, read_saved
 from mdrelax.units import nearest_name
 
 __all__ = [
@@ -86,7 +87,8 @@ def plan(
     """The runs, seeds outermost, so that a first comparison is there early.
 
     An arm is a name of ``ARMS``, or ``name:key=value;key=value`` with the keys that it changes. Raises ``ConfigError``
-    for an unknown arm, a name twice, a config that cannot be used, and when there is nothing to run.
+    for an unknown arm, a name twice, a config that cannot be used, two arms that are one, and when there is nothing to
+    run.
     """
     changes = dict(_arm(text) for text in arms)
     if len(changes) < len(arms) or not changes or not seeds or len(set(seeds)) < len(seeds):
@@ -96,6 +98,9 @@ def plan(
         for arm, keys in changes.items():
             own = ["standard_baseline=false", f"training.seed={seed}", *keys]
             runs.append(PairedRun(arm, seed, load_config(base, overrides=[*overrides, *own]).model_dump(mode="json")))
+    for one, other in combinations(runs[: len(changes)], 2):
+        if not changed_keys(one.config, other.config):
+            raise ConfigError(f"The arms `{one.arm}` and `{other.arm}` are the same run with this config; name one.")
     return runs
 
 
@@ -143,9 +148,9 @@ def _config_path(place: Path) -> Path:
 
 
 def _line(place: Path, config: Mapping[str, Any]) -> str | None:
-    """What a finished run with this config found; None for one that is not finished, or was another."""
-    results = read_results(place)
-    if results is None or read_saved(place / "config.yaml") != config:
+    """What a finished run found, in a line; None where ``read_results`` has none."""
+    results = read_results(place, config)
+    if results is None:
         return None
     row = _errors(results)
     return (
@@ -154,14 +159,16 @@ def _line(place: Path, config: Mapping[str, Any]) -> str | None:
     )
 
 
-def read_results(place: Path) -> dict[str, Any] | None:
-    """What a run that is finished, report and all, says of itself; None for others.
+def read_results(place: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a run with this config that is finished, report and all, says of itself; None for others.
 
     Raises ``ValueError`` for a file that cannot be read.
     """
-    path = place / "results.json"
-    if not path.is_file() or not (place / "report.html").is_file():
+    path, saved = place / "results.json", place / "config.yaml"
+    if not all(file.is_file() for file in (path, saved, place / "report.html")):
         return None
+    if changed_keys(read_saved(saved), config):
+        return None  # of another budget or recipe, which may not stand among these
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         return results if results["validation"] else None
@@ -186,11 +193,16 @@ def collect(runs: Sequence[PairedRun], results: Mapping[str, Mapping[str, Any] |
 
 
 def found_by(results: Mapping[str, Any]) -> dict[str, float]:
-    """The columns of runs.csv that a run's results fill: errors, cost, how its forces behave."""
+    """The columns of runs.csv that a run's results fill: errors, cost, how its forces behave.
+
+    ``unstable`` is true where the NVE run, or the warm-up before it, exploded or broke a bond.
+    """
+    md = results.get("md") or {}
     return {
         **_errors(results),
         **{key: results.get(key, math.nan) for key in COST},
-        "nve_drift": (results.get("md") or {}).get("drift_meV_per_atom_per_ps", math.nan),
+        "nve_drift": md.get("drift_meV_per_atom_per_ps", math.nan),
+        "unstable": bool(md.get("exploded") or md.get("broken_bond")),
         "net_force": results.get("net_force_meV_per_A", math.nan),
         "net_torque": results.get("net_torque_meV", math.nan),
     }
@@ -201,7 +213,7 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
 
     ``forces_minus_first`` is the mean over common seeds of the force error minus that of the first arm, with its 95 % t
     interval (``_low``, ``_high``; NaN for one pair) and ``pairs``; the same for energies. They are those on the frames
-    that ``judged_by`` names.
+    that ``judged_by`` names. ``unstable`` counts the runs whose dynamics was.
     """
     first, part = table.arm.iloc[0], judged_by(table)
     rows = []
@@ -212,7 +224,7 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
         row["cpu_minutes"] = group.cpu_seconds.mean() / 60
         row["peak_MB"] = group.peak_MB.mean()
         row["n_parameters"] = int(group.n_parameters.iloc[0])
-        row["worst_nve_drift"] = group.nve_drift.abs().max()
+        row["worst_nve_drift"], row["unstable"] = group.nve_drift.abs().max(), int(group.unstable.sum())
         for quantity in ("forces", "energy"):
             row |= _paired(table, str(arm), first, f"{part}_{quantity}", quantity) if arm != first else {}
         rows.append(row)
@@ -242,8 +254,11 @@ def without_folders(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_tables(folder: Path, runs: Sequence[PairedRun], *, command: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write runs.csv, summary.csv and compare.json; returns the two tables. Raises ``ValueError`` without any run."""
-    results = {run.name: read_results(folder / run.name) for run in runs}
+    """Write runs.csv, summary.csv and compare.json; returns the two tables. Raises ``ValueError`` without any run.
+
+    A run in the folder that was made with another config than the one planned counts as unfinished.
+    """
+    results = {run.name: read_results(folder / run.name, run.config) for run in runs}
     table = collect(runs, results)
     if table.empty:
         raise ValueError(f"No run in `{folder}` has finished yet.")
@@ -253,13 +268,7 @@ def write_tables(folder: Path, runs: Sequence[PairedRun], *, command: str) -> tu
         "unfinished": [run.name for run in runs if results[run.name] is None],
         "summary": json.loads(summary.to_json(orient="records")),
         "runs": [
-            {
-                "name": run.name,
-                "arm": run.arm,
-                "seed": run.seed,
-                "config": without_folders(run.config),
-                **found,
-            }
+            {"name": run.name, "arm": run.arm, "seed": run.seed, "config": without_folders(run.config), **found}
             for run in runs
             if (found := results[run.name]) is not None
         ],

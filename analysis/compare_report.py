@@ -19,7 +19,7 @@ from mdrelax.analysis.report import read_run
 from mdrelax.checkpoint import write_atomically
 from mdrelax.provenance import portable
 
-__all__ = ["verdict", "write_report"]
+__all__ = ["unstable", "verdict", "write_report"]
 
 VALIDATION = ("val_forces_mae_meV_per_A", "validation force MAE (meV/Å), projected network")
 
@@ -51,6 +51,7 @@ def write_report(
         "compare.html.j2",
         title=folder.resolve().name,
         verdict=verdict(summary),
+        unstable=unstable(table),
         facts=_facts(finished, len(runs), table),
         first=summary.arm.iloc[0],
         judged=summary.judged_by.iloc[0],
@@ -86,6 +87,11 @@ def verdict(summary: pd.DataFrame) -> str:
             sure = low > 0 or high < 0
             sentences.append(f"{words}; the 95 % interval of the difference {'excludes' if sure else 'includes'} zero.")
     return " ".join(sentences)
+
+
+def unstable(table: pd.DataFrame) -> list[str]:
+    """The names of the runs whose dynamics exploded or broke a bond."""
+    return [f"{row.arm}-{row.seed}" for row in table[table.unstable].itertuples()]
 
 
 def _facts(finished: Sequence[PairedRun], planned: int, table: pd.DataFrame) -> list[str]:

@@ -89,7 +89,7 @@ class Predictions(NamedTuple):
 
 
 def errors(predictions: Predictions) -> dict[str, float]:
-    """MAE and RMSE of everything that has labels, in meV, meV/atom, meV/A and meV/A^3; MAE in kcal/mol(/A) too.
+    """MAE and RMSE of everything that has labels, in meV, meV/atom, meV/A, meV/A^3 and kcal/mol(/A).
 
     Keys like ``forces_mae_meV_per_A``; those of a quantity without labels are absent. Raises ``ValueError`` for shapes
     that do not fit together.
@@ -109,8 +109,9 @@ def errors(predictions: Predictions) -> dict[str, float]:
             table[f"{name}_mae_{unit}"] = float(np.abs(known).mean())
             table[f"{name}_rmse_{unit}"] = float(np.sqrt(np.square(known).mean()))
     for name, unit, per in (("energy", "meV", ""), ("forces", "meV_per_A", "_per_A")):
-        if f"{name}_mae_{unit}" in table:
-            table[f"{name}_mae_kcal_per_mol{per}"] = table[f"{name}_mae_{unit}"] / (MEV * EV_PER_KCAL_MOL)
+        for kind in ("mae", "rmse"):
+            if f"{name}_{kind}_{unit}" in table:
+                table[f"{name}_{kind}_kcal_per_mol{per}"] = table[f"{name}_{kind}_{unit}"] / (MEV * EV_PER_KCAL_MOL)
     return table
 
 

@@ -17,7 +17,7 @@ from scipy import signal, stats
 from mdrelax.analysis.drawing import BLUE, GREY, WIDTH, NothingToDrawError, styled
 from mdrelax.analysis.trajectory import bonds
 
-__all__ = ["bond_lengths", "bond_table", "draw_bonds", "draw_spectrum", "velocity_spectrum"]
+__all__ = ["bond_lengths", "bond_table", "draw_bonds", "draw_spectrum", "spectrum_distance", "velocity_spectrum"]
 
 PER_CM = 1.0 / (units._c * 1e2 * 1e-15)  # wavenumber (1/cm) of a frequency of 1/fs
 WINDOW_FS = 2000.0  # resolution of about 20 / cm
@@ -69,6 +69,13 @@ def velocity_spectrum(frames: Sequence[Atoms], interval_fs: float) -> pd.DataFra
     return pd.DataFrame({"wavenumber_per_cm": wavenumbers[kept], "intensity": intensity[kept] / intensity[kept].sum()})
 
 
+def spectrum_distance(one: pd.DataFrame, other: pd.DataFrame) -> float:
+    """The Wasserstein distance (1/cm) of two velocity spectra: how far, on average, vibrations are shifted."""
+    columns = ("wavenumber_per_cm", "intensity")
+    (x, p), (y, q) = ([table[name].to_numpy() for name in columns] for table in (one, other))
+    return float(stats.wasserstein_distance(x, y, p, q))
+
+
 @styled
 def draw_bonds(simulated: dict[str, Array], reference: dict[str, Array]) -> Figure:
     """Histograms of the bond lengths, a panel a kind: simulated filled, reference as a line."""
@@ -93,12 +100,15 @@ def draw_bonds(simulated: dict[str, Array], reference: dict[str, Array]) -> Figu
 
 
 @styled
-def draw_spectrum(spectrum: pd.DataFrame) -> Figure:
-    """The velocity spectrum against the wavenumber."""
+def draw_spectrum(spectrum: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
+    """The velocity spectrum against the wavenumber, that of a reference trajectory as a black line."""
     figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
     ax = figure.add_subplot()
     ax.fill_between(spectrum.wavenumber_per_cm, spectrum.intensity, color=GREY, alpha=0.3, linewidth=0)
-    ax.plot(spectrum.wavenumber_per_cm, spectrum.intensity, color=BLUE, linewidth=1.0)
+    ax.plot(spectrum.wavenumber_per_cm, spectrum.intensity, color=BLUE, linewidth=1.0, label="simulation")
+    if reference is not None:
+        ax.plot(reference.wavenumber_per_cm, reference.intensity, "k--", linewidth=0.8, label="reference trajectory")
+        ax.legend(fontsize=8)
     ax.set(xlabel="wavenumber (cm⁻¹)", ylabel="intensity", title="velocity spectrum", xlim=(0, SHOWN_UP_TO))
     ax.set_ylim(bottom=0)
     ax.set_yticks([])

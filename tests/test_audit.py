@@ -130,6 +130,21 @@ def test_the_network_of_a_run_is_audited_with_its_free_maps(tmp_path: Path) -> N
     assert json.loads((tmp_path / "zero.json").read_text())["float64"]["rotation"] < 1e-9
 
 
+def test_a_checkpoint_is_audited_as_its_run_is_projected(tmp_path: Path) -> None:
+    """`mdrelax audit RUN/checkpoints/last.pt` of a run that folds its maps: what is left of them is folded in."""
+    source = write_frames(tmp_path / "frames.xyz", clusters(34))
+    training = {"steps": 2, "batch_size": 4, "validate_every": 2, "warmup_steps": 1}
+    config = document(source, training=training, potential={"arguments": {**NETWORK, "n_blocks": 2}},
+                      relaxation={"schedule": "constant", "projection": "fold", "where": ["blocks.*.attention.out"]},
+                      )  # fmt: skip
+    assert mdrelax("train", write_config(tmp_path / "config.yaml", config), "--out", tmp_path / "run").code == 0
+    said = mdrelax("audit", tmp_path / "run/checkpoints/last.pt", "--operations", "1", "--output", tmp_path / "a.json")
+    assert said.code == 0, said.err
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert {layer["how"] for layer in found["layers"]} == {"folded"}
+    assert found["projected"]["passed"]
+
+
 def test_a_finished_model_is_audited_layer_by_layer(tmp_path: Path) -> None:
     """`mdrelax audit MODEL --out`: all layers and angles at rounding."""
     arguments = {"n_blocks": 1, "irreps": "8x0e+4x1o", "n_features": 8, "n_heads": 2, "cutoff": 5.0}

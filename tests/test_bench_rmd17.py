@@ -6,11 +6,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 
 from command_line import mdrelax
 from mdrelax.analysis.benchmarks import rmd17
 from mdrelax.analysis.benchmarks.rmd17 import MOLECULES, plan_study, read_study, run_study, write_study
-from mdrelax.analysis.benchmarks.rmd17_page import molecule_curves
+from mdrelax.analysis.benchmarks.rmd17_page import molecule_curves, page
 from mdrelax.config import ConfigError
 from mdrelax.savedconfig import changed_keys
 
@@ -46,7 +47,7 @@ def test_a_study_that_cannot_be_is_refused(tmp_path: Path) -> None:
     assert data["test"] is None, "all frames of the test file"
 
 
-def finish(place: Path, forces: float) -> None:
+def finish(place: Path, config: dict[str, Any], forces: float) -> None:
     """The files of a finished run with this test force error."""
     errors = {"forces_mae_meV_per_A": forces, "energy_mae_meV": forces / 4}
     results = {"validation": errors, "test": errors, "cpu_seconds": 3600.0, "steps": 20, "n_parameters": 7,
@@ -57,6 +58,7 @@ def finish(place: Path, forces: float) -> None:
         place / "metrics.csv", index=False
     )
     pd.DataFrame({"step": [10, 20], "layer": "a", "norm": [0.2, 0.1]}).to_csv(place / "layers.csv", index=False)
+    (place / "config.yaml").write_text(yaml.safe_dump(config))
     (place / "report.html").touch()
 
 
@@ -65,8 +67,8 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The result files of a study whose training is replaced by made-up runs."""
 
     def train(configs: Any, *, jobs: int, tell: Any) -> None:
-        for k, place in enumerate(configs):
-            finish(place, 5.0 - 0.5 * k)
+        for k, (place, config) in enumerate(configs.items()):
+            finish(place, config, 5.0 - 0.5 * k)
             tell(place.name)
 
     monkeypatch.setattr(rmd17, "run_all", train)
@@ -86,9 +88,34 @@ def test_a_run_with_a_result_file_is_not_repeated(stored: Path, monkeypatch: pyt
 
 
 def test_results_of_another_recipe_do_not_stand_among_these(stored: Path) -> None:
-    """The same run with another peak is refused by name."""
-    with pytest.raises(ConfigError, match=r"(?s)ethanol-relaxed-1\.json.*relaxation\.peak: 1\.0 -> 0\.5"):
-        run_study(planned(overrides=["relaxation.peak=0.5"]), stored.parent / "new", stored, jobs=1, command="")
+    """Neither the same run with another peak, nor another seed or arm of another budget."""
+
+    def run(**changes: Any) -> None:
+        run_study(planned(**changes), stored.parent / "new", stored, jobs=1, command="")
+
+    with pytest.raises(ConfigError, match=r"(?s)ethanol-relaxed-0\.json.*relaxation\.peak: 1\.0 -> 0\.5"):
+        run(overrides=["relaxation.peak=0.5"])
+    for changes in ({"seeds": [2]}, {"arms": ["relaxed-weight"]}):
+        with pytest.raises(ConfigError, match=r"(?s)ethanol-standard-0\.json.*training\.steps: 50000 -> 100"):
+            run(overrides=["training.steps=100"], **changes)
+
+
+def test_where_a_run_was_compiled_does_not_matter(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The study goes on where there is no compiler."""
+    monkeypatch.setattr(rmd17, "run_all", lambda configs, **_: None)
+    run_study(planned(overrides=["training.compile=true"]), stored.parent / "new", stored, jobs=1, command="")
+
+
+def test_a_run_folder_of_another_recipe_is_not_stored_under_this_one(tmp_path: Path) -> None:
+    """What was tried with few steps before is no result of the study."""
+    (each,) = planned(molecules=["ethanol"], arms=["standard"], seeds=[0])
+    (short,) = planned(molecules=["ethanol"], arms=["standard"], seeds=[0], overrides=["training.steps=100"])
+    place = tmp_path / "standard-0"
+    finish(place, short.run.config, 9.0)
+    rmd17.store({place: each}, tmp_path / "results", command="")
+    assert read_study(tmp_path / "results") == []
+    rmd17.store({place: short}, tmp_path / "results", command="")
+    assert len(read_study(tmp_path / "results")) == 1
 
 
 def test_the_page_has_means_spreads_differences_and_published_errors(stored: Path) -> None:
@@ -100,6 +127,10 @@ def test_the_page_has_means_spreads_differences_and_published_errors(stored: Pat
     assert "0.4 / 2.1" in text
     assert "5.3 / 7.2" in text, "the published Equiformer's aspirin"
     assert "0.0020" in text
+    assert "minus standard" in text
+    summary = rmd17.summarize_study(rmd17.collect(read_study(stored)))
+    assert "minus relaxed |" in page(summary[summary.arm == "relaxed"])
+    assert "0.0020 (2 unstable)" in page(summary.assign(unstable=2))
     assert (stored / "study.png").stat().st_size > 10_000
     assert [ax.get_title(loc="left") for ax in molecule_curves(read_study(stored)).axes] == ["ethanol", "aspirin"]
 

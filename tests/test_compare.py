@@ -10,10 +10,19 @@ import pytest
 import yaml
 
 from command_line import mdrelax
-from mdrelax.analysis import compare, sidebyside
-from mdrelax.analysis.compare import PairedRun, collect, plan, read_results, run_all, split_arms, summarize
+from mdrelax.analysis import sidebyside
+from mdrelax.analysis.compare import (
+    PairedRun,
+    found_by,
+    plan,
+    read_results,
+    run_all,
+    split_arms,
+    summarize,
+    write_tables,
+)
 from mdrelax.analysis.compare_figures import errors_of_arms, projection_gaps, simulations
-from mdrelax.analysis.compare_report import verdict
+from mdrelax.analysis.compare_report import unstable, verdict
 from mdrelax.analysis.drawing import NothingToDrawError
 from mdrelax.cli.run import projection_gap
 from mdrelax.config import ConfigError
@@ -47,6 +56,8 @@ def test_a_comma_within_brackets_does_not_end_an_arm() -> None:
         (["relaxed", "relaxed"], [0], "each once"),
         (["relaxed"], [0, 0], "each once"),
         (["mine:relaxation.peek=1"], [0], "Unknown config key `relaxation.peek`"),
+        (["standard", "relaxed", "relaxed-activation"], [0], "`relaxed` and `relaxed-activation` are the same run"),
+        (["standard", "mine:relaxation.schedule=off;relaxation.peak=0.5"], [0], "are the same run"),
     ],
 )
 def test_a_comparison_that_cannot_be_is_refused_before_it_starts(arms: list[str], seeds: list[int], words: str) -> None:
@@ -60,7 +71,7 @@ def table(standard: list[float], relaxed: list[float]) -> pd.DataFrame:
     rows = [
         {"arm": arm, "seed": seed, "test_forces": error, "test_energy": error / 2, "validation_forces": error,
          "validation_energy": error, "cpu_seconds": 60.0, "peak_MB": 500.0, "n_parameters": 7, "nve_drift": -0.1,
-         "net_force": 1e-12, "net_torque": 1e-4}
+         "unstable": False, "net_force": 1e-12, "net_torque": 1e-4}
         for seed, pair in enumerate(zip(standard, relaxed, strict=True))
         for arm, error in zip(("standard", "relaxed"), pair, strict=True)
     ]  # fmt: skip
@@ -134,15 +145,33 @@ def test_what_failed_is_named_and_what_is_finished_is_left_alone(
     errors = {"forces_mae_meV_per_A": 1.0, "energy_mae_meV": 1.0}
     (place / "results.json").write_text(json.dumps({"validation": errors, "cpu_seconds": 60}))
     (place / "config.yaml").write_text(yaml.safe_dump(runs[0].config))
-    assert read_results(place) is None  # the report is written last
+    assert read_results(place, runs[0].config) is None  # the report is written last
     (place / "report.html").write_text("")
     run_all(configs(runs, tmp_path), jobs=1, command=["false"])
     changed = plan(BASE, arms=["standard"], seeds=[0], overrides=["training.steps=11"])
     with pytest.raises(RuntimeError, match="failed"):
         run_all(configs(changed, tmp_path), jobs=1, command=["false"])
+    assert read_results(place, changed[0].config) is None
+    with pytest.raises(ValueError, match=r"No run in .* has finished"):
+        write_tables(tmp_path, changed, command="mdrelax compare")
     (place / "results.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read"):
-        read_results(place)
+        read_results(place, runs[0].config)
+
+
+def test_dynamics_that_exploded_is_not_passed_over() -> None:
+    """Its drift is no number, so that a mean would not show it; table, summary and page name the run."""
+    found = [
+        found_by({"md": {"drift_meV_per_atom_per_ps": math.nan, "exploded": True, "broken_bond": None}}),
+        found_by({"md": {"drift_meV_per_atom_per_ps": 0.1, "exploded": False, "broken_bond": [0, 1]}}),
+        found_by({"md": {"drift_meV_per_atom_per_ps": 0.1, "exploded": False, "broken_bond": None}}),
+        found_by({"md": None}),
+    ]
+    assert [row["unstable"] for row in found] == [True, True, False, False]
+    runs = table([1.0, 2.0], [1.0, 2.0])
+    runs.loc[3, ["unstable", "nve_drift"]] = [True, math.nan]
+    assert summarize(runs).unstable.tolist() == [0, 1]
+    assert unstable(runs) == ["relaxed-1"]
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +230,7 @@ def test_finished_runs_are_not_trained_again(compared: tuple[Path, str], monkeyp
         assert mdrelax("compare", config, "--out", folder, "--seeds", "0,1", *extra).code == 0
     wrong = mdrelax("compare", config, "--out", folder, "--seeds", "0,one")
     assert (wrong.code, "whole numbers" in wrong.err) == (2, True)
+    assert mdrelax("compare", config, "--out", folder, "--jobs", "-1").code == 2
 
 
 @pytest.mark.slow
@@ -212,6 +242,5 @@ def test_the_miniature_takes_less_than_four_minutes(tmp_path: Path) -> None:
     said = mdrelax("compare", "ethanol-tiny", "--quick", "--out", tmp_path)
     assert said.code == 0, said.err
     assert time.monotonic() - start < 240
-    runs = [PairedRun(a, s, {}) for a in ("standard", "relaxed") for s in (0, 1)]
-    assert len(collect(runs, {run.name: read_results(tmp_path / run.name) for run in runs})) == 4
-    assert compare.read_results(tmp_path / "relaxed-1") is not None
+    assert len(pd.read_csv(tmp_path / "runs.csv")) == 4
+    assert json.loads((tmp_path / "compare.json").read_text())["unfinished"] == []

@@ -8,12 +8,23 @@ import pandas as pd
 import pytest
 from ase import Atoms, units
 from ase.calculators.harmonic import SpringCalculator
-from ase.io import read
+from ase.io import read, write
 
 from command_line import mdrelax
 from mdrelax.analysis.evaluation import errors_by_config_type, take, worst_structures
 from mdrelax.analysis.metrics import Predictions, errors, net_force_and_torque
-from mdrelax.analysis.spectra import bond_lengths, bond_table, draw_bonds, draw_spectrum, velocity_spectrum
+from mdrelax.analysis.spectra import (
+    bond_lengths,
+    bond_table,
+    draw_bonds,
+    draw_spectrum,
+    spectrum_distance,
+    velocity_spectrum,
+)
+from mdrelax.cli.evaluate import _name, _recorded
+from mdrelax.cli.nve import nve_after_langevin
+from mdrelax.config import ConfigError
+from mdrelax.modelfile import load_model
 from molecules import ethanol, rattled, water
 from small_runs import NETWORK, clusters, document, write_config, write_frames
 
@@ -106,6 +117,8 @@ def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
     assert said.code == 0, said.err
     summary = json.loads((out / "eval.json").read_text())
     assert summary["n_structures"] == 10
+    assert summary["trained"] == {"seed": 0, "schedule": "triangle"}
+    assert summary["model_content"] == load_model(tmp_path / "run" / "model.safetensors").header["content"]
     worst = read(out / "worst.extxyz", ":")
     sizes = [np.linalg.norm(a.arrays["mdrelax_forces"] - a.arrays["REF_forces"], axis=1).max() for a in worst]
     assert sizes == sorted(sizes, reverse=True)
@@ -115,3 +128,64 @@ def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
     assert {"parity.png", "nve.png", "spectrum.png", "bonds.csv"} <= {path.name for path in out.iterdir()}
     refused = mdrelax("eval", tmp_path / "run" / "model.safetensors", source, "--frames", "0")
     assert (refused.code, "at least 1" in refused.err) == (2, True)
+    again = mdrelax("eval", tmp_path / "run" / "model.safetensors", source, "--out", out)
+    assert (again.code, "--overwrite" in again.err) == (2, True)
+    units = ["--energy-unit", "kcal/mol", "--energy-key", "REF_energy", "--overwrite", "--out", out]
+    other = mdrelax("eval", tmp_path / "run" / "model.safetensors", source, *units, "--frames", "10")
+    assert other.code == 0, other.err
+    assert "kcal/mol" in other.out
+    assert not (out / "nve.csv").exists(), "older dynamics does not stand beside new errors"
+    smaller = json.loads((out / "eval.json").read_text())["errors"]
+    assert smaller["forces_mae_meV_per_A"] != summary["errors"]["forces_mae_meV_per_A"]
+
+
+def test_an_evaluation_is_named_after_what_was_trained(tmp_path: Path) -> None:
+    """Every run's file is called model.safetensors."""
+    assert _name(tmp_path / "relaxed-0" / "model.safetensors") == "relaxed-0"
+    assert _name(tmp_path / "ethanol.safetensors") == "ethanol"
+
+
+def swinging(turn: float) -> list[Atoms]:
+    """A thousand waters, 2 fs apart, whose atoms swing by ``turn`` rad a frame."""
+    frames = []
+    for k in range(1000):
+        atoms = water()
+        atoms.set_velocities(np.cos(turn * k) * np.ones((3, 3)))
+        atoms.info["time_fs"] = 2.0 * k
+        frames.append(atoms)
+    return frames
+
+
+def test_vibrations_are_compared_with_those_of_a_reference_trajectory(tmp_path: Path) -> None:
+    """The spectrum of a file is that of its frames; what has no times, no velocities or other atoms is refused."""
+    slow, fast = swinging(0.3), swinging(0.4)
+    one, other = (velocity_spectrum(frames, 2.0) for frames in (slow, fast))
+    shift = 0.1 / 2.0 / (2 * np.pi) / (units._c * 1e-13)  # 0.1 rad in 2 fs as a wavenumber, 1 / cm
+    assert spectrum_distance(one, one) == 0
+    assert spectrum_distance(one, other) == pytest.approx(shift, rel=0.05)  # a line is as wide as its window
+    assert len(draw_spectrum(one, other).axes[0].lines) == 2
+    write(tmp_path / "md.extxyz", slow[:100])
+    recorded = _recorded(tmp_path / "md.extxyz", None, water())
+    assert np.allclose(recorded.intensity, velocity_spectrum(slow[:100], 2.0).intensity, atol=1e-6)
+    with pytest.raises(ConfigError, match="name one of these"):
+        _recorded(tmp_path / "md.extxyz", None, ethanol())
+    for frame in fast:
+        frame.info.clear()
+    write(tmp_path / "untimed.extxyz", fast[:20])
+    with pytest.raises(ConfigError, match="--reference-interval"):
+        _recorded(tmp_path / "untimed.extxyz", None, water())
+    write(tmp_path / "still.extxyz", [water() for _ in range(20)])
+    with pytest.raises(ConfigError, match="no velocities"):
+        _recorded(tmp_path / "still.extxyz", 2.0, water())
+
+
+def test_a_warm_up_that_explodes_is_the_result(tmp_path: Path) -> None:
+    """No NVE starts from what has flown apart: no drift, the reason, and no log of an older run."""
+    atoms = water()
+    atoms.calc = SpringCalculator(atoms.positions.copy(), k=-3000.0)  # pushes away what has moved
+    (tmp_path / "nve.csv").write_text("an older run")
+    result = nve_after_langevin(atoms, temperature_K=300.0, warm_up_ps=0.1, duration_ps=0.1, log=tmp_path / "nve.csv")
+    assert result.exploded
+    assert np.isnan(result.drift_meV_per_atom_ps)
+    assert result.reason.startswith("In the warm-up: ")
+    assert not (tmp_path / "nve.csv").exists()

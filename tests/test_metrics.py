@@ -64,10 +64,10 @@ def test_force_and_stress_errors_run_over_components() -> None:
 def test_kcal_columns_are_the_same_errors_in_ases_unit() -> None:
     """ASE (CODATA 2014) knows the size of a kcal/mol; the constants of CODATA 2018 differ by less than 1e-7."""
     table = errors(_random())
-    assert table["energy_mae_kcal_per_mol"] == pytest.approx(table["energy_mae_meV"] / 1000 / (kcal / mol), rel=1e-7)
-    assert table["forces_mae_kcal_per_mol_per_A"] == pytest.approx(
-        table["forces_mae_meV_per_A"] / 1000 / (kcal / mol), rel=1e-7
-    )
+    for kind in ("mae", "rmse"):
+        energy, forces = table[f"energy_{kind}_meV"], table[f"forces_{kind}_meV_per_A"]
+        assert table[f"energy_{kind}_kcal_per_mol"] == pytest.approx(energy / 1000 / (kcal / mol), rel=1e-7)
+        assert table[f"forces_{kind}_kcal_per_mol_per_A"] == pytest.approx(forces / 1000 / (kcal / mol), rel=1e-7)
 
 
 def test_missing_labels_are_left_out_and_wrong_predictions_are_not() -> None:

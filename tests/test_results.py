@@ -171,6 +171,10 @@ def test_the_drifts_in_the_rmd17_page_are_the_stored_ones():
         run = json.loads((ROOT / "docs" / row["path"]).read_text())
         assert run["data"] == f"rmd17_{row['molecule']}_test_01.npz"
         assert row["drift"] == f"{run['md']['drift_meV_per_atom_per_ps']:.4f}"
+        # The file says which network it was by its test error: compiled or not, to rounding in float32.
+        studied_run = json.loads((RMD17 / f"study/{row['molecule']}-relaxed-0.json").read_text())
+        same = pytest.approx(studied_run["test"]["forces_mae_meV_per_A"], rel=1e-4)
+        assert run["errors"]["forces_mae_meV_per_A"] == same
         assert run["md"]["duration_ps"] >= 20
         assert not run["md"]["exploded"]
         assert run["md"]["first_broken_bond_ps"] is None

@@ -93,10 +93,9 @@ def run_study(
 ) -> None:
     """Train what has no result file, in ``folder``, and keep each result in ``results`` as soon as it is there.
 
-    Raises ``ConfigError`` where a result file is of another config than the one planned.
+    Raises ``ConfigError`` where a result file is of another recipe than the one planned.
     """
-    for each in runs:
-        _check_config(_path(results, each), each.run.config)
+    _check_recipes(runs, read_study(results))
     waiting = {folder / each.molecule / each.run.name: each for each in runs if not _path(results, each).is_file()}
     places = {place: each.run.config for place, each in waiting.items()}
 
@@ -108,20 +107,40 @@ def run_study(
     run_all(places, jobs=jobs, tell=keep)
 
 
-def _check_config(path: Path, planned: Mapping[str, Any]) -> None:
-    """A study compares runs of one recipe: results of another may not stand among them."""
-    if not path.is_file():
-        return
-    saved = with_defaults(json.loads(path.read_text(encoding="utf-8"))["config"])
-    found = f"`{path.name}` is the result of another config"
-    refuse_changes(saved, without_folders(planned), found=found, choose="`--results`")
+def _check_recipes(runs: Sequence[StudyRun], documents: Sequence[Mapping[str, Any]]) -> None:
+    """A study compares runs of one recipe and budget: results of another may not stand among them."""
+    plans = {(each.molecule, each.run.arm): each.run.config for each in runs}
+    budgets = {each.molecule: each.run.config for each in runs}
+    for document in documents:
+        molecule, arm, saved = document["molecule"], document["arm"], document["config"]
+        if (molecule, arm) in plans:
+            old, new = (_recipe(config) for config in (saved, plans[molecule, arm]))
+        elif molecule in budgets:  # an arm that is not planned now; of it the budget is known
+            old, new = (_budget(config) for config in (saved, budgets[molecule]))
+        else:
+            continue
+        found = f"`{molecule}-{arm}-{document['seed']}.json` is the result of another config"
+        refuse_changes(old, new, found=found, choose="`--results`")
+
+
+def _recipe(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What all runs of an arm share: the config without the seed, and without how fast the machine steps."""
+    known = with_defaults(without_folders(config))
+    training = {key: value for key, value in known["training"].items() if key not in ("seed", "compile")}
+    return {**known, "training": training}
+
+
+def _budget(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What all arms of a molecule share at least: the data and the number of steps."""
+    recipe = _recipe(config)
+    return {"data": recipe["data"], "training": {"steps": recipe["training"]["steps"]}}
 
 
 def store(places: Mapping[Path, StudyRun], results: Path, *, command: str) -> None:
     """Write the result file of every run that has finished in its folder and has none yet."""
     for place, each in places.items():
         path = _path(results, each)
-        if path.is_file() or (found := read_results(place)) is None:
+        if path.is_file() or (found := read_results(place, each.run.config)) is None:
             continue
         curves = {"curve": _columns(place / "metrics.csv", CURVE)}
         if (place / "layers.csv").is_file():
@@ -142,7 +161,7 @@ def _path(results: Path, each: StudyRun) -> Path:
 
 
 def read_study(results: Path) -> list[dict[str, Any]]:
-    """The documents of all result files in a folder, by molecule, arm and seed."""
+    """The documents of all result files in a folder, by molecule, arm and seed; none where there is no folder."""
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in results.glob("*-*-*.json")]
     arms = in_order(document["arm"] for document in documents)
     known = list(MOLECULES)

@@ -12,12 +12,12 @@ from mdrelax.analysis.markdown import markdown
 
 __all__ = ["PUBLISHED", "molecule_curves", "page"]
 
-HEADER = ["molecule", "arm", "seeds", "steps", "CPU-h", "force MAE", "minus standard", "energy MAE", "NVE drift"]
+HEADER = ["molecule", "arm", "seeds", "steps", "CPU-h", "force MAE", "minus {first}", "energy MAE", "NVE drift"]
 EXPLANATION = (
     "950 training frames, errors on the test frames: mean absolute ones of force components (meV/A) and energies "
-    "(meV), `+-` the sample standard deviation over seeds. `minus standard` is the mean difference of force errors "
+    "(meV), `+-` the sample standard deviation over seeds. `minus {first}` is the mean difference of force errors "
     "over common seeds, with its 95 % t interval. CPU-h are one run's hours on one core. NVE drift: the largest of the "
-    "runs at 300 K, meV/atom/ps."
+    "runs at 300 K, meV/atom/ps; a run that exploded or broke a bond is counted beside it."
 )
 PUBLISHED = {  # energy / force in meV and meV/A, 950 training frames
     "rMD17, the official splits (from the MACE paper, arXiv 2206.07697)": {
@@ -31,8 +31,12 @@ PUBLISHED = {  # energy / force in meV and meV/A, 950 training frames
 def page(summary: pd.DataFrame) -> str:
     """The text of study.md, from a table with a row a molecule and arm."""
     molecules = list(dict.fromkeys(summary.molecule))
-    ours = markdown([HEADER, *(_cells(row) for row in summary.to_dict("records"))])
-    return "\n\n".join(["# rMD17 study", ours, EXPLANATION, "Published, energy / force:", published(molecules)]) + "\n"
+    firsts = set(summary.groupby("molecule").arm.first())
+    first = firsts.pop() if len(firsts) == 1 else "first arm"
+    header = [name.format(first=first) for name in HEADER]
+    ours = markdown([header, *(_cells(row) for row in summary.to_dict("records"))])
+    explanation = EXPLANATION.format(first=first)
+    return "\n\n".join(["# rMD17 study", ours, explanation, "Published, energy / force:", published(molecules)]) + "\n"
 
 
 def published(molecules: Sequence[str]) -> str:
@@ -58,6 +62,8 @@ def _cells(row: Mapping[Any, Any]) -> list[str]:
     if row.get("pairs", 0) > 1:
         difference += f" [{row['forces_minus_first_low']:+.2f}, {row['forces_minus_first_high']:+.2f}]"
     drift = "" if pd.isna(row["worst_nve_drift"]) else f"{row['worst_nve_drift']:.4f}"
+    if row["unstable"]:
+        drift = f"{drift} ({row['unstable']} unstable)".strip()
     numbers = [row["molecule"], row["arm"], str(row["seeds"]), f"{row['steps']:,}", f"{row['cpu_minutes'] / 60:.2f}"]
     return [*numbers, spread("test_forces"), difference, spread("test_energy"), drift]
 

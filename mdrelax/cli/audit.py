@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def audit(
-    model: Annotated[Path, typer.Argument(help="A model file (.safetensors), or a run folder with a checkpoint.")],
+    model: Annotated[
+        Path, typer.Argument(help="A model file (.safetensors), a run folder, or a run's checkpoints/last.pt.")
+    ],
     data: Annotated[
         str | None,
         typer.Argument(help="Structures that it is measured on, labels not needed; none: embedded or random ones."),
@@ -35,12 +37,16 @@ def audit(
     A model file is compared with its certificate, and the command fails when it does not pass. Of a run folder, the
     last checkpoint is measured with its free maps at the given theta, and what projection would take away is said.
     """
+    from mdrelax.checkpoint import write_atomically
+
+    if model.name == "last.pt" and model.parent.name == "checkpoints":
+        model = model.parent.parent
     if model.is_dir():
         force_field, graph, found = _of_run(model, data, structures, operations, seed, theta)
     else:
         force_field, graph, found = _of_file(model, data, structures, operations, seed)
     if output is not None:
-        output.write_text(json.dumps(found, indent=2))
+        write_atomically(output, json.dumps(found, indent=2).encode())
     if out is not None:
         _write_details(out, force_field, graph, found, operations, seed)
     if "passed" in found:
@@ -70,6 +76,7 @@ def _of_run(
 ) -> "tuple[ForceField, Graph, dict[str, Any]]":
     """The last checkpoint of a run with its free maps, beside what remains when they are projected."""
     from mdrelax.cli.run import unprojected
+    from mdrelax.config import load_config, read_yaml
     from mdrelax.equivariance import equivariance_error
     from mdrelax.loader import join
     from mdrelax.projection import certify, projected_copy
@@ -79,7 +86,8 @@ def _of_run(
     if is_relaxed(network):
         set_theta(network, theta)
     graph = join(frames.validation[:structures]).graph if data is None else _graph(network, data, structures, seed)
-    twin, layers = projected_copy(network)
+    how = load_config(read_yaml(folder / "config.yaml")).relaxation.projection
+    twin, layers = projected_copy(network, how=how)
     projected = certify(twin, graph, layers=layers, n_operations=operations, seed=seed)
     errors = {
         name: equivariance_error(network, graph, dtype=dtype, n_operations=operations, seed=seed)
@@ -87,7 +95,7 @@ def _of_run(
     }
     free = f"free maps at theta = {theta:g}" if layers else "never relaxed"
     _say_errors(
-        f"{folder.name}: last checkpoint, averaged weights; largest error relative to the RMS force",
+        f"{folder.resolve().name}: last checkpoint, averaged weights; largest error relative to the RMS force",
         {free: errors, "projected": projected},
     )
     _say_layers(layers)

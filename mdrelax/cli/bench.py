@@ -37,7 +37,7 @@ def nbody(
     ),
     recipe: Annotated[str, typer.Option(help="tuned (ours, found on validation data) or published.")] = "tuned",
     override: Annotated[list[str] | None, typer.Option("-r", help="section.key=value, any number of times.")] = None,
-    jobs: Annotated[int, typer.Option(help="Runs side by side, one thread each; 0: one a core.")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Runs side by side, one thread each; 0: one a core.")] = 0,
     compile: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="torch.compile; default: where a C++ compiler is.")
     ] = None,
@@ -115,7 +115,7 @@ def rmd17(
     arms: Annotated[str, typer.Option(help="As in `mdrelax compare`.")] = "standard,relaxed",
     seeds: Annotated[str, typer.Option(help="Comma-separated seeds, each a run of every arm and molecule.")] = "0,1",
     override: Annotated[list[str] | None, typer.Option("-r", help="section.key=value for all runs.")] = None,
-    jobs: Annotated[int, typer.Option(help="Runs side by side, one thread each; 0: one a core.")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Runs side by side, one thread each; 0: one a core.")] = 0,
     compile: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="torch.compile; default: where a C++ compiler is.")
     ] = None,

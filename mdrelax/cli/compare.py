@@ -20,7 +20,9 @@ THETAS = [k / 10 for k in range(10, -1, -1)]
 
 def compare(
     config: Annotated[str, typer.Argument(help="A YAML file or the name of a preset, such as rmd17-ethanol.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the comparison; default: runs/compare-NAME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; default: runs/compare-NAME, of --quick runs/compare-NAME-quick.")
+    ] = None,
     arms: Annotated[
         str,
         typer.Option(
@@ -30,7 +32,7 @@ def compare(
     ] = "standard,relaxed",
     seeds: Annotated[str, typer.Option(help="Comma-separated seeds, each a run of every arm.")] = "0,1,2",
     override: Annotated[list[str] | None, typer.Option("-r", help="section.key=value for all arms.")] = None,
-    jobs: Annotated[int, typer.Option(help="Runs side by side, one thread each; 0: one a core.")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Runs side by side, one thread each; 0: one a core.")] = 0,
     quick: Annotated[bool, typer.Option(help="In miniature: two seeds of a few hundred steps, in minutes.")] = False,
     only_report: Annotated[bool, typer.Option(help="Train nothing: write tables and report of what there is.")] = False,
 ) -> None:
@@ -46,7 +48,7 @@ def compare(
     base = open_config(config, changes).model_dump(mode="json")
     numbers = [0, 1] if quick else whole_numbers("--seeds", seeds)
     runs = plan(base, arms=split_arms(arms), seeds=numbers)
-    folder = out or Path("runs") / f"compare-{Path(config).stem}"
+    folder = out or Path("runs") / f"compare-{Path(config).stem}{'-quick' if quick else ''}"
     typer.echo(f"{len(runs)} runs in {folder}")
     try:
         if not only_report:
@@ -58,11 +60,11 @@ def compare(
 def _write(folder: Path, runs: "list[PairedRun]") -> None:
     """Tables and report of what has finished; says the verdict and the files."""
     from mdrelax.analysis.compare import read_results, write_tables
-    from mdrelax.analysis.compare_report import verdict, write_report
+    from mdrelax.analysis.compare_report import unstable, verdict, write_report
     from mdrelax.provenance import command_line
 
-    if all(read_results(folder / run.name) is None for run in runs):
-        typer.echo("No run has finished yet; the same command goes on.")
+    if all(read_results(folder / run.name, run.config) is None for run in runs):
+        typer.echo("No run of this plan has finished yet; the same command goes on.")
         return
     command = command_line()
     table, summary = write_tables(folder, runs, command=command)
@@ -71,6 +73,8 @@ def _write(folder: Path, runs: "list[PairedRun]") -> None:
     shown = summary[["arm", "seeds", *errors, "cpu_minutes"]]
     typer.echo(shown.to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep=""))
     typer.echo(verdict(summary))
+    if names := unstable(table):
+        typer.echo(f"UNSTABLE in NVE (exploded, or a bond broke): {', '.join(names)}.")
     typer.echo(f"Report: {path}")
 
 
@@ -85,7 +89,7 @@ def _gaps(folder: Path, runs: "list[PairedRun]") -> "dict[str, list[pd.DataFrame
     gaps: dict[str, list[pd.DataFrame]] = {}
     for run in runs:
         place = folder / run.name
-        if read_results(place) is None or not (place / "layers.csv").is_file():
+        if read_results(place, run.config) is None or not (place / "layers.csv").is_file():
             continue
         path = place / "projection_gap.csv"
         if not path.is_file():

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mdrelax.cli.data import EnergyKey, EnergyUnit, ForcesKey, LengthUnit, StressKey
 from mdrelax.cli.structures import spread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import pandas as pd
     from ase import Atoms
     from matplotlib.figure import Figure
 
@@ -18,22 +20,44 @@ if TYPE_CHECKING:
     from mdrelax.calculator import MDRelaxCalculator
 
 EQUILIBRATION_PS = 1.0
+TIMESTEP_FS = 0.5
 INTERVAL = 4  # steps between frames: 2 fs, enough for a C-H stretch
+OF_DYNAMICS = (
+    "nve.csv", "nve.traj", "nve.png", "bonds.csv", "bonds.png",
+    "spectrum.csv", "reference_spectrum.csv", "spectrum.png",
+)  # fmt: skip
 
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A model file (.safetensors).")],
     data: Annotated[str, typer.Argument(help="Labelled structures: a file, `sample:ethanol`, `rmd17:ethanol`, ...")],
-    out: Annotated[Path | None, typer.Option(help="Folder for tables and pictures; default: runs/eval-MODEL.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for tables and pictures; default: runs/eval-NAME of the file, or of its run folder."),
+    ] = None,
     frames: Annotated[int | None, typer.Option(help="At most so many structures, spread over the set.")] = None,
     worst: Annotated[int, typer.Option(help="Structures that go to worst.extxyz, with the largest force errors.")] = 10,
     nve: Annotated[float, typer.Option(help="ps of NVE dynamics from the first structure; 0: none.")] = 0.0,
     temperature: Annotated[float, typer.Option(help="K, of the dynamics.")] = 300.0,
     seed: Annotated[int, typer.Option(help="Seed of the dynamics' momenta and noise.")] = 0,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="A trajectory of the same atoms with velocities: its vibrations are drawn beside."),
+    ] = None,
+    reference_interval: Annotated[
+        float | None, typer.Option(help="fs between the frames of `--reference`; default: by its time_fs.")
+    ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile first (minutes), then step faster.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older evaluation in the folder.")] = False,
     format: Annotated[str | None, typer.Option(help="`extxyz` or `md17`, when the ending does not tell.")] = None,
+    labels: Annotated[str | None, typer.Option(help="rMD17 files: `revised` or `original` labels.")] = None,
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+    stress_key: StressKey = None,
+    energy_unit: EnergyUnit = None,
+    length_unit: LengthUnit = None,
 ) -> None:
-    """Measure errors by element, kind of structure and percentile; run NVE and compare bonds and vibrations."""
+    """Measure errors by element, kind of structure and percentile; run NVE, compare its bonds with the data's."""
     from mdrelax import datasets
     from mdrelax.analysis import metrics
     from mdrelax.analysis.evaluation import predictions_of
@@ -44,35 +68,87 @@ def evaluate(
 
     if frames is not None and frames < 1:
         raise ConfigError(f"`--frames` must be at least 1, got {frames}.")
+    if reference is not None and nve <= 0:
+        raise ConfigError("`--reference` has vibrations to compare with those of `--nve`; give both.")
+    folder = out or Path("runs") / f"eval-{_name(model)}"
+    if (folder / "eval.json").exists() and not overwrite:
+        raise ConfigError(f"`{folder}` holds an evaluation; name another `--out`, or replace it with `--overwrite`.")
+    trained = _identity(model)
     calculator = MDRelaxCalculator.from_file(model, compile=compile)
-    loaded = datasets.load(data, format=format)
-    structures = loaded if frames is None else spread(loaded, frames)
+    loaded = datasets.load_frames(
+        data, format=format, labels=labels, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key,
+        energy_unit=energy_unit, length_unit=length_unit,
+    )  # fmt: skip
+    typer.echo(loaded.report)
+    structures = loaded.data if frames is None else spread(loaded.data, frames)
+    first = datasets.to_atoms(structures[0])
+    recorded = None if reference is None else _recorded(reference, reference_interval, first)
     batches = frames_from_data(structures, cutoff=calculator.force_field.cutoff)
     stress = any("stress" in frame for frame in structures)
     predictions = predictions_of(calculator.force_field, batches, stress=stress)
-    folder = out or Path("runs") / f"eval-{model.stem}"
     folder.mkdir(parents=True, exist_ok=True)
     summary: dict[str, Any] = {
-        "command": command_line(), "environment": environment(device="cpu", seed=seed), "model": model.name,
+        "command": command_line(), "environment": environment(device="cpu", seed=seed), "model": model.name, **trained,
         "data": Path(data).name, "n_structures": len(structures),
     }  # fmt: skip
     summary["errors"] = metrics.errors(predictions)
     _tables(folder, predictions, [frame.config_type for frame in structures])
     _worst(folder, predictions, structures, worst)
     typer.echo(_text(summary["errors"], len(structures)))
+    _write(folder / "eval.json", json.dumps(summary, indent=2))  # what is known, before dynamics that may take hours
+    for name in OF_DYNAMICS:
+        (folder / name).unlink(missing_ok=True)
     if nve > 0:
         atoms = [datasets.to_atoms(frame) for frame in structures]
-        summary["md"] = _dynamics(folder, calculator, atoms, picoseconds=nve, temperature=temperature, seed=seed)
-    _write(folder / "eval.json", json.dumps(summary, indent=2))
+        summary["md"] = _dynamics(
+            folder, calculator, atoms, recorded, picoseconds=nve, temperature=temperature, seed=seed
+        )
+        _write(folder / "eval.json", json.dumps(summary, indent=2))
     typer.echo(f"Tables and pictures: {folder}")
+
+
+def _name(model: Path) -> str:
+    """Of the file, or of its folder where the file is called as every run calls it."""
+    return model.resolve().parent.name if model.stem == "model" else model.stem
+
+
+def _identity(model: Path) -> dict[str, Any]:
+    """Which network it is: the hash of its content, and seed and schedule of its training where the file says them."""
+    from mdrelax.modelfile import load_model
+
+    header = load_model(model).header
+    config = header.get("card", {}).get("config", {})
+    trained = {"seed": config.get("training", {}).get("seed"), "schedule": config.get("relaxation", {}).get("schedule")}
+    return {"model_content": header["content"], "trained": trained}
+
+
+def _recorded(path: Path, interval_fs: float | None, like: "Atoms") -> "pd.DataFrame":
+    """The velocity spectrum of a trajectory that somebody else ran; raises ``ConfigError`` where it has none."""
+    from mdrelax.analysis.spectra import velocity_spectrum
+    from mdrelax.cli.structures import read_structures
+    from mdrelax.config import ConfigError
+
+    frames = read_structures(path)
+    if frames[0].numbers.tolist() != like.numbers.tolist():
+        raise ConfigError(f"`{path}` is of {frames[0].symbols}, the dynamics of {like.symbols}; name one of these.")
+    times = [frame.info.get("time_fs") for frame in frames[:2]]
+    if interval_fs is None:
+        if len(times) < 2 or None in times:
+            raise ConfigError(f"`{path}` does not say when its frames were taken; give `--reference-interval` in fs.")
+        interval_fs = times[1] - times[0]
+    if not any(frame.has("momenta") for frame in frames):
+        raise ConfigError(f"`{path}` has no velocities; write them with the trajectory (ASE: momenta).")
+    return velocity_spectrum(frames, interval_fs)
 
 
 def _text(errors: dict[str, float], n: int) -> str:
     names = {
         "forces_mae_meV_per_A": "force MAE, meV/A", "forces_rmse_meV_per_A": "force RMSE, meV/A",
         "forces_mae_kcal_per_mol_per_A": "force MAE, kcal/mol/A", "energy_mae_meV": "energy MAE, meV",
-        "energy_rmse_meV": "energy RMSE, meV", "energy_mae_meV_per_atom": "energy MAE, meV/atom",
-        "energy_mae_kcal_per_mol": "energy MAE, kcal/mol", "stress_mae_meV_per_A3": "stress MAE, meV/A^3",
+        "forces_rmse_kcal_per_mol_per_A": "force RMSE, kcal/mol/A", "energy_rmse_meV": "energy RMSE, meV",
+        "energy_mae_meV_per_atom": "energy MAE, meV/atom",
+        "energy_mae_kcal_per_mol": "energy MAE, kcal/mol", "energy_rmse_kcal_per_mol": "energy RMSE, kcal/mol",
+        "stress_mae_meV_per_A3": "stress MAE, meV/A^3",
     }  # fmt: skip
     lines = [f"{n} structures"] + [f"  {names[key]:24s}{errors[key]:10.4g}" for key in names if key in errors]
     return "\n".join(lines)
@@ -114,36 +190,32 @@ def _worst(folder: Path, predictions: "Predictions", structures: list[Any], numb
 
 
 def _dynamics(
-    folder: Path, calculator: "MDRelaxCalculator", data: "list[Atoms]", *, picoseconds: float, temperature: float,
-    seed: int,
+    folder: Path, calculator: "MDRelaxCalculator", data: "list[Atoms]", recorded: "pd.DataFrame | None", *,
+    picoseconds: float, temperature: float, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """NVE after a short NVT: nve.csv, nve.traj, nve.png, bonds.csv, bonds.png, spectrum.csv, spectrum.png."""
+    """NVE after a short NVT, and the files ``OF_DYNAMICS`` as far as it came."""
     from ase.io import iread
 
     from mdrelax.analysis import figures, spectra
     from mdrelax.analysis.trajectory import broken_bonds
-    from mdrelax.dynamics import run_md
+    from mdrelax.cli.nve import nve_after_langevin
 
-    start = data[0]
+    start, path = data[0], folder / "nve.traj"
     start.calc = calculator
-    warm = run_md(
-        start, ensemble="nvt", temperature_K=temperature, duration_ps=EQUILIBRATION_PS, friction_per_fs=0.02, seed=seed
-    )
-    warm.atoms.calc = calculator
-    result = run_md(
-        warm.atoms, temperature_K=temperature, duration_ps=picoseconds, seed=seed, trajectory=folder / "nve.traj",
-        trajectory_interval=INTERVAL, log=folder / "nve.csv",
+    result = nve_after_langevin(
+        start, temperature_K=temperature, warm_up_ps=EQUILIBRATION_PS, duration_ps=picoseconds, seed=seed,
+        timestep_fs=TIMESTEP_FS, log=folder / "nve.csv", trajectory=path, trajectory_interval=INTERVAL,
     )  # fmt: skip
-    trajectory = list(iread(folder / "nve.traj"))
+    trajectory = list(iread(path)) if path.is_file() else []
     broken = None if start.pbc.any() else broken_bonds(trajectory, start)
     found = {
         "duration_ps": picoseconds, "temperature_K": float(result.log["temperature_K"].mean()),
-        "drift_meV_per_atom_per_ps": result.drift_meV_per_atom_ps, "exploded": warm.exploded or result.exploded,
-        "reason": warm.reason or result.reason,
-        "first_broken_bond_ps": None if broken is None else broken.time_fs / 1000,
+        "drift_meV_per_atom_per_ps": result.drift_meV_per_atom_ps, "exploded": result.exploded,
+        "reason": result.reason, "first_broken_bond_ps": None if broken is None else broken.time_fs / 1000,
     }  # fmt: skip
-    _picture(folder / "nve.png", lambda: figures.md_energy(result.log, n_atoms=len(start)))
-    if not start.pbc.any():
+    if path.is_file():
+        _picture(folder / "nve.png", lambda: figures.md_energy(result.log, n_atoms=len(start)))
+    if trajectory and not start.pbc.any():
         like = [atoms for atoms in data if (atoms.numbers.tolist() == start.numbers.tolist())]
         own, reference = (spectra.bond_lengths(frames, start) for frames in (trajectory, like))
         table = spectra.bond_table(own, reference)
@@ -151,9 +223,13 @@ def _dynamics(
         _picture(folder / "bonds.png", lambda: spectra.draw_bonds(own, reference))
         typer.echo("\n" + table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
     if len(trajectory) >= 16:
-        spectrum = spectra.velocity_spectrum(trajectory, 0.5 * INTERVAL)
+        spectrum = spectra.velocity_spectrum(trajectory, TIMESTEP_FS * INTERVAL)
         _write(folder / "spectrum.csv", spectrum.to_csv(index=False))
-        _picture(folder / "spectrum.png", lambda: spectra.draw_spectrum(spectrum))
+        if recorded is not None:
+            found["vibrations_distance_per_cm"] = spectra.spectrum_distance(spectrum, recorded)
+            _write(folder / "reference_spectrum.csv", recorded.to_csv(index=False))
+            typer.echo(f"Vibrations: {found['vibrations_distance_per_cm']:.1f} / cm from those of the reference.")
+        _picture(folder / "spectrum.png", lambda: spectra.draw_spectrum(spectrum, recorded))
     verdict = f"EXPLODED: {found['reason']}" if found["exploded"] else "stable"
     if broken is not None:
         verdict += f", a bond broke after {found['first_broken_bond_ps']:g} ps"

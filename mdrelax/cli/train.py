@@ -249,22 +249,21 @@ def _molecular_dynamics(config: "Config", folder: Path, outcome: "Outcome") -> d
     """NVE at 300 K from an equilibrated test frame; md_log.csv and the summary."""
     from mdrelax.analysis.trajectory import broken_bonds
     from mdrelax.calculator import MDRelaxCalculator
+    from mdrelax.cli.nve import nve_after_langevin
     from mdrelax.datasets import to_atoms
-    from mdrelax.dynamics import run_md
 
     data = (outcome.parts.test or outcome.parts.validation)[0]
     atoms = to_atoms(data)
     atoms.calc = MDRelaxCalculator(outcome.fit.model, certificate=outcome.certificate)
-    warm = run_md(atoms, ensemble="nvt", temperature_K=300.0, duration_ps=0.25, friction_per_fs=0.02)
-    start = warm.atoms
-    start.calc = atoms.calc
-    result = run_md(start, temperature_K=300.0, duration_ps=config.md_picoseconds, log=folder / "md_log.csv")
+    result = nve_after_langevin(
+        atoms, temperature_K=300.0, warm_up_ps=0.25, duration_ps=config.md_picoseconds, log=folder / "md_log.csv"
+    )
     broken = None if atoms.pbc.any() else broken_bonds([result.atoms], atoms)
     return {
         "drift_meV_per_atom_per_ps": result.drift_meV_per_atom_ps,
         "broken_bond": None if broken is None else list(broken.atoms),
         "temperature_K": float(result.log["temperature_K"].mean()),
-        "n_atoms": len(start),
+        "n_atoms": len(atoms),
         "duration_ps": config.md_picoseconds,
         "timestep_fs": 0.5,
         "exploded": result.exploded,
