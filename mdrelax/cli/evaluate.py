@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from ase import Atoms
     from matplotlib.figure import Figure
+    from torch_geometric.data import Data
 
     from mdrelax.analysis.metrics import Predictions
     from mdrelax.calculator import MDRelaxCalculator
@@ -59,52 +60,47 @@ def evaluate(
 ) -> None:
     """Measure errors by element, kind of structure and percentile; run NVE, compare its bonds with the data's."""
     from mdrelax import datasets
-    from mdrelax.analysis import metrics
-    from mdrelax.analysis.evaluation import predictions_of
     from mdrelax.calculator import MDRelaxCalculator
-    from mdrelax.config import ConfigError
-    from mdrelax.loader import frames_from_data
     from mdrelax.provenance import command_line, environment
 
-    if frames is not None and frames < 1:
-        raise ConfigError(f"`--frames` must be at least 1, got {frames}.")
-    if reference is not None and nve <= 0:
-        raise ConfigError("`--reference` has vibrations to compare with those of `--nve`; give both.")
     folder = out or Path("runs") / f"eval-{_name(model)}"
-    if (folder / "eval.json").exists() and not overwrite:
-        raise ConfigError(f"`{folder}` holds an evaluation; name another `--out`, or replace it with `--overwrite`.")
-    trained = _identity(model)
-    calculator = MDRelaxCalculator.from_file(model, compile=compile)
+    _check(folder, frames=frames, overwrite=overwrite, reference=reference, nve=nve)
     loaded = datasets.load_frames(
         data, format=format, labels=labels, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key,
         energy_unit=energy_unit, length_unit=length_unit,
     )  # fmt: skip
     typer.echo(loaded.report)
     structures = loaded.data if frames is None else spread(loaded.data, frames)
-    first = datasets.to_atoms(structures[0])
-    recorded = None if reference is None else _recorded(reference, reference_interval, first)
-    batches = frames_from_data(structures, cutoff=calculator.force_field.cutoff)
-    stress = any("stress" in frame for frame in structures)
-    predictions = predictions_of(calculator.force_field, batches, stress=stress)
-    folder.mkdir(parents=True, exist_ok=True)
+    atoms = [datasets.to_atoms(frame) for frame in structures]
+    recorded = None if reference is None else _recorded(reference, reference_interval, atoms[0])
     summary: dict[str, Any] = {
-        "command": command_line(), "environment": environment(device="cpu", seed=seed), "model": model.name, **trained,
-        "data": Path(data).name, "n_structures": len(structures),
+        "command": command_line(), "environment": environment(device="cpu", seed=seed), "model": model.name,
+        **_identity(model), "data": Path(data).name, "n_structures": len(structures),
     }  # fmt: skip
-    summary["errors"] = metrics.errors(predictions)
-    _tables(folder, predictions, [frame.config_type for frame in structures])
-    _worst(folder, predictions, structures, worst)
-    typer.echo(_text(summary["errors"], len(structures)))
+    calculator = MDRelaxCalculator.from_file(model, compile=compile)
+    folder.mkdir(parents=True, exist_ok=True)
+    summary["errors"] = _errors(folder, calculator, structures, worst)
     _write(folder / "eval.json", json.dumps(summary, indent=2))  # what is known, before dynamics that may take hours
     for name in OF_DYNAMICS:
         (folder / name).unlink(missing_ok=True)
     if nve > 0:
-        atoms = [datasets.to_atoms(frame) for frame in structures]
         summary["md"] = _dynamics(
             folder, calculator, atoms, recorded, picoseconds=nve, temperature=temperature, seed=seed
         )
         _write(folder / "eval.json", json.dumps(summary, indent=2))
     typer.echo(f"Tables and pictures: {folder}")
+
+
+def _check(folder: Path, *, frames: int | None, overwrite: bool, reference: Path | None, nve: float) -> None:
+    """Raise ``ConfigError`` for what cannot be, before anything takes time."""
+    from mdrelax.config import ConfigError
+
+    if frames is not None and frames < 1:
+        raise ConfigError(f"`--frames` must be at least 1, got {frames}.")
+    if reference is not None and nve <= 0:
+        raise ConfigError("`--reference` has vibrations to compare with those of `--nve`; give both.")
+    if (folder / "eval.json").exists() and not overwrite:
+        raise ConfigError(f"`{folder}` holds an evaluation; name another `--out`, or replace it with `--overwrite`.")
 
 
 def _name(model: Path) -> str:
@@ -139,6 +135,22 @@ def _recorded(path: Path, interval_fs: float | None, like: "Atoms") -> "pd.DataF
     if not any(frame.has("momenta") for frame in frames):
         raise ConfigError(f"`{path}` has no velocities; write them with the trajectory (ASE: momenta).")
     return velocity_spectrum(frames, interval_fs)
+
+
+def _errors(folder: Path, calculator: "MDRelaxCalculator", structures: "list[Data]", worst: int) -> dict[str, float]:
+    """The errors, told, with their tables, pictures and worst structures in the folder."""
+    from mdrelax.analysis import metrics
+    from mdrelax.analysis.evaluation import predictions_of
+    from mdrelax.loader import frames_from_data
+
+    batches = frames_from_data(structures, cutoff=calculator.force_field.cutoff)
+    stress = any("stress" in frame for frame in structures)
+    predictions = predictions_of(calculator.force_field, batches, stress=stress)
+    errors = metrics.errors(predictions)
+    _tables(folder, predictions, [frame.config_type for frame in structures])
+    _worst(folder, predictions, structures, worst)
+    typer.echo(_text(errors, len(structures)))
+    return errors
 
 
 def _text(errors: dict[str, float], n: int) -> str:
