@@ -127,9 +127,9 @@ def _recorded(path: Path, interval_fs: float | None, like: "Atoms") -> "pd.DataF
     frames = read_structures(path)
     if frames[0].numbers.tolist() != like.numbers.tolist():
         raise ConfigError(f"`{path}` is of {frames[0].symbols}, the dynamics of {like.symbols}; name one of these.")
-    times = [frame.info.get("time_fs") for frame in frames[:2]]
+    times = [frame.info["time_fs"] for frame in frames[:2] if "time_fs" in frame.info]
     if interval_fs is None:
-        if len(times) < 2 or None in times:
+        if len(times) < 2:
             raise ConfigError(f"`{path}` does not say when its frames were taken; give `--reference-interval` in fs.")
         interval_fs = times[1] - times[0]
     if not any(frame.has("momenta") for frame in frames):
