@@ -135,7 +135,7 @@ def test_the_search_in_the_rmd17_page_is_the_stored_one():
 
 # | small | `arm` | ... | seeds | validation force MAE +- spread | minus standard [interval] |
 ABLATION_ROW = re.compile(
-    r"^\| (?P<size>small|tiny) \| `(?P<arm>[\w.-]+)` \|.*"
+    r"^\| (?P<size>small|tiny|tiny, theta kept) \| `(?P<arm>[\w.-]+)` \|.*"
     r"\| (?P<seeds>\d) \| (?P<forces>[\d.+ -]+) \| (?P<difference>.*) \|$",
     re.MULTILINE,
 )
@@ -144,7 +144,10 @@ ABLATION_ROW = re.compile(
 def test_the_ablation_in_the_rmd17_page_is_the_stored_one():
     """Each arm of both networks: mean and spread on validation frames, and the paired difference with its interval."""
     rows = list(ABLATION_ROW.finditer((ROOT / "docs/rmd17.md").read_text()))
-    tables = {size: pd.read_csv(RMD17 / f"ablation/{size}/summary.csv").set_index("arm") for size in ("small", "tiny")}
+    places = {"small": "small", "tiny": "tiny", "tiny, theta kept": "kept"}
+    tables = {
+        size: pd.read_csv(RMD17 / f"ablation/{name}/summary.csv").set_index("arm") for size, name in places.items()
+    }
     assert [(row["size"], row["arm"]) for row in rows] == [(size, arm) for size, t in tables.items() for arm in t.index]
     for row in rows:
         found = tables[row["size"]].loc[row["arm"]]
