@@ -81,7 +81,7 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     summary["errors"] = _errors(folder, calculator, structures, worst)
     _write(folder / "eval.json", json.dumps(summary, indent=2))  # what is known, before dynamics that may take hours
-    for name in OF_DYNAMICS:
+    for name in OF_DYNAMICS if overwrite else ():  # an older model's may not stand beside these errors
         (folder / name).unlink(missing_ok=True)
     if nve > 0:
         summary["md"] = _dynamics(
