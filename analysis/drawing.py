@@ -124,8 +124,8 @@ def fit_axes(axes: Sequence[Axes], which: Literal["x", "y"] = "y") -> None:
 
 
 def step_axis(ax: Axes) -> None:
-    """Few ticks, whole numbers with thousands set apart."""
-    ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    """Few ticks at round whole numbers, with thousands set apart."""
+    ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 

@@ -156,11 +156,12 @@ def _errors(folder: Path, calculator: "MDRelaxCalculator", structures: "list[Dat
 def _text(errors: dict[str, float], n: int) -> str:
     names = {
         "forces_mae_meV_per_A": "force MAE, meV/A", "forces_rmse_meV_per_A": "force RMSE, meV/A",
-        "forces_mae_kcal_per_mol_per_A": "force MAE, kcal/mol/A", "energy_mae_meV": "energy MAE, meV",
-        "forces_rmse_kcal_per_mol_per_A": "force RMSE, kcal/mol/A", "energy_rmse_meV": "energy RMSE, meV",
-        "energy_mae_meV_per_atom": "energy MAE, meV/atom",
+        "forces_mae_kcal_per_mol_per_A": "force MAE, kcal/mol/A",
+        "forces_rmse_kcal_per_mol_per_A": "force RMSE, kcal/mol/A",
+        "energy_mae_meV": "energy MAE, meV", "energy_rmse_meV": "energy RMSE, meV",
+        "energy_mae_meV_per_atom": "energy MAE, meV/atom", "energy_rmse_meV_per_atom": "energy RMSE, meV/atom",
         "energy_mae_kcal_per_mol": "energy MAE, kcal/mol", "energy_rmse_kcal_per_mol": "energy RMSE, kcal/mol",
-        "stress_mae_meV_per_A3": "stress MAE, meV/A^3",
+        "stress_mae_meV_per_A3": "stress MAE, meV/A^3", "stress_rmse_meV_per_A3": "stress RMSE, meV/A^3",
     }  # fmt: skip
     lines = [f"{n} structures"] + [f"  {names[key]:24s}{errors[key]:10.4g}" for key in names if key in errors]
     return "\n".join(lines)
