@@ -76,18 +76,16 @@ def _of_run(
 ) -> "tuple[ForceField, Graph, dict[str, Any]]":
     """The last checkpoint of a run with its free maps, beside what remains when they are projected."""
     from mdrelax.cli.run import unprojected
-    from mdrelax.config import load_config, read_yaml
     from mdrelax.equivariance import equivariance_error
     from mdrelax.loader import join
     from mdrelax.projection import certify, projected_copy
     from mdrelax.relaxation import is_relaxed, set_theta
 
-    network, frames = unprojected(folder)
+    config, network, frames = unprojected(folder)
     if is_relaxed(network):
         set_theta(network, theta)
     graph = join(frames.validation[:structures]).graph if data is None else _graph(network, data, structures, seed)
-    how = load_config(read_yaml(folder / "config.yaml")).relaxation.projection
-    twin, layers = projected_copy(network, how=how)
+    twin, layers = projected_copy(network, how=config.relaxation.projection)
     projected = certify(twin, graph, layers=layers, n_operations=operations, seed=seed)
     errors = {
         name: equivariance_error(network, graph, dtype=dtype, n_operations=operations, seed=seed)

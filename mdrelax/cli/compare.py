@@ -63,12 +63,13 @@ def _write(folder: Path, runs: "list[PairedRun]") -> None:
     from mdrelax.analysis.compare_report import unstable, verdict, write_report
     from mdrelax.provenance import command_line
 
-    if all(read_results(folder / run.name, run.config) is None for run in runs):
+    finished = [run for run in runs if read_results(folder / run.name, run.config) is not None]
+    if not finished:
         typer.echo("No run of this plan has finished yet; the same command goes on.")
         return
     command = command_line()
     table, summary = write_tables(folder, runs, command=command)
-    path = write_report(folder, runs, table, summary, gaps=_gaps(folder, runs), command=command)
+    path = write_report(folder, runs, table, summary, gaps=_gaps(folder, finished), command=command)
     errors = [f"{summary.judged_by.iloc[0]}_{name}" for name in ("forces", "forces_std", "energy", "energy_std")]
     shown = summary[["arm", "seeds", *errors, "cpu_minutes"]]
     typer.echo(shown.to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep=""))
@@ -78,18 +79,17 @@ def _write(folder: Path, runs: "list[PairedRun]") -> None:
     typer.echo(f"Report: {path}")
 
 
-def _gaps(folder: Path, runs: "list[PairedRun]") -> "dict[str, list[pd.DataFrame]]":
-    """The projection gap of every finished relaxed run; each is measured once and kept in its folder."""
+def _gaps(folder: Path, finished: "list[PairedRun]") -> "dict[str, list[pd.DataFrame]]":
+    """The projection gap of every relaxed run among the finished ones; each is measured once and kept in its folder."""
     import pandas as pd
 
-    from mdrelax.analysis.compare import read_results
     from mdrelax.checkpoint import write_atomically
     from mdrelax.cli.run import projection_gap
 
     gaps: dict[str, list[pd.DataFrame]] = {}
-    for run in runs:
+    for run in finished:
         place = folder / run.name
-        if read_results(place, run.config) is None or not (place / "layers.csv").is_file():
+        if not (place / "layers.csv").is_file():
             continue
         path = place / "projection_gap.csv"
         if not path.is_file():

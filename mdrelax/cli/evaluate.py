@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mdrelax.cli.data import EnergyKey, EnergyUnit, ForcesKey, LengthUnit, StressKey
+from mdrelax.cli.simulate import refuse_existing
 from mdrelax.cli.structures import spread
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ def _check(folder: Path, *, frames: int | None, overwrite: bool, reference: Path
         raise ConfigError(f"`--frames` must be at least 1, got {frames}.")
     if reference is not None and nve <= 0:
         raise ConfigError("`--reference` has vibrations to compare with those of `--nve`; give both.")
-    if (folder / "eval.json").exists() and not overwrite:
-        raise ConfigError(f"`{folder}` holds an evaluation; name another `--out`, or replace it with `--overwrite`.")
+    if not overwrite:
+        refuse_existing(folder / "eval.json")
 
 
 def _name(model: Path) -> str:
@@ -226,7 +227,7 @@ def _dynamics(
         "drift_meV_per_atom_per_ps": result.drift_meV_per_atom_ps, "exploded": result.exploded,
         "reason": result.reason, "first_broken_bond_ps": None if broken is None else broken.time_fs / 1000,
     }  # fmt: skip
-    if path.is_file():
+    if trajectory:
         _picture(folder / "nve.png", lambda: figures.md_energy(result.log, n_atoms=len(start)))
     if trajectory and not start.pbc.any():
         like = [atoms for atoms in data if (atoms.numbers.tolist() == start.numbers.tolist())]

@@ -256,7 +256,7 @@ def projection_gap(folder: Path, thetas: Sequence[float]) -> pd.DataFrame:
 
     Columns ``theta``, ``forces`` (meV/A) and ``energy`` (meV). Raises ``ValueError`` where nothing was relaxed.
     """
-    network, frames = unprojected(folder)
+    _, network, frames = unprojected(folder)
     rows = []
     for theta in thetas:
         set_theta(network, theta)
@@ -265,12 +265,12 @@ def projection_gap(folder: Path, thetas: Sequence[float]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["theta", "forces", "energy"])
 
 
-def unprojected(folder: Path) -> tuple[ForceField, Frames]:
-    """The last checkpoint's network with its averaged weights and free maps, in evaluation mode, and its frames."""
-    _, frames, trainer, _ = _resumed(folder)
+def unprojected(folder: Path) -> tuple[Config, ForceField, Frames]:
+    """A run's config, its last checkpoint's averaged network with free maps, in evaluation mode, and its frames."""
+    config, frames, trainer, _ = _resumed(folder)
     network = trainer.model.eval()
     trainer.ema.copy_to(network)
-    return network, frames
+    return config, network, frames
 
 
 def _resumed(folder: Path) -> tuple[Config, Frames, Trainer[ForceField], dict[str, Any]]:

@@ -40,7 +40,7 @@ def md(
         raise ConfigError(f"`--ensemble` must be nve or nvt, got {ensemble!r}.")
     kind: Literal["nve", "nvt"] = "nvt" if ensemble == "nvt" else "nve"
     if not overwrite:
-        _refuse_existing(trajectory, log)
+        refuse_existing(trajectory, log)
     start = atoms = read_structures(structure)[-1]
     atoms.calc = MDRelaxCalculator.from_file(model, dtype=dtype or None, device=device, compile=compile)
     if equilibrate > 0:
@@ -72,7 +72,7 @@ def md(
     typer.echo(f"Trajectory: {trajectory}\nLog: {log}")
 
 
-def _refuse_existing(*outputs: Path) -> None:
+def refuse_existing(*outputs: Path) -> None:
     """Raise ``ConfigError`` for a file that a new run would replace."""
     from mdrelax.config import ConfigError
 
