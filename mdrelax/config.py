@@ -174,6 +174,9 @@ class Config(Section):
     )
     standard_baseline: bool = Field(False, description="Train the standard network beside it: same budget and seed.")
     md_picoseconds: float = Field(0.0, ge=0, description="Length of an NVE run at 300 K at the end; 0: none.")
+    format_version: Literal[2] = Field(
+        2, description="Of this document; a run without it had the layer norm `separable`."
+    )
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -118,6 +118,11 @@ class ForceField(nn.Module):
         return float(self.potential.cutoff)  # type: ignore[arg-type]
 
     @property
+    def roughness(self) -> str | None:
+        """Why the energy is not smooth, as the second half of a sentence; None where it is."""
+        return getattr(self.potential, "roughness", None)
+
+    @property
     def dtype(self) -> torch.dtype:
         """The network's floating-point type."""
         return next(chain(self.potential.parameters(), self.potential.buffers())).dtype

@@ -4,7 +4,7 @@ The tensors are the force field's state; the header holds one JSON document:
 
 | key | content |
 | --- | --- |
-| format_version | 1; older versions are migrated, newer ones refused |
+| format_version | 2; older versions are migrated, newer ones refused |
 | potential, elements, dtype | what builds the network |
 | certificate | the proof of equivariance, see `projection` |
 | card | free text and numbers: data, training, errors, citation |
@@ -15,6 +15,7 @@ The tensors are the force field's state; the header holds one JSON document:
 import copy
 import hashlib
 import json
+import warnings
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -32,18 +33,32 @@ from mdrelax.forcefield import ForceField
 from mdrelax.projection import Certificate, require
 from mdrelax.provenance import software_versions
 from mdrelax.relaxation import is_relaxed
+from mdrelax.savedconfig import with_published_norm
 from mdrelax.units import nearest_name
 
-__all__ = ["LoadedModel", "ModelFileError", "frozen_copy", "load_model", "save_model"]
+__all__ = ["LoadedModel", "ModelFileError", "RoughPotentialWarning", "frozen_copy", "load_model", "save_model"]
 
-FORMAT_VERSION = 1
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # from version k to k + 1
+FORMAT_VERSION = 2
+
+
+def _name_the_norm(header: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 to 2: networks had the published layer norm without saying so."""
+    spec = header["potential"]
+    arguments = with_published_norm(spec["name"], spec["arguments"])
+    return {**header, "format_version": 2, "potential": {**spec, "arguments": arguments}}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _name_the_norm}  # from version k to k + 1
 CITATION = "Pertigkiozoglou, Chatzipantazis, Trivedi, Daniilidis, NeurIPS 2024 (arXiv 2408.13242)"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class ModelFileError(RuntimeError):
     """A file that is no model, or not the one that was saved."""
+
+
+class RoughPotentialWarning(UserWarning):
+    """A model whose energy is not smooth, so that its force constants are wrong."""
 
 
 class LoadedModel(NamedTuple):
@@ -104,14 +119,18 @@ def save_model(
 def load_model(path: str | Path) -> LoadedModel:
     """Read a model file; raises ``ModelFileError`` when it is missing, truncated, foreign, altered or too new.
 
-    Raises ``CertificateError`` for a file whose certificate did not pass.
+    Raises ``CertificateError`` for a file whose certificate did not pass. Warns of a network whose energy is not smooth
+    (``RoughPotentialWarning``), as those of version 1 are.
     """
     path = Path(path)
     header, tensors = _read(path)
     _refuse_newer(path, header)
     if header.get("content") != _content_hash(tensors, {k: v for k, v in header.items() if k != "content"}):
         raise ModelFileError(f"`{path}` was altered after it was saved: its content does not match its hash.")
-    header = _migrate(header)
+    try:
+        header = _migrate(header)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ModelFileError(f"The header of `{path}` is damaged ({error!r}).") from error
     if header["coupling_fingerprint"] != coupling_fingerprint():
         raise ModelFileError(
             f"`{path}` was made with e3nn {header['versions']['e3nn']}, whose Clebsch-Gordan coefficients differ from "
@@ -123,6 +142,8 @@ def load_model(path: str | Path) -> LoadedModel:
         certificate = Certificate.from_dict(header["certificate"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"`{path}` describes a network that this mdrelax cannot build ({error}).") from error
+    if force_field.roughness is not None:
+        warnings.warn(f"`{path}` is not smooth: {force_field.roughness}.", RoughPotentialWarning, stacklevel=2)
     return LoadedModel(force_field.eval(), require(certificate), header)
 
 

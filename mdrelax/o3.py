@@ -15,10 +15,12 @@ from typing import Any
 import torch
 
 __all__ = [
+    "ElementwiseTensorProduct",
     "FullyConnectedTensorProduct",
     "Irrep",
     "Irreps",
     "Linear",
+    "Norm",
     "TensorProduct",
     "so3_generators",
     "spherical_harmonics",
@@ -54,10 +56,12 @@ def _compiler_left_alone() -> Iterator[None]:
 
 with _compiler_left_alone():
     from e3nn.o3 import (
+        ElementwiseTensorProduct,
         FullyConnectedTensorProduct,
         Irrep,
         Irreps,
         Linear,
+        Norm,
         TensorProduct,
         so3_generators,
         spherical_harmonics,

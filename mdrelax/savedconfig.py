@@ -1,4 +1,4 @@
-"""Saved configs: what a run says it was made with, and how configs differ."""
+"""Saved configs: what a run says it was made with, read as it was meant then, and how configs differ."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,14 @@ from typing import Any
 
 from mdrelax.config import ConfigError, load_config, read_yaml
 
-__all__ = ["changed_keys", "differing_keys", "read_saved", "refuse_changes", "with_defaults"]
+__all__ = [
+    "changed_keys",
+    "differing_keys",
+    "read_saved",
+    "refuse_changes",
+    "with_defaults",
+    "with_published_norm",
+]
 
 
 def read_saved(path: Path) -> dict[str, Any]:
@@ -15,11 +22,31 @@ def read_saved(path: Path) -> dict[str, Any]:
 
 
 def with_defaults(document: dict[str, Any]) -> dict[str, Any]:
-    """A config that a run saved, with the defaults of keys newer than the run; as it stands if it is invalid now."""
+    """A config that a run saved, with the defaults of keys newer than the run; as it stands if it is invalid now.
+
+    One of version 1 (without ``format_version``) names the layer norm that it was trained with.
+    """
     try:
-        return load_config(document).model_dump(mode="json")
-    except ConfigError:
+        current = document if "format_version" in document else _from_version_1(document)
+        return load_config(current).model_dump(mode="json")
+    except (ConfigError, AttributeError):
         return document
+
+
+def with_published_norm(potential: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a network from before ``norm`` was one of them, when only the published norm was built."""
+    if potential == "segnn":
+        return {**arguments, **({"norm": "separable"} if arguments.get("norm") == "layer" else {})}
+    then = {"norm_eps": 1e-2} if potential == "equiformer-pytorch" else {}  # its default at that time
+    return {"norm": "separable", **then, **arguments}
+
+
+def _from_version_1(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The same run in version 2, whose presets no longer say ``norm_eps``."""
+    network = {"name": "equiformer", "preset": "tiny", "arguments": {}, **(document.get("potential") or {})}
+    of_preset = {"norm_eps": 1e-2} if network["name"] == "equiformer" and network["preset"] != "md17" else {}
+    arguments = with_published_norm(network["name"], {**of_preset, **network["arguments"]})
+    return {**document, "potential": {**network, "arguments": arguments}}
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

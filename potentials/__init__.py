@@ -45,7 +45,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "n_features": 64,
             "radial_basis": "bessel",
             "n_basis": 8,
-            "norm_eps": 1e-2,
         },
         "small": {
             "irreps": "64x0e+32x1o+16x2e",
@@ -55,7 +54,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "n_features": 128,
             "radial_basis": "bessel",
             "n_basis": 8,
-            "norm_eps": 1e-2,
         },
         "md17": {
             "irreps": "128x0e+64x1e+32x2e",

@@ -16,7 +16,10 @@ Differs from the published network in
 2. of its 3,496,001 parameters, the 73,280 of the degree embedding that always multiply zeros are left out, and so are
    the 6,144 that only repeat a neighbouring one (path weights before a mixing matrix, biases on embeddings);
 3. one embedding row per element of the model instead of 64;
-4. energies are per atom, without the division by sqrt(18.03) of the published read-out.
+4. energies are per atom, without the division by sqrt(18.03) of the published read-out;
+5. the layer norm divides all degrees by one number (``norm="joint"``): the published one (``separable``) divides each by
+   its own size, and the energy has a cusp wherever symmetry makes a degree vanish. The norm before the feed-forward
+   network of the last block, which makes scalars, is of scalars alone.
 """
 
 import math
@@ -34,7 +37,15 @@ from mdrelax.potentials.edges import Edges, make_edges
 from mdrelax.potentials.equiformer_layers import Block, BlockSizes
 from mdrelax.potentials.pieces import Piece, gather_in_pieces, join, split_edges
 from mdrelax.potentials.radial import BesselBasis, ExpNormalBasis, RadialNetworks, polynomial_envelope
-from mdrelax.potentials.steerable import SILU_SCALE, Features, LayerNorm, Linear, SphericalHarmonics
+from mdrelax.potentials.steerable import (
+    SILU_SCALE,
+    Features,
+    Linear,
+    NormKind,
+    SphericalHarmonics,
+    layer_norm,
+    why_rough,
+)
 
 __all__ = ["Equiformer"]
 
@@ -48,9 +59,9 @@ class Equiformer(nn.Module):
     ``irreps`` are the node features, scalars first, each irrep once; degrees of one parity (``128x0e+64x1e+32x2e``, as
     published) give SE(3) symmetry, natural parities (``128x0e+64x1o+32x2e``) give E(3). Multiplicities must be
     divisible by ``n_heads``. ``average_neighbors`` is the mean number of edges an atom has in the training data. The
-    last block gives ``n_features`` scalars to the read-out. ``norm_eps`` (published: 1e-5) is added to the mean square
-    of a node's vectors and tensors before they are divided by its root: where symmetry makes them vanish (crystals)
-    they grow by at most norm_eps^(-1/2), and forces with them, so condensed matter wants 1e-2.
+    last block gives ``n_features`` scalars to the read-out. ``norm`` is ``joint``, or ``separable`` as published, which is
+    not smooth where symmetry makes vectors vanish (see ``steerable.SeparableLayerNorm``); ``norm_eps`` is added to the
+    mean square under its root.
     """
 
     def __init__(
@@ -69,6 +80,7 @@ class Equiformer(nn.Module):
         n_basis: int = 32,
         radial_hidden: int = 64,
         average_neighbors: float = 15.58,
+        norm: NormKind = "joint",
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
@@ -81,6 +93,7 @@ class Equiformer(nn.Module):
         self.cutoff, self.irreps, self.average_neighbors = float(cutoff), irreps, average_neighbors
         even = all(ir.p == 1 for _, ir in irreps)
         self.symmetry = "SE(3)" if even and irreps.lmax > 0 else "E(3)"
+        self.roughness = why_rough(norm) if irreps.lmax > 0 else None
         irreps_edge = o3.Irreps([(1, (degree, 1 if even else (-1) ** degree)) for degree in range(lmax_edge + 1)])
         scalars, features = irreps[:1], o3.Irreps([(n_features, "0e")])
 
@@ -96,10 +109,10 @@ class Equiformer(nn.Module):
         self.embedding = nn.Parameter(torch.randn(n_species, scalars[0].mul))
         self.degree = EdgeConvolution(self.degree_basis, reached)
         self.blocks = nn.ModuleList(
-            Block(irreps, output, self.basis, BlockSizes(n_heads, expansion, nonlinear_messages, norm_eps))
+            Block(irreps, output, self.basis, BlockSizes(n_heads, expansion, nonlinear_messages, norm, norm_eps))
             for output in [irreps] * (n_blocks - 1) + [features]
         )
-        self.norm = LayerNorm(features)
+        self.norm = layer_norm(norm, features)
         self.hidden = Linear(features, features)
         self.energy = Linear(features, o3.Irreps("1x0e"))
 

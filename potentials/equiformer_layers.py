@@ -11,7 +11,7 @@ from torch.nn import functional
 from mdrelax import o3
 from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
 from mdrelax.potentials.edges import Edges
-from mdrelax.potentials.steerable import Features, Gate, LayerNorm, Linear
+from mdrelax.potentials.steerable import Features, Gate, Linear, layer_norm
 from mdrelax.relaxation import is_relaxed
 
 __all__ = ["Attention", "Block", "BlockSizes", "FeedForward", "smooth_leaky_relu"]
@@ -99,6 +99,7 @@ class BlockSizes(NamedTuple):
     n_heads: int
     expansion: int
     nonlinear_messages: bool
+    norm: str
     norm_eps: float
 
 
@@ -108,12 +109,12 @@ class Block(nn.Module):
     def __init__(self, irreps: o3.Irreps, irreps_out: o3.Irreps, basis: EdgeBasis, sizes: BlockSizes) -> None:
         super().__init__()
         middle = o3.Irreps([(sizes.expansion * mul, ir) for mul, ir in irreps])
-        self.norm_1 = LayerNorm(irreps, sizes.norm_eps)
+        self.makes_scalars = all(ir.is_scalar() for _, ir in irreps_out)
+        self.norm_1 = layer_norm(sizes.norm, irreps, sizes.norm_eps)
         self.attention = Attention(irreps, basis, sizes.n_heads, sizes.nonlinear_messages)
-        self.norm_2 = LayerNorm(irreps, sizes.norm_eps)
+        self.norm_2 = layer_norm(sizes.norm, irreps, sizes.norm_eps, scalars_only=self.makes_scalars)
         self.feed_forward = FeedForward(irreps, middle, irreps_out)
         self.shortcut = None if irreps == irreps_out else Linear(irreps, irreps_out)
-        self.makes_scalars = all(ir.is_scalar() for _, ir in irreps_out)
 
     def forward(self, x: Features, gather: Gather) -> Features:
         """Node features of one depth to those of the next; ``gather`` as in ``Attention``."""

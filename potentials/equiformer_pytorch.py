@@ -24,12 +24,23 @@ from torch import Tensor, nn
 from mdrelax.graph import neighbor_table
 from mdrelax.potentials.alignment import axial_couplings, edge_frames, wigner_matrices
 from mdrelax.potentials.arguments import check_numbers
-from mdrelax.potentials.equiformer_pytorch_layers import DistanceAttention, Fibers, MLPAttention, Surroundings, adopt
+from mdrelax.potentials.equiformer_pytorch_layers import (
+    NORMS,
+    DistanceAttention,
+    Fibers,
+    MLPAttention,
+    Surroundings,
+    adopt,
+)
 from mdrelax.potentials.radial import BesselBasis, polynomial_envelope
+from mdrelax.potentials.steerable import NormKind, why_rough
 
 __all__ = ["EquiformerPytorch"]
 
 ATTENTION = {"mlp": MLPAttention, "distance": DistanceAttention}
+KINKED = (
+    "it keeps the library's hard cut-off and kinks (`smooth: false`), so the energy jumps; train with `smooth: true`"
+)
 
 
 class EquiformerPytorch(nn.Module):
@@ -38,8 +49,9 @@ class EquiformerPytorch(nn.Module):
     ``dim`` are the channels of the degrees 0, 1, ... and ``dim_head`` those of each attention head. The radial networks
     read the distance alone, as in the library, or also ``n_basis`` Bessel functions of it (the library's ``edges``).
     ``average_neighbors`` is the mean number of edges an atom has in the training data. ``forces="direct"`` takes forces
-    from the output of degree 1: faster, and **not** the gradient of the energy. ``smooth=False`` keeps the library's
-    hard cut-off and its layers' kinks; it is there to compare, and the energy jumps.
+    from the output of degree 1: faster, and **not** the gradient of the energy. ``norm`` is ``joint`` or ``separable``
+    (see ``steerable``), with ``norm_eps`` under its root. ``smooth=False`` keeps the library's hard cut-off, its norm and
+    its layers' kinks; it is there to compare, and the energy jumps.
     """
 
     relax_where = ("layers.blocks.*.1.project_in", "layers.blocks.*.1.project_out")  # the feed-forward networks
@@ -59,7 +71,8 @@ class EquiformerPytorch(nn.Module):
         forces: Literal["gradient", "direct"] = "gradient",
         cutoff: float = 5.0,
         average_neighbors: float = 10.0,
-        norm_eps: float = 1e-2,
+        norm: NormKind = "joint",
+        norm_eps: float = 1e-5,
         smooth: bool = True,
     ) -> None:
         super().__init__()
@@ -69,10 +82,11 @@ class EquiformerPytorch(nn.Module):
         sizes |= {f"dim[{k}]": size for k, size in enumerate(dim)}
         sizes |= {f"dim_head[{k}]": size for k, size in enumerate(dim_head)}
         check_numbers(sizes, {"cutoff": cutoff, "average_neighbors": average_neighbors, "norm_eps": norm_eps})
-        _check_choices(dim, dim_head, attention=attention, forces=forces, n_basis=n_basis)
+        _check_choices(dim, dim_head, attention=attention, forces=forces, norm=norm, n_basis=n_basis)
         self.cutoff, self.average_neighbors = float(cutoff), average_neighbors
         self.direct_forces, self.smooth = forces == "direct", smooth
         self.symmetry = "SE(3)" if len(dim) > 1 else "E(3)"
+        self.roughness = (why_rough(norm) if len(dim) > 1 else None) if smooth else KINKED
         self.library_arguments: dict[str, Any] = {
             "num_tokens": n_species, "dim": dim, "dim_in": (dim[0],), "num_degrees": len(dim), "depth": depth,
             "heads": heads, "dim_head": dim_head, "radial_hidden_dim": radial_hidden, "edge_dim": n_basis or None,
@@ -81,14 +95,14 @@ class EquiformerPytorch(nn.Module):
         }  # fmt: skip
         self.radial_basis = BesselBasis(n_basis, cutoff) if n_basis else None
         self._build(n_species, dim, depth, ATTENTION[attention], n_basis)
-        adopt(self, norm_eps=norm_eps if smooth else None)
+        adopt(self, norm=norm if smooth else None, norm_eps=norm_eps)
 
     def _build(self, n_species: int, dim: tuple[int, ...], depth: int, attention: type, n_basis: int) -> None:
         """The modules of ``equiformer_pytorch.Equiformer``, under its names."""
         arguments = self.library_arguments
         of_edges = {"edge_dim": n_basis, "radial_hidden_dim": arguments["radial_hidden_dim"]}
         of_heads = {name: arguments[name] for name in ("heads", "dim_head", "attend_self")}
-        self.token_emb = nn.Embedding(n_species, dim[0])  # of unit size: the library's 0.01 is far below norm_eps
+        self.token_emb = nn.Embedding(n_species, dim[0])  # of unit size, not the library's 0.01
         self.tp_in = library.DTP((dim[0],), dim, **of_edges)
         self.layers = SequentialSequence(
             [
@@ -152,12 +166,14 @@ def _even_and_odd(coupling: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_choices(
-    dim: tuple[int, ...], dim_head: tuple[int, ...], *, attention: str, forces: str, n_basis: int
+    dim: tuple[int, ...], dim_head: tuple[int, ...], *, attention: str, forces: str, norm: str, n_basis: int
 ) -> None:
     if not dim or len(dim_head) != len(dim):
         raise ValueError(f"`dim` and `dim_head` need one number per degree, got {dim} and {dim_head}.")
     if attention not in ATTENTION:
         raise ValueError(f"`attention` must be mlp or distance, got {attention!r}.")
+    if norm not in NORMS:
+        raise ValueError(f"`norm` must be joint or separable, got {norm!r}.")
     if forces not in ("gradient", "direct"):
         raise ValueError(f"`forces` must be gradient or direct, got {forces!r}.")
     if forces == "direct" and len(dim) < 2:

@@ -5,7 +5,7 @@
 | MLPAttention | neighbours are cut hard: the energy jumps at the cut-off | the softmax carries the envelope |
 | MLPAttention | leaky ReLU: forces jump where its input changes sign | its smooth form |
 | L2DistAttention | no mask for degree 0; 1e-6 added to differences of vectors | masked, nothing added |
-| Norm | small vectors are blown up to unit size: the energy jumps where one vanishes | eps under the root |
+| Norm | small vectors are blown up to unit size: the energy jumps where one vanishes | all degrees divided by one number |
 | DTP | each input gathered and turned, each radial network run, path by path | once, and as one |
 | Linear | cannot be relaxed | says what it maps, takes a folded map |
 
@@ -70,11 +70,24 @@ class Linear(library.Linear):
         return {degree: (x[degree].mT @ w).mT for degree, w in zip(self.degrees, self.weights, strict=True)}
 
 
-class Norm(library.Norm):
-    """Root-mean-square norm per degree with eps under the root."""
+class JointNorm(library.Norm):
+    """Root-mean-square norm of all degrees together: each divided by one number, ``steerable.JointLayerNorm``'s s.
+
+    Nothing is centred, as in the library.
+    """
 
     def forward(self, features: Fibers) -> Fibers:
-        """Features of about unit size, and smooth where they vanish."""
+        """Features of about unit size, linear in those that symmetry makes vanish."""
+        mean_square = sum(x.square().mean((-2, -1), keepdim=True) for x in features.values()) / len(features)
+        inverse = (mean_square + self.eps).rsqrt()
+        return {d: x * (inverse * scale) for scale, (d, x) in zip(self.transforms, features.items(), strict=True)}
+
+
+class SeparableNorm(library.Norm):
+    """Root-mean-square norm per degree with eps under the root: the library's, without its jump, and still rough."""
+
+    def forward(self, features: Fibers) -> Fibers:
+        """Features of about unit size."""
         normed = {}
         for scale, (degree, x) in zip(self.transforms, features.items(), strict=True):
             square = x.square().sum((-2, -1), keepdim=True) / x.shape[-2]
@@ -200,19 +213,21 @@ def _sum_heads(weights: Tensor, values: Tensor, gates: Tensor) -> Tensor:
 
 
 REPLACED: dict[type, type] = {library.Linear: Linear, library.DTP: DTP}
+NORMS: dict[str, type] = {"joint": JointNorm, "separable": SeparableNorm}
 
 
-def adopt(network: nn.Module, *, norm_eps: float | None) -> None:
-    """Give every layer of the library in ``network`` the forward of this module; norms only where there is an eps.
+def adopt(network: nn.Module, *, norm: str | None, norm_eps: float) -> None:
+    """Give every layer of the library in ``network`` the forward of this module.
 
-    Parameters, their names and their values stay; so does what was built from the library's own constructors.
+    Norms get that of ``NORMS``; where ``norm`` is None they and the kinks of attention stay the library's. Parameters,
+    their names and their values stay; so does what was built from the library's own constructors.
     """
     module: Any
     for module in network.modules():
         if type(module) in REPLACED:
             module.__class__ = REPLACED[type(module)]
-        elif type(module) is library.Norm and norm_eps is not None:
-            module.__class__ = Norm
+        elif type(module) is library.Norm and norm is not None:
+            module.__class__ = NORMS[norm]
             module.eps = norm_eps
         elif isinstance(module, MLPAttention | DistanceAttention):
-            module.smooth = norm_eps is not None
+            module.smooth = norm is not None

@@ -13,8 +13,8 @@ It differs from the published network in
    forces and their gradient stay continuous when an atom crosses the cut-off;
 2. the sum over neighbours is divided by the root of their mean number;
 3. distances enter as Bessel functions; species are one-hot scalars;
-4. the norm, where one is wanted, is an equivariant layer norm, node by node: the published instance norm would let
-   fragments out of reach feel each other.
+4. the norm, where one is wanted, is an equivariant layer norm, node by node (``joint``; ``separable`` is not smooth):
+   the published instance norm would let fragments out of reach feel each other.
 """
 
 import math
@@ -31,11 +31,11 @@ from mdrelax.potentials.attributes import INTEGRAL, Attribute, AttributeBasis, E
 from mdrelax.potentials.edges import Edges, fully_connected, make_edges
 from mdrelax.potentials.pieces import Piece, gather_in_pieces, split_edges
 from mdrelax.potentials.radial import BesselBasis, polynomial_envelope
-from mdrelax.potentials.steerable import Features, LayerNorm, SphericalHarmonics
+from mdrelax.potentials.steerable import Features, SphericalHarmonics, layer_norm, why_rough
 
 __all__ = ["SEGNN", "NBodySEGNN", "SEGNNPotential"]
 
-NormKind = Literal["none", "layer"]
+NormKind = Literal["none", "joint", "separable"]
 RELAXED_PLACES = ("layers.*.update_1", "layers.*.update_2")
 SMALLEST_SPEED = 1e-12  # a particle at rest has no direction
 
@@ -68,7 +68,7 @@ class Layer(nn.Module):
         self.message_2 = GatedProduct(irreps, irreps, lmax, scalar=INTEGRAL)
         self.update_1 = GatedProduct(both, irreps, lmax)
         self.update_2 = SteerableProduct(irreps, irreps, lmax)
-        self.norm = LayerNorm(irreps) if norm == "layer" else None
+        self.norm = None if norm == "none" else layer_norm(norm, irreps)
 
     def forward(self, x: Features, gather: Gather, of_node: Attribute) -> Features:
         """Node features (N, D, C) of one depth to those of the next.
@@ -115,7 +115,7 @@ class SEGNN(nn.Module):
         self.layers = nn.ModuleList(
             Layer(hidden, lmax_attribute, n_invariants, sum_scale, norm) for _ in range(n_layers)
         )
-        self.norm = LayerNorm(hidden) if norm == "layer" else None
+        self.norm = None if norm == "none" else layer_norm(norm, hidden)
         self.hidden = GatedProduct(hidden, hidden, lmax_attribute)
         self.output = SteerableProduct(hidden, irreps_out, lmax_attribute)
 
@@ -175,7 +175,8 @@ class NBodySEGNN(nn.Module):
 class SEGNNPotential(nn.Module):
     """Per-atom energies from species and edge vectors; the shapes and units are those of ``forcefield.Potential``.
 
-    ``average_neighbors`` is the mean number of edges an atom has in the training data.
+    ``average_neighbors`` is the mean number of edges an atom has in the training data. ``norm`` is ``none``, ``joint``,
+    or ``separable``, which is not smooth where symmetry makes vectors vanish.
     """
 
     relax_where = RELAXED_PLACES
@@ -200,6 +201,7 @@ class SEGNNPotential(nn.Module):
             raise ValueError(f"`n_species` and `n_basis` must be at least 1, got {n_species} and {n_basis}.")
         lmax_attribute = lmax if lmax_attribute is None else lmax_attribute
         self.cutoff, self.average_neighbors, self.n_species = float(cutoff), average_neighbors, n_species
+        self.roughness = why_rough(norm) if lmax > 0 else None
         self.radial_basis = BesselBasis(n_basis, cutoff)
         self.harmonics = SphericalHarmonics(lmax_attribute)
         self.segnn = SEGNN(
@@ -242,5 +244,5 @@ def _check(*, channels: int, n_layers: int, lmax: int, lmax_attribute: int, norm
             f"`lmax` must lie in [0, lmax_attribute], got {lmax} and {lmax_attribute}: a feature can only be made "
             "with an attribute of its degree."
         )
-    if norm not in ("none", "layer"):
-        raise ValueError(f"`norm` must be none or layer, got {norm!r}.")
+    if norm not in ("none", "joint", "separable"):
+        raise ValueError(f"`norm` must be none, joint or separable, got {norm!r}.")

@@ -6,6 +6,7 @@ map is one matrix product per irrep, and nothing is sliced from flat vectors. Ir
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,15 @@ __all__ = [
     "Constant",
     "Features",
     "Gate",
+    "JointLayerNorm",
     "LayerNorm",
     "Linear",
+    "NormKind",
+    "SeparableLayerNorm",
     "SphericalHarmonics",
     "distinct",
+    "layer_norm",
+    "why_rough",
 ]
 
 Features = tuple[Tensor, ...]  # one (N, D, C) per irrep, in the order of the irreps; layers also take the first few
@@ -79,15 +85,53 @@ class Linear(nn.Module):
             weight += blocks[o, i].T
 
 
-class LayerNorm(nn.Module):
-    """Equivariant layer norm: the usual one on the scalars, other irreps divided by sqrt(<x^2> + eps) over C and D."""
+class JointLayerNorm(nn.Module):
+    """Equivariant layer norm that divides all irreps by one number, which no symmetry makes vanish.
 
-    def __init__(self, irreps: o3.Irreps, eps: float = 1e-5) -> None:
+        x_0 <- x_0 - <x_0>_C        s = mean over irreps of <x^2>_(D,C)        y = w x / sqrt(s + eps), + b on scalars
+
+    | symbol | meaning |
+    | --- | --- |
+    | x_0 | the invariant scalars (N, 1, C), the only irrep that is centred |
+    | s | mean square of a node's features (N, 1, 1), averaged over the irreps, whatever their sizes |
+    | w, b | one weight per channel, one bias per scalar channel |
+
+    Where symmetry makes vectors and tensors vanish (a perfect crystal, the C of CH4), y is linear in them, so that
+    forces are linear in displacements; compare ``SeparableLayerNorm``. Relatives: the RMS norms of EquiformerV2
+    (arXiv 2306.12059) and eSEN (arXiv 2502.12147). ``scalars_only`` takes s from the scalars alone, for a layer whose
+    output is read from them.
+    """
+
+    def __init__(self, irreps: o3.Irreps, eps: float = 1e-5, *, scalars_only: bool = False) -> None:
         super().__init__()
         self.irreps, self.eps = distinct(irreps), eps
-        self.weights = nn.ParameterList(torch.ones(mul) for mul, _ in irreps)
-        scalars = next((mul for mul, ir in irreps if ir.is_scalar()), 0)
-        self.bias = nn.Parameter(torch.zeros(scalars))
+        self.weights, self.bias = _norm_parameters(irreps)
+        self.n_measured = 1 if scalars_only else len(irreps)
+
+    def forward(self, x: Features) -> Features:
+        """Normalised features of the same irreps; of fewer than are measured, as if the others were zero."""
+        if len(x) == self.n_measured == 1:  # of scalars alone it is the usual layer norm, in one kernel
+            return (functional.layer_norm(x[0], self.bias.shape, self.weights[0], self.bias, self.eps),)
+        scalars, *others = x
+        centred = (scalars - scalars.mean(2, keepdim=True), *others)
+        squares = [block.square().mean((1, 2), keepdim=True) for block in centred[: self.n_measured]]
+        inverse = torch.rsqrt(sum(squares[1:], squares[0]) / self.n_measured + self.eps)
+        scales = [inverse * weight for weight in self.weights]
+        first = torch.addcmul(self.bias, centred[0], scales[0])
+        return (first, *(block * scale for block, scale in zip(others, scales[1:], strict=False)))
+
+
+class SeparableLayerNorm(nn.Module):
+    """The published equivariant layer norm: the usual one on scalars, each other irrep divided by sqrt(<x^2> + eps).
+
+    **Not smooth** where symmetry makes an irrep vanish: a displacement d then reaches the next layer as
+    d / sqrt(d^2 + eps), and force constants grow as the displacement shrinks. Kept for published weights and old files.
+    """
+
+    def __init__(self, irreps: o3.Irreps, eps: float = 1e-5, *, scalars_only: bool = False) -> None:
+        super().__init__()
+        self.irreps, self.eps = distinct(irreps), eps
+        self.weights, self.bias = _norm_parameters(irreps)
 
     def forward(self, x: Features) -> Features:
         """Normalised features of the same irreps."""
@@ -97,6 +141,39 @@ class LayerNorm(nn.Module):
             else block * (torch.rsqrt(block.square().mean((1, 2), keepdim=True) + self.eps) * weight)
             for block, weight, (_, ir) in zip(x, self.weights, self.irreps, strict=False)
         )
+
+
+def _norm_parameters(irreps: o3.Irreps) -> tuple[nn.ParameterList, nn.Parameter]:
+    """Weights, one per channel of each irrep, and the bias of the scalars: alike in both norms, so files fit both."""
+    if not irreps or not irreps[0].ir.is_scalar():
+        raise ValueError(f"A layer norm wants the invariant scalars first, got {irreps}.")
+    return nn.ParameterList(torch.ones(mul) for mul, _ in irreps), nn.Parameter(torch.zeros(irreps[0].mul))
+
+
+LayerNorm = JointLayerNorm | SeparableLayerNorm
+NormKind = Literal["joint", "separable"]
+NORMS: dict[str, type[JointLayerNorm] | type[SeparableLayerNorm]] = {
+    "joint": JointLayerNorm,
+    "separable": SeparableLayerNorm,
+}
+
+
+def layer_norm(kind: str, irreps: o3.Irreps, eps: float = 1e-5, *, scalars_only: bool = False) -> LayerNorm:
+    """The layer norm of that kind; raises ``ValueError`` for any other word."""
+    if kind not in NORMS:
+        raise ValueError(f"`norm` must be one of {sorted(NORMS)}, got {kind!r}.")
+    return NORMS[kind](irreps, eps, scalars_only=scalars_only)
+
+
+def why_rough(norm: str) -> str | None:
+    """Why the energy of a network with such layer norms is not smooth, as a sentence's second half; None where it is."""
+    if norm != "separable":
+        return None
+    return (
+        "its layer norm is `separable`, which divides vectors by their own size: where symmetry makes them vanish (a "
+        "perfect crystal, the C of CH4) force constants grow without bound as the displacement shrinks, so phonons, "
+        "vibrations and cold crystals come out wrong; train again with `potential.arguments.norm: joint`"
+    )
 
 
 class Gate(nn.Module):

@@ -15,6 +15,7 @@ class Case(NamedTuple):
 
     build: Callable[[], nn.Module]
     reflections: bool = True  # E(3); False for SE(3), where mirror images differ
+    smooth: bool = True  # where symmetry makes vectors vanish; the published norms are not
     unused: Callable[[Any], set[str]] | None = lambda potential: set()  # parameters that cannot reach the energy
 
 
@@ -44,16 +45,20 @@ def above_degree_zero(potential: Any) -> set[str]:
     return {name for name, _ in potential.named_parameters() if name.startswith(tuple(starts))}
 
 
-def _equiformer_pytorch(*dim: int, reflections: bool = False, **arguments: Any) -> Case:
-    return Case(partial(tiny_equiformer_pytorch, dim, **arguments), reflections, above_degree_zero)
+def _equiformer_pytorch(*dim: int, reflections: bool = False, smooth: bool = True, **arguments: Any) -> Case:
+    return Case(partial(tiny_equiformer_pytorch, dim, **arguments), reflections, smooth, above_degree_zero)
 
 
-def _equiformer(irreps: str, *, reflections: bool = True, deep_enough: bool = True, **arguments: Any) -> Case:
+def _equiformer(
+    irreps: str, *, reflections: bool = True, smooth: bool = True, deep_enough: bool = True, **arguments: Any
+) -> Case:
     """``deep_enough`` is False where two blocks cannot fill all irreps with features."""
-    return Case(partial(tiny_equiformer, irreps, **arguments), reflections, beyond_scalars if deep_enough else None)
+    unused = beyond_scalars if deep_enough else None
+    return Case(partial(tiny_equiformer, irreps, **arguments), reflections, smooth, unused)
 
 
 LINEAR, SE3 = {"nonlinear_messages": False}, {"reflections": False}
+PUBLISHED_NORM = {"norm": "separable", "norm_eps": 1e-2, "smooth": False}
 CASES = {
     "equiformer tiny": _equiformer(**preset("equiformer", "tiny")),
     "equiformer E(3) l=1": _equiformer("8x0e+4x1o"),
@@ -67,17 +72,19 @@ CASES = {
     "equiformer more edge degrees": _equiformer("8x0e+4x1o", lmax_edge=3),
     "equiformer fewer edge degrees": _equiformer("8x0e+4x1o+4x2e", lmax_edge=1, deep_enough=False),
     "equiformer scalars only": _equiformer("8x0e"),
+    "equiformer with the published norm": _equiformer("8x0e+4x1o+4x2e", **PUBLISHED_NORM),
     "segnn tiny": Case(partial(tiny_segnn, **preset("segnn", "tiny"))),
     "segnn l=1": Case(tiny_segnn),
     "segnn l=2": Case(partial(tiny_segnn, 2)),
-    "segnn l=1 with a norm and attributes of l=2": Case(partial(tiny_segnn, lmax_attribute=2, norm="layer")),
+    "segnn l=1 with a norm and attributes of l=2": Case(partial(tiny_segnn, lmax_attribute=2, norm="joint")),
     "segnn scalars only": Case(partial(tiny_segnn, 0)),
     "equiformer-pytorch tiny": Case(
-        partial(tiny_equiformer_pytorch, **preset("equiformer-pytorch", "tiny")), False, above_degree_zero
+        partial(tiny_equiformer_pytorch, **preset("equiformer-pytorch", "tiny")), False, unused=above_degree_zero
     ),
     "equiformer-pytorch l=1": _equiformer_pytorch(16, 8),
     "equiformer-pytorch l=2": _equiformer_pytorch(16, 8, 4, n_basis=6),
     "equiformer-pytorch l=3": _equiformer_pytorch(16, 4, 4, 2),
     "equiformer-pytorch distance attention": _equiformer_pytorch(16, 8, 4, attention="distance"),
+    "equiformer-pytorch with the library's norm": _equiformer_pytorch(16, 8, 4, **PUBLISHED_NORM),
     "equiformer-pytorch scalars only": _equiformer_pytorch(16, reflections=True),
 }

@@ -20,6 +20,7 @@ LIMIT = 1e-10
 MD17 = {"irreps": "8x0e+4x1e+4x2e", "nonlinear_messages": True, "radial_basis": "expnormal", "expansion": 3}
 CASES = {
     "md17, small": MD17,  # as published: one parity, SE(3)
+    "md17, small, published norm": {**MD17, "norm": "separable"},
     "linear messages": {"nonlinear_messages": False},
     "l = 3": {"irreps": "8x0e+4x1o+4x2e+4x3o", "lmax_edge": 3},
     "both parities": {"irreps": "8x0e+4x0o+4x1o+4x1e+4x2e"},

@@ -167,7 +167,7 @@ def test_higher_degrees_are_equivariant():
     [
         ({"lmax": 2, "lmax_attribute": 1}, r"`lmax` must lie in \[0, lmax_attribute\], got 2 and 1"),
         ({"channels": 0}, "`channels` and `n_layers` must be at least 1, got 0 and 3"),
-        ({"norm": "instance"}, "`norm` must be none or layer, got 'instance'"),
+        ({"norm": "instance"}, "`norm` must be none, joint or separable, got 'instance'"),
         ({"cutoff": -1.0}, "`cutoff` must be a finite number > 0, got -1.0"),
         ({"n_basis": 0}, "`n_species` and `n_basis` must be at least 1, got 2 and 0"),
     ],

@@ -23,10 +23,12 @@ from mdrelax.potentials.steerable import (
     Constant,
     Features,
     Gate,
-    LayerNorm,
+    JointLayerNorm,
     Linear,
+    SeparableLayerNorm,
     SphericalHarmonics,
     distinct,
+    layer_norm,
 )
 from molecules import normal
 
@@ -135,10 +137,56 @@ def test_a_folded_map_is_added_to_the_linear_one() -> None:
         same(folded(x)[k], layer(x)[k] + torch.einsum("oi,ndi->ndo", blocks[k, k], x[k]))
 
 
-def test_layer_norm_divides_by_the_norms_of_e3nn(irreps: tuple[o3.Irreps, o3.Irreps]) -> None:
+@pytest.mark.parametrize("scalars_only", [False, True])
+def test_the_joint_norm_divides_all_irreps_by_one_number(
+    irreps: tuple[o3.Irreps, o3.Irreps], scalars_only: bool
+) -> None:
+    """The root of the mean over irreps of e3nn's mean square norms, scalars centred; or of the scalars' alone."""
+    features, _ = irreps
+    layer, x = _shaken(JointLayerNorm(features, scalars_only=scalars_only)), _features(features, 7, seed=1)
+    centred = (x[0] - x[0].mean(2, keepdim=True), *x[1:])
+    norms = o3.Norm(features, squared=True)(_flat(centred)).split([mul for mul, _ in features], dim=1)
+    squares = torch.stack([norm.mean(1) / ir.dim for norm, (_, ir) in zip(norms, features, strict=True)])
+    size = torch.sqrt((squares[0] if scalars_only else squares.mean(0)) + 1e-5)[:, None, None]
+    found = layer(x)
+    same(found[0], centred[0] / size * layer.weights[0] + layer.bias)
+    for k in range(1, len(features)):
+        same(found[k], x[k] / size * layer.weights[k])
+
+
+def test_norms_of_scalars_are_the_usual_layer_norm() -> None:
+    """Of either kind, against torch's."""
+    irreps = o3.Irreps("6x0e")
+    (x,) = _features(irreps, 7, seed=1)
+    for kind in ("joint", "separable"):
+        layer = _shaken(layer_norm(kind, irreps))
+        same(layer((x,))[0], torch.nn.functional.layer_norm(x, (6,), layer.weights[0], layer.bias, 1e-5))
+
+
+def test_the_joint_norm_is_linear_in_vectors_that_vanish() -> None:
+    """Vectors of 1e-6 and of 1e-3 are divided by the same number to 1e-4; the published norm blows up the smaller."""
+    irreps = o3.Irreps("6x0e+4x1o")
+    scalars, vectors = _features(irreps, 7, seed=1)
+    gains = {}
+    for kind in ("joint", "separable"):
+        layer = _shaken(layer_norm(kind, irreps))
+        gains[kind] = [layer((scalars, size * vectors))[1] / size for size in (1e-6, 1e-3)]
+    torch.testing.assert_close(*gains["joint"], rtol=1e-4, atol=0)
+    assert (gains["separable"][0] / gains["separable"][1]).min() > 1.01
+
+
+def test_an_unknown_norm_is_named() -> None:
+    """With the words that are known; and a norm needs scalars to stand on."""
+    with pytest.raises(ValueError, match=r"must be one of \['joint', 'separable'\], got 'layer'"):
+        layer_norm("layer", o3.Irreps("6x0e"))
+    with pytest.raises(ValueError, match="wants the invariant scalars first, got 2x1o"):
+        layer_norm("joint", o3.Irreps("2x1o"))
+
+
+def test_the_separable_norm_divides_by_the_norms_of_e3nn(irreps: tuple[o3.Irreps, o3.Irreps]) -> None:
     """Even scalars: torch's layer norm. Every other irrep: divided by the root mean square of its channels' norms."""
     features, _ = irreps
-    layer, x = _shaken(LayerNorm(features)), _features(features, 7, seed=1)
+    layer, x = _shaken(SeparableLayerNorm(features)), _features(features, 7, seed=1)
     norms = o3.Norm(features, squared=True)(_flat(x)).split([mul for mul, _ in features], dim=1)
     found = layer(x)
     same(found[0], torch.nn.functional.layer_norm(x[0], x[0].shape[2:], layer.weights[0], layer.bias, 1e-5))

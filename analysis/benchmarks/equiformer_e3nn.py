@@ -18,7 +18,7 @@ from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
 from mdrelax.potentials.equiformer import Equiformer
 from mdrelax.potentials.equiformer_layers import Attention, Block, FeedForward, smooth_leaky_relu
 from mdrelax.potentials.radial import RadialNetworks, polynomial_envelope
-from mdrelax.potentials.steerable import SCALAR_EPS, SILU_SCALE, LayerNorm, Linear
+from mdrelax.potentials.steerable import SCALAR_EPS, SILU_SCALE, JointLayerNorm, LayerNorm, Linear
 
 __all__ = ["E3nnEquiformer"]
 
@@ -44,7 +44,7 @@ class E3nnEquiformer(nn.Module):
         self.blocks = nn.ModuleList(
             E3nnBlock(cast(Block, block), fast.radial, number) for number, block in enumerate(fast.blocks)
         )
-        self.norm = E3nnLayerNorm(fast.norm)
+        self.norm = norm_of(fast.norm)
         self.hidden, self.energy = linear(fast.hidden), linear(fast.energy)
         self.to(fast.embedding.dtype)
 
@@ -77,7 +77,7 @@ class E3nnBlock(nn.Module):
 
     def __init__(self, fast: Block, radial: RadialNetworks, number: int) -> None:
         super().__init__()
-        self.norm_1, self.norm_2 = E3nnLayerNorm(fast.norm_1), E3nnLayerNorm(fast.norm_2)
+        self.norm_1, self.norm_2 = norm_of(fast.norm_1), norm_of(fast.norm_2)
         self.attention = E3nnAttention(fast.attention, radial, number)
         self.feed_forward = E3nnFeedForward(fast.feed_forward)
         self.shortcut = None if fast.shortcut is None else linear(fast.shortcut)
@@ -154,8 +154,35 @@ class E3nnFeedForward(nn.Module):
         return self.down(self.gate(self.up(x)))
 
 
-class E3nnLayerNorm(nn.Module):
-    """Equivariant layer norm on flat vectors."""
+def norm_of(fast: LayerNorm) -> nn.Module:
+    """The plain form of a layer norm."""
+    return E3nnJointLayerNorm(fast) if isinstance(fast, JointLayerNorm) else E3nnSeparableLayerNorm(fast)
+
+
+class E3nnJointLayerNorm(nn.Module):
+    """Equivariant layer norm on flat vectors: scalars centred, all irreps divided by one number."""
+
+    def __init__(self, fast: JointLayerNorm) -> None:
+        super().__init__()
+        self.irreps, self.eps, self.n_measured = fast.irreps, fast.eps, fast.n_measured
+        self.weight = nn.Parameter(torch.cat(list(fast.weights)).detach().clone())  # one per channel of every irrep
+        self.bias = nn.Parameter(fast.bias.detach().clone())
+        self.square = o3.Norm(fast.irreps, squared=True)
+        self.scale = o3.ElementwiseTensorProduct(fast.irreps, f"{fast.irreps.num_irreps}x0e")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised features of the same irreps."""
+        n = len(self.bias)
+        x = torch.cat([x[:, :n] - x[:, :n].mean(1, keepdim=True), x[:, n:]], dim=1)
+        squares = self.square(x).split([mul for mul, _ in self.irreps], dim=1)
+        means = [square.mean(1) / ir.dim for square, (_, ir) in zip(squares, self.irreps, strict=True)]
+        size = (torch.stack(means[: self.n_measured]).mean(0) + self.eps).sqrt()
+        y = self.scale(x, self.weight / size.unsqueeze(1))
+        return torch.cat([y[:, :n] + self.bias, y[:, n:]], dim=1)
+
+
+class E3nnSeparableLayerNorm(nn.Module):
+    """The published equivariant layer norm on flat vectors."""
 
     def __init__(self, fast: LayerNorm) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from mdrelax.analysis.evaluation import predictions_of
 from mdrelax.checkpoint import write_atomically
 from mdrelax.cli.inputs import Parts, check_device, check_labels, load_parts, prepare_folder
 from mdrelax.cli.structures import spread
-from mdrelax.config import Config, ConfigError, load_config, read_yaml
+from mdrelax.config import Config, ConfigError, load_config
 from mdrelax.forcefield import ForceField, fit_reference_energies
 from mdrelax.forcematching import ForceMatching, validation_errors
 from mdrelax.loader import Batch, Loader, distinct_elements, frames_from_data, join
@@ -28,6 +28,7 @@ from mdrelax.modelfile import save_model
 from mdrelax.projection import Certificate, certify, require
 from mdrelax.provenance import environment
 from mdrelax.relaxation import relax_constraints, relaxed_layers, set_theta
+from mdrelax.savedconfig import read_saved
 from mdrelax.training import FitResult, Progress, Trainer
 
 CERTIFIED_STRUCTURES = 8
@@ -275,7 +276,7 @@ def unprojected(folder: Path) -> tuple[Config, ForceField, Frames]:
 
 def _resumed(folder: Path) -> tuple[Config, Frames, Trainer[ForceField], dict[str, Any]]:
     """The config of a run folder, its frames, the trainer at its last checkpoint and the network's arguments."""
-    config = load_config(read_yaml(folder / "config.yaml"))
+    config = load_config(read_saved(folder / "config.yaml"))
     parts = load_parts(config)
     frames = _frames(config, parts)
     arguments = network_arguments(config, frames.train)

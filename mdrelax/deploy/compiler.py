@@ -40,9 +40,10 @@ class CompiledPotential(nn.Module):
         cutoff: float,
         dtype: torch.dtype,
         takes_table: bool = False,
+        roughness: str | None = None,
     ) -> None:
         super().__init__()
-        self.run, self.cutoff, self.takes_table = run, cutoff, takes_table
+        self.run, self.cutoff, self.takes_table, self.roughness = run, cutoff, takes_table, roughness
         self.register_buffer("precision", torch.empty(0, dtype=dtype), persistent=False)
 
     def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:

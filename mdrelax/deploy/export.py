@@ -56,6 +56,7 @@ def _compile(force_field: ForceField, package: Path, dtype: str | None) -> tuple
         cutoff=original.cutoff,
         dtype=original.dtype,
         takes_table=getattr(original.potential, "takes_table", False),
+        roughness=original.roughness,
     )
     compiled = ForceField(
         network,

@@ -4,9 +4,10 @@ The file is torch's archive of a shared library with one document of ours in it,
 
 | key | content |
 | --- | --- |
-| format_version | 1; others are refused |
+| format_version | 2; others are refused |
 | elements, reference_energies, scale, cutoff, dtype | what makes energies in eV of the library's numbers |
 | takes_table | whether the library wants the neighbour table |
+| roughness | why its energy is not smooth; null where it is |
 | certificate, card, citation, versions, units | as in the model file it was made from, whose hash is `source` |
 | built_for | torch's version and the processor that it was compiled with; it runs nowhere else |
 | threads | how many the loops were compiled for; matrix products follow torch's setting |
@@ -32,7 +33,7 @@ from mdrelax.projection import Certificate, require
 
 __all__ = ["file_hash", "load_compiled", "seal", "this_machine"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DOCUMENT = "extra/mdrelax.json"
 FROM_THE_MODEL = ("certificate", "card", "citation", "versions", "units")
 
@@ -48,6 +49,7 @@ def seal(package: Path, compiled: ForceField, model: dict[str, Any], parity: dic
         "cutoff": compiled.cutoff,
         "dtype": str(compiled.dtype).removeprefix("torch."),
         "takes_table": network.takes_table,
+        "roughness": compiled.roughness,
         **{name: model[name] for name in FROM_THE_MODEL},
         "source": model["content"],
         "built_for": this_machine(),
@@ -80,6 +82,7 @@ def load_compiled(path: str | Path, *, sha256: str | None = None) -> LoadedModel
             cutoff=float(header["cutoff"]),
             dtype=DTYPES[header["dtype"]],
             takes_table=header["takes_table"],
+            roughness=header["roughness"],
         )
         force_field = ForceField(
             network,
