@@ -17,9 +17,9 @@ Differs from the published network in
    the 6,144 that only repeat a neighbouring one (path weights before a mixing matrix, biases on embeddings);
 3. one embedding row per element of the model instead of 64;
 4. energies are per atom, without the division by sqrt(18.03) of the published read-out;
-5. the layer norm divides all degrees by one number (``norm="joint"``): the published one (``separable``) divides each by
-   its own size, and the energy has a cusp wherever symmetry makes a degree vanish. The norm before the feed-forward
-   network of the last block, which makes scalars, is of scalars alone.
+5. the layer norm divides all degrees by one number (``norm="joint"``): the published one (``separable``) divides each
+   by its own size, and the energy has a cusp wherever symmetry makes a degree vanish. In the last block, whose
+   feed-forward network makes scalars, the number before it is that of the scalars alone.
 """
 
 import math
@@ -59,9 +59,9 @@ class Equiformer(nn.Module):
     ``irreps`` are the node features, scalars first, each irrep once; degrees of one parity (``128x0e+64x1e+32x2e``, as
     published) give SE(3) symmetry, natural parities (``128x0e+64x1o+32x2e``) give E(3). Multiplicities must be
     divisible by ``n_heads``. ``average_neighbors`` is the mean number of edges an atom has in the training data. The
-    last block gives ``n_features`` scalars to the read-out. ``norm`` is ``joint``, or ``separable`` as published, which is
-    not smooth where symmetry makes vectors vanish (see ``steerable.SeparableLayerNorm``); ``norm_eps`` is added to the
-    mean square under its root.
+    last block gives ``n_features`` scalars to the read-out. ``norm`` is ``joint``, or ``separable`` as published, which
+    is not smooth where symmetry makes vectors vanish (see ``steerable.SeparableLayerNorm``); ``norm_eps`` is added to
+    the mean square under its root.
     """
 
     def __init__(
