@@ -50,8 +50,8 @@ class EquiformerPytorch(nn.Module):
     read the distance alone, as in the library, or also ``n_basis`` Bessel functions of it (the library's ``edges``).
     ``average_neighbors`` is the mean number of edges an atom has in the training data. ``forces="direct"`` takes forces
     from the output of degree 1: faster, and **not** the gradient of the energy. ``norm`` is ``joint`` or ``separable``
-    (see ``steerable``), with ``norm_eps`` under its root. ``smooth=False`` keeps the library's hard cut-off, its norm and
-    its layers' kinks; it is there to compare, and the energy jumps.
+    (see ``steerable``), with ``norm_eps`` under its root. ``smooth=False`` keeps the library's hard cut-off, its norm
+    and its layers' kinks; it is there to compare, and the energy jumps.
     """
 
     relax_where = ("layers.blocks.*.1.project_in", "layers.blocks.*.1.project_out")  # the feed-forward networks

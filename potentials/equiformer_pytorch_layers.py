@@ -5,7 +5,7 @@
 | MLPAttention | neighbours are cut hard: the energy jumps at the cut-off | the softmax carries the envelope |
 | MLPAttention | leaky ReLU: forces jump where its input changes sign | its smooth form |
 | L2DistAttention | no mask for degree 0; 1e-6 added to differences of vectors | masked, nothing added |
-| Norm | small vectors are blown up to unit size: the energy jumps where one vanishes | all degrees divided by one number |
+| Norm | small vectors are blown up to unit size: the energy jumps where one vanishes | all degrees by one number |
 | DTP | each input gathered and turned, each radial network run, path by path | once, and as one |
 | Linear | cannot be relaxed | says what it maps, takes a folded map |
 

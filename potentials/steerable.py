@@ -166,7 +166,7 @@ def layer_norm(kind: str, irreps: o3.Irreps, eps: float = 1e-5, *, scalars_only:
 
 
 def why_rough(norm: str) -> str | None:
-    """Why the energy of a network with such layer norms is not smooth, as a sentence's second half; None where it is."""
+    """Why the energy of a network with layer norms of that kind is not smooth, as half a sentence; None where it is."""
     if norm != "separable":
         return None
     return (
