@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mdrelax import o3
 from mdrelax.analysis.drawing import BLUE, WIDTH, NothingToDrawError, heat_map, styled
 from mdrelax.analysis.tables import short_names
-from mdrelax.equivariance import force_scale, relative_error
+from mdrelax.equivariance import network_in, relative_error
 from mdrelax.forcefield import ForceField
 from mdrelax.graph import Graph, rotate
 from mdrelax.groups import IrrepsRepresentation, Layout
@@ -47,9 +47,8 @@ def angle_errors(
     seed: int = 0,
 ) -> pd.DataFrame:
     """Columns ``angle_deg`` and ``error``: the largest over random axes, one for each structure and try."""
-    model = copy.deepcopy(force_field).to_dtype(dtype).eval()
-    reference = model(graph)
-    scale = force_scale(reference)
+    model = network_in(force_field, dtype)
+    reference, scale = model(graph), model.magnitudes(graph)
     rng = np.random.default_rng(seed)
     rows = []
     for angle in angles:
@@ -164,6 +163,6 @@ def draw_angles(errors: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(0.6 * WIDTH, 2.8), layout="constrained")
     ax = figure.add_subplot()
     ax.plot(errors.angle_deg, errors.error.clip(lower=1e-18), "o-", color=BLUE, markersize=4)
-    ax.set(xlabel="angle of rotation (degrees)", ylabel="error / RMS force", yscale="log")
+    ax.set(xlabel="angle of rotation (degrees)", ylabel="relative error", yscale="log")
     ax.set_title("error of the whole network")
     return figure

@@ -174,7 +174,7 @@ def equivariance_bars(certificate: Certificate) -> Figure:
             xscale="log",
             xlim=(low, high),
             title=f"{dtype} (limit {scientific(limit)}, dashed)",
-            xlabel="error / RMS force",
+            xlabel="relative error",
         )
         ax.bar_label(bars, [f" {scientific(value)}" for value in values], color="black")
         ax.invert_yaxis()

@@ -2,12 +2,14 @@
 
 For a symmetry operation g of a structure x, with forces F and energy E,
 
-    rotation, reflection   max |F(g x) - g F(x)| / F_rms      and      |E(g x) - E(x)| / (F_rms * 1 A)
+    rotation, reflection   max |F(g x) - g F(x)| / F_sum      and      |E(g x) - E(x)| / E_sum
     translation            the same with g F = F
     permutation            the same with the atoms' order changed
 
-where F_rms is the root mean square of the force components of the structures, but at least 0.01 eV/A: in a perfect
-crystal the forces vanish by symmetry, and rounding must not count as an error. The larger of the two numbers counts.
+where F_sum and E_sum are the sizes of the terms that forces and energies are summed from (``forcefield.Magnitudes``):
+rounding is relative to these. Forces may vanish by symmetry (a perfect crystal) or be tiny (an energy-volume curve),
+and energies grow with the number of atoms; reference energies, which no symmetry can break, are left out. The larger of
+the two numbers counts.
 """
 
 import copy
@@ -17,12 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdrelax.forcefield import ForceField, Prediction
+from mdrelax.forcefield import ForceField, Magnitudes, Prediction
 from mdrelax.graph import Graph, rotate
 
-__all__ = ["EquivarianceError", "equivariance_error", "force_scale", "random_rotations", "relative_error"]
-
-SMALLEST_SCALE = 1e-2  # eV/A
+__all__ = ["EquivarianceError", "equivariance_error", "network_in", "random_rotations", "relative_error"]
 
 
 class EquivarianceError(NamedTuple):
@@ -59,10 +59,9 @@ def equivariance_error(
     ``n_operations`` operations of each kind are drawn from ``seed``, one rotation a structure. The force field itself
     is not touched. Errors of a network that gives NaN are infinite.
     """
-    model = copy.deepcopy(force_field).to_dtype(dtype).eval()
+    model = network_in(force_field, dtype)
     generator = torch.Generator().manual_seed(seed)
-    reference = model(graph)
-    scale = force_scale(reference)
+    reference, scale = model(graph), model.magnitudes(graph)
     errors = torch.zeros(4, dtype=torch.float64)
     for _ in range(n_operations):
         rotations = random_rotations(graph.n_graphs, generator).to(graph.positions)
@@ -79,21 +78,23 @@ def equivariance_error(
     return EquivarianceError(*errors.tolist())
 
 
-def force_scale(prediction: Prediction) -> Tensor:
-    """F_rms of a prediction, in eV/A, a scalar: what errors are relative to."""
-    return prediction.forces.square().mean().sqrt().clamp(min=SMALLEST_SCALE)
+def network_in(force_field: ForceField, dtype: torch.dtype) -> ForceField:
+    """A copy to measure: the network in ``dtype``, without reference energies."""
+    model = copy.deepcopy(force_field).to_dtype(dtype).eval()
+    model.reference_energies.zero_()
+    return model
 
 
-def relative_error(before: Prediction, after: Prediction, scale: Tensor, matrices: Tensor | None) -> Tensor:
-    """The larger error of forces and energies over ``scale``, infinite for NaN.
+def relative_error(before: Prediction, after: Prediction, scale: Magnitudes, matrices: Tensor | None) -> Tensor:
+    """The larger error of forces and energies relative to ``scale``, infinite for NaN.
 
     ``after`` is the prediction of the moved structures, ``matrices`` (N, 3, 3) how each atom's force should have moved
     (None: not at all).
     """
     expected = before.forces if matrices is None else (matrices @ before.forces.unsqueeze(2)).squeeze(2)
-    forces = (after.forces - expected).abs().max()
-    energies = (after.energy - before.energy).abs().max()
-    return torch.nan_to_num(torch.maximum(forces, energies) / scale, nan=torch.inf, posinf=torch.inf)
+    forces = (after.forces - expected).abs().max() / scale.forces
+    energies = ((after.energy - before.energy).abs() / scale.energy).max()
+    return torch.nan_to_num(torch.maximum(forces, energies), nan=torch.inf, posinf=torch.inf)
 
 
 def _permute(graph: Graph, generator: torch.Generator) -> tuple[Graph, Tensor]:

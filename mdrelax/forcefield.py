@@ -25,6 +25,7 @@ from mdrelax.graph import Graph, edge_vectors
 
 __all__ = [
     "ForceField",
+    "Magnitudes",
     "Potential",
     "Prediction",
     "UnknownElementError",
@@ -32,6 +33,7 @@ __all__ = [
     "fit_reference_energies",
 ]
 
+SMALLEST_MAGNITUDE = 1e-6  # eV and eV/A: of atoms without neighbours no force is summed
 Raw = tuple[Tensor, Tensor, Tensor | None]  # energies (N,) without references, forces (N, 3), stress (G, 3, 3)
 Network = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # see ``ForceField.network_output``
 
@@ -74,6 +76,16 @@ class Prediction(NamedTuple):
         """The predictions of several batches as those of one."""
         columns = zip(*parts, strict=True)
         return cls(*(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
+
+
+class Magnitudes(NamedTuple):
+    """How large the terms are that a prediction is the sum of: what its rounding, and any other error, compares with.
+
+    They do not vanish where forces do by symmetry, nor grow with reference energies.
+    """
+
+    energy: Tensor  # (G,) eV: sum over atoms of |scale * e_i|
+    forces: Tensor  # () eV/A: root mean square over atoms of the sum over their edges of |dE/dr|
 
 
 class UnknownElementError(ValueError):
@@ -152,6 +164,25 @@ class ForceField(nn.Module):
         energy = energies.new_zeros(graph.n_graphs).index_add_(0, graph.batch, energies)
         result = Prediction(energy, energies, forces, tension)
         return result if create_graph else result.detach()
+
+    def magnitudes(self, graph: Graph) -> Magnitudes:
+        """The sizes of the terms that energies and forces of the structures are summed from, at least 1e-6 eV, eV/A.
+
+        Of direct forces, which are not summed, the root mean square.
+        """
+        species = self._species(graph.numbers)
+        if self.conservative:
+            vectors = edge_vectors(graph)
+            raw, slope = self.network_output(species, graph.edge_index, vectors.to(self.dtype))
+            sizes = (self.scale * slope.double()).norm(dim=1)  # (E,)
+            at_atoms = sizes.new_zeros(len(species)).index_add_(0, graph.edge_index.flatten(), sizes.repeat(2))
+        else:
+            raw, forces, _ = self._direct(graph, species, stress=False, create_graph=False)
+            raw, at_atoms = raw / self.scale, forces.flatten()
+        energies = (self.scale * raw.detach().double()).abs()
+        energy = energies.new_zeros(graph.n_graphs).index_add_(0, graph.batch, energies)
+        forces_size = at_atoms.detach().square().mean().sqrt()
+        return Magnitudes(energy.clamp(min=SMALLEST_MAGNITUDE), forces_size.clamp(min=SMALLEST_MAGNITUDE))
 
     def network_output(self, *arguments: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
         """What the network itself gives: energies (N,) and their gradient by the edge vectors (E, 3), without scale.

@@ -5,7 +5,7 @@ The tensors are the force field's state; the header holds one JSON document:
 | key | content |
 | --- | --- |
 | format_version | 2; older versions are migrated, newer ones refused |
-| potential, elements, dtype | what builds the network |
+| potential, elements, dtype | what builds the network, defaults included |
 | certificate | the proof of equivariance, see `projection` |
 | card | free text and numbers: data, training, errors, citation |
 | versions, coupling_fingerprint | of the libraries, and of e3nn's Clebsch-Gordan coefficients |
@@ -100,7 +100,7 @@ def save_model(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in force_field.state_dict().items()}
     header = {
         "format_version": FORMAT_VERSION,
-        "potential": {"name": potential, "arguments": arguments},
+        "potential": {"name": potential, "arguments": networks.resolved_arguments(potential, arguments)},
         "elements": list(force_field.elements),
         "dtype": str(force_field.dtype).removeprefix("torch."),
         "units": {"energy": "eV", "length": "Angstrom", "forces": "eV/Angstrom", "stress": "eV/Angstrom^3"},

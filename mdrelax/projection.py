@@ -39,7 +39,7 @@ __all__ = [
 
 ProjectionKind = Literal["drop", "fold"]
 Model = TypeVar("Model", bound=nn.Module)
-LARGEST_ERROR_FLOAT64 = 1e-9  # relative to the RMS force
+LARGEST_ERROR_FLOAT64 = 1e-9  # relative to the terms that are summed, see `equivariance`
 LARGEST_ERROR_FLOAT32 = 1e-4
 
 
@@ -70,7 +70,7 @@ class Certificate(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether both precisions stay under their limits (1e-9 and 1e-4 of the RMS force)."""
+        """Whether both precisions stay under their limits (1e-9 and 1e-4 of the terms that are summed)."""
         reflections = self.symmetry == "E(3)"
         return (
             self.float64.worst(reflections=reflections) < LARGEST_ERROR_FLOAT64

@@ -10,6 +10,7 @@ A preset is a set of arguments; `md17` is the published MD17 configuration (L = 
 networks sized for a few CPU cores. The N-body form of SEGNN is no potential; see ``potentials.segnn``.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,19 +20,19 @@ from mdrelax import units
 from mdrelax.potentials.equiformer import Equiformer
 from mdrelax.potentials.segnn import SEGNNPotential
 
-__all__ = ["POTENTIALS", "PRESETS", "Equiformer", "SEGNNPotential", "build_potential", "preset"]
+__all__ = ["POTENTIALS", "PRESETS", "Equiformer", "SEGNNPotential", "build_potential", "preset", "resolved_arguments"]
 
 
-def _equiformer_pytorch(n_species: int, **arguments: Any) -> nn.Module:
+def _equiformer_pytorch() -> type[nn.Module]:
     """The adapter; its library takes a moment to import, and only those who use it wait."""
     from mdrelax.potentials.equiformer_pytorch import EquiformerPytorch
 
-    return EquiformerPytorch(n_species, **arguments)
+    return EquiformerPytorch
 
 
-POTENTIALS: dict[str, Callable[..., nn.Module]] = {
-    "equiformer": Equiformer,
-    "segnn": SEGNNPotential,
+POTENTIALS: dict[str, Callable[[], type[nn.Module]]] = {
+    "equiformer": lambda: Equiformer,
+    "segnn": lambda: SEGNNPotential,
     "equiformer-pytorch": _equiformer_pytorch,
 }
 
@@ -91,12 +92,26 @@ def preset(potential: str, name: str) -> dict[str, Any]:
     return dict(known[name])
 
 
+def resolved_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a network with the defaults of those that are not given: a file that holds them outlives these.
+
+    Raises ``ValueError`` for an unknown name.
+    """
+    parameters = inspect.signature(_network_class(name)).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
+    return {**defaults, **arguments}
+
+
 def build_potential(name: str, n_species: int, arguments: Mapping[str, Any]) -> nn.Module:
     """The network ``name`` for so many elements; raises ``ValueError`` for unknown names and impossible arguments."""
     try:
-        return POTENTIALS[_known(name)](n_species, **arguments)
+        return _network_class(name)(n_species, **arguments)
     except TypeError as error:  # an argument that the network does not have
         raise ValueError(f"The potential `{name}` cannot be built: {error}.") from error
+
+
+def _network_class(name: str) -> type[nn.Module]:
+    return POTENTIALS[_known(name)]()
 
 
 def _known(name: str) -> str:

@@ -1,13 +1,15 @@
 """The potentials under contract: what each case builds and claims. A new potential joins by a line in ``CASES``."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
+from mdrelax.forcefield import ForceField
 from mdrelax.potentials import preset
-from molecules import tiny_equiformer, tiny_equiformer_pytorch, tiny_segnn
+from molecules import ELEMENTS, REFERENCES, normal, tiny_equiformer, tiny_equiformer_pytorch, tiny_segnn
 
 
 class Case(NamedTuple):
@@ -29,8 +31,14 @@ def beyond_scalars(potential: Any) -> set[str]:
     return {f"blocks.{last}.{name}" for name in names}
 
 
+def beyond_the_norm(potential: Any) -> set[str]:
+    """What an equiformer-pytorch computes behind its last norm for degrees that no energy is read from."""
+    above_scalars = range(1, len(potential.norm.transforms))
+    return {f"{name}.{k}" for name in ("ff_out.weights", "norm.transforms") for k in above_scalars}
+
+
 def above_degree_zero(potential: Any) -> set[str]:
-    """What the last block of an equiformer-pytorch and the read-out compute for degrees that no energy is read from."""
+    """The same where norms keep degrees apart: what the last block and the read-out compute above degree 0."""
     last = f"layers.blocks.{len(potential.layers.blocks) - 1}"
     parts = [  # where the name continues with a degree, or with a path "(in,out)"
         "ff_out.weights", "norm.transforms", f"{last}.1.prenorm.transforms", f"{last}.1.project_in.weights",
@@ -46,7 +54,8 @@ def above_degree_zero(potential: Any) -> set[str]:
 
 
 def _equiformer_pytorch(*dim: int, reflections: bool = False, smooth: bool = True, **arguments: Any) -> Case:
-    return Case(partial(tiny_equiformer_pytorch, dim, **arguments), reflections, smooth, above_degree_zero)
+    unused = beyond_the_norm if smooth else above_degree_zero
+    return Case(partial(tiny_equiformer_pytorch, dim, **arguments), reflections, smooth, unused)
 
 
 def _equiformer(
@@ -79,7 +88,7 @@ CASES = {
     "segnn l=1 with a norm and attributes of l=2": Case(partial(tiny_segnn, lmax_attribute=2, norm="joint")),
     "segnn scalars only": Case(partial(tiny_segnn, 0)),
     "equiformer-pytorch tiny": Case(
-        partial(tiny_equiformer_pytorch, **preset("equiformer-pytorch", "tiny")), False, unused=above_degree_zero
+        partial(tiny_equiformer_pytorch, **preset("equiformer-pytorch", "tiny")), False, unused=beyond_the_norm
     ),
     "equiformer-pytorch l=1": _equiformer_pytorch(16, 8),
     "equiformer-pytorch l=2": _equiformer_pytorch(16, 8, 4, n_basis=6),
@@ -88,3 +97,14 @@ CASES = {
     "equiformer-pytorch with the library's norm": _equiformer_pytorch(16, 8, 4, **PUBLISHED_NORM),
     "equiformer-pytorch scalars only": _equiformer_pytorch(16, reflections=True),
 }
+
+
+@cache
+def force_field_of(name: str) -> ForceField:
+    """The network of a case, every parameter moved off its initial value; made once, so no test may change it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        potential = CASES[name].build().double()
+    for k, parameter in enumerate(potential.parameters()):
+        parameter.data += 0.1 * normal(*parameter.shape, seed=k)
+    return ForceField(potential, elements=ELEMENTS, reference_energies=torch.tensor(REFERENCES), scale=0.7)

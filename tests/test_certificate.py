@@ -26,7 +26,7 @@ SMALL = EquivarianceError(1e-14, 1e-14, 1e-14, 1e-14)
 
 
 def test_a_projected_network_passes_its_certificate():
-    """float64 under 1e-9 and float32 under 1e-4 of the RMS force, with the records of its layers inside."""
+    """float64 under 1e-9 and float32 under 1e-4 of what is summed, with the records of its layers inside."""
     model = tiny_force_field()
     where = ["*.attention.source", "*.attention.out", "*.feed_forward", "potential.hidden"]
     relax_constraints(model, where=where, initial_std=0.1, generator=torch.Generator().manual_seed(0))

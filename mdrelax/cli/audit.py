@@ -64,7 +64,7 @@ def _of_file(
     graph = _graph(loaded.force_field, data, structures, seed)
     fresh = certify(loaded.force_field, graph, layers=loaded.certificate.layers, n_operations=operations, seed=seed)
     _say_errors(
-        f"{loaded.certificate.symmetry}; largest error relative to the RMS force, {fresh.n_structures} structures",
+        f"{loaded.certificate.symmetry}; largest error relative to the terms summed, {fresh.n_structures} structures",
         {"in the file": loaded.certificate, "measured now": fresh},
     )
     _say_layers(fresh.layers)
@@ -93,7 +93,7 @@ def _of_run(
     }
     free = f"free maps at theta = {theta:g}" if layers else "never relaxed"
     _say_errors(
-        f"{folder.resolve().name}: last checkpoint, averaged weights; largest error relative to the RMS force",
+        f"{folder.resolve().name}: last checkpoint, averaged weights; largest error relative to the terms summed",
         {free: errors, "projected": projected},
     )
     _say_layers(layers)
