@@ -1,0 +1,5 @@
+"""The ASE calculator under its short name; it stands in ``mdrelax.engines.ase``."""
+
+from mdrelax.engines.ase import MDRelaxCalculator
+
+__all__ = ["MDRelaxCalculator"]
