@@ -2,10 +2,12 @@
 
 | module | room |
 | --- | --- |
-| metrics | errors of energies, forces and stress, and the mean baseline |
+| evaluation | a model's errors on labelled structures, kind by kind |
 | figures | learning curves, parity, symmetry spectra, certificate, molecular dynamics |
 | report | a run folder -> plots/ and report.html |
 | trajectory | broken bonds and temperatures of a trajectory |
+| studies | several arms over several seeds: `mdrelax compare`, rMD17, N-body |
+| benchmarks | speed and accuracy beside other packages |
 """
 
-__all__ = ["figures", "metrics", "report", "trajectory"]
+__all__ = ["evaluation", "figures", "report", "trajectory"]

@@ -5,7 +5,7 @@ f between irreps is
 
     max |f(D_in(g) x) - D_out(g) f(x)| / rms f(x)          x: the layer's own inputs on the structures that are audited
 
-and that of the network at an angle is the certificate's (``mdrelax.equivariance``) for rotations by that angle.
+and that of the network at an angle is the certificate's (``mdrelax.forces.symmetry``) for rotations by that angle.
 """
 
 import copy
@@ -19,14 +19,14 @@ from matplotlib.figure import Figure
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
-from mdrelax import o3
 from mdrelax.analysis.drawing import BLUE, WIDTH, NothingToDrawError, heat_map, styled
 from mdrelax.analysis.tables import short_names
-from mdrelax.equivariance import network_in, relative_error
-from mdrelax.forcefield import ForceField
-from mdrelax.graph import Graph, rotate
-from mdrelax.groups import IrrepsRepresentation, Layout
-from mdrelax.relaxation import relaxable_sites, relaxed_layers
+from mdrelax.base import o3
+from mdrelax.forces.forcefield import ForceField
+from mdrelax.forces.symmetry import network_in, relative_error
+from mdrelax.method.groups import IrrepsRepresentation, Layout
+from mdrelax.method.relaxation import relaxable_sites, relaxed_layers
+from mdrelax.structures.graph import Graph, rotate
 
 __all__ = ["ANGLES", "angle_errors", "draw_angles", "draw_layers", "layer_errors"]
 

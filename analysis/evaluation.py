@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mdrelax.analysis.metrics import Integers, Predictions, errors
-from mdrelax.forcefield import ForceField
-from mdrelax.forcematching import predict
-from mdrelax.loader import Batch
+from mdrelax.forces.forcefield import ForceField
+from mdrelax.forces.forcematching import predict
+from mdrelax.forces.loader import Batch
+from mdrelax.forces.metrics import Integers, Predictions, errors
 
 __all__ = ["errors_by_config_type", "predictions_of", "take", "worst_structures"]
 

@@ -29,10 +29,10 @@ from mdrelax.analysis.drawing import (
     shared_legend,
     styled,
 )
-from mdrelax.analysis.metrics import Predictions, errors
 from mdrelax.analysis.tables import short_names
-from mdrelax.dynamics import energy_drift
-from mdrelax.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, Certificate
+from mdrelax.engines.md import energy_drift
+from mdrelax.forces.metrics import Predictions, errors
+from mdrelax.method.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, Certificate
 
 __all__ = [
     "equivariance_bars",
@@ -186,7 +186,7 @@ def equivariance_bars(certificate: Certificate) -> Figure:
 def md_energy(log: pd.DataFrame, *, n_atoms: int | None = None) -> Figure:
     """Total energy relative to its start with its drift (meV/atom, or meV without ``n_atoms``), and temperature (K).
 
-    ``log`` has the columns of ``mdrelax.dynamics.LOG_COLUMNS``. Rows that are not finite are left
+    ``log`` has the columns of ``mdrelax.engines.md.LOG_COLUMNS``. Rows that are not finite are left
     out. Raises ``NothingToDrawError`` for fewer than two others.
     """
     log = log.loc[np.isfinite(log[["total_energy_eV", "temperature_K"]].to_numpy(dtype=float)).all(axis=1)]

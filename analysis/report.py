@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 
 from mdrelax.analysis import figures
 from mdrelax.analysis.drawing import save
-from mdrelax.analysis.metrics import Predictions, error_percentiles, errors_by_element, load_predictions
-from mdrelax.analysis.pages import duration, embedded, number, render
-from mdrelax.checkpoint import write_atomically
-from mdrelax.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, Certificate
+from mdrelax.analysis.html import duration, embedded, number, render
+from mdrelax.forces.metrics import Predictions, error_percentiles, errors_by_element, load_predictions
+from mdrelax.method.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, Certificate
+from mdrelax.training.checkpoint import write_atomically
 
 __all__ = ["Run", "read_run", "write_report"]
 

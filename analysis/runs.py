@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from mdrelax.analysis.tables import short_names
-from mdrelax.savedconfig import differing_keys, read_saved
+from mdrelax.runs.config_changes import differing_keys, read_saved
 
 __all__ = ["find_runs", "layers_of_runs", "table_of_runs"]
 

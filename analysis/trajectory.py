@@ -12,8 +12,8 @@ from ase import Atoms
 from ase.data import covalent_radii
 from ase.geometry import find_mic
 
-from mdrelax.dynamics import degrees_of_freedom, energy_drift, kinetic_temperature
-from mdrelax.neighbors import build_graph
+from mdrelax.engines.md import degrees_of_freedom, energy_drift, kinetic_temperature
+from mdrelax.structures.neighbors import build_graph
 
 __all__ = ["BrokenBond", "bonds", "broken_bonds", "energy_drift", "temperatures"]
 

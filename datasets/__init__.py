@@ -21,7 +21,7 @@ from typing import Any
 
 from torch_geometric.data import Data
 
-from mdrelax import units
+from mdrelax.base import units
 from mdrelax.datasets.catalogue import CATALOGUE, is_name
 from mdrelax.datasets.download import Fetched, cached_path, fetch
 from mdrelax.datasets.extxyz import load_extxyz, read_atoms

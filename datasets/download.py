@@ -21,7 +21,7 @@ import numpy as np
 from ase.formula import Formula
 from ase.symbols import Symbols
 
-from mdrelax import units
+from mdrelax.base import units
 from mdrelax.datasets.catalogue import CATALOGUE, Item, Source
 from mdrelax.datasets.indices import read_index_file
 

@@ -18,7 +18,7 @@ import numpy as np
 from ase import Atoms, io
 from torch_geometric.data import Data
 
-from mdrelax import units
+from mdrelax.base import units
 from mdrelax.datasets.frames import Frames, LabelReport, make_frame, require_finite, summarize
 
 __all__ = ["load_extxyz", "read_atoms"]

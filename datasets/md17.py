@@ -20,7 +20,7 @@ from ase.formula import Formula
 from ase.symbols import Symbols
 from torch_geometric.data import Data
 
-from mdrelax import units
+from mdrelax.base import units
 from mdrelax.datasets.frames import Frames, LabelReport, make_frame, require_finite, summarize
 
 __all__ = ["MD17_FORMULAS", "RMD17_MAX_TRAIN", "load_md17", "warn_about_md17_noise"]

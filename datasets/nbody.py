@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mdrelax import units
+from mdrelax.base import units
 from mdrelax.datasets.array_cache import cached_arrays
 from mdrelax.datasets.download import data_folder
 from mdrelax.datasets.frames import require_finite

@@ -29,7 +29,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from torch_geometric.data import Data
 
-from mdrelax import units
+from mdrelax.base import units
 from mdrelax.datasets.array_cache import cached_arrays
 from mdrelax.datasets.frames import Frames, LabelReport, make_frame, require_finite, summarize, to_atoms
 from mdrelax.datasets.nbody import VERSION, cache_folder

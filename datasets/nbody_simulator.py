@@ -37,7 +37,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mdrelax import units
+from mdrelax.base import units
 
 __all__ = [
     "PROTOCOLS",

@@ -5,7 +5,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from mdrelax import units
+from mdrelax.base import units
 from mdrelax.datasets.extxyz import read_atoms
 
 __all__ = ["SAMPLES", "provenance", "sample_path"]

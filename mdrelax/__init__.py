@@ -12,13 +12,13 @@ if not (Path(__file__).parent / "potentials").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
 if TYPE_CHECKING:
-    from mdrelax.calculator import MDRelaxCalculator
-    from mdrelax.equivariance import equivariance_error
-    from mdrelax.forcefield import ForceField
+    from mdrelax.engines.ase import MDRelaxCalculator
+    from mdrelax.forces.forcefield import ForceField
+    from mdrelax.forces.symmetry import equivariance_error
+    from mdrelax.method.projection import Certificate, certify, project
+    from mdrelax.method.relaxation import penalty, relax_constraints, set_theta
+    from mdrelax.method.schedule import Schedule
     from mdrelax.modelfile import load_model, save_model
-    from mdrelax.projection import Certificate, certify, project
-    from mdrelax.relaxation import penalty, relax_constraints, set_theta
-    from mdrelax.schedule import Schedule
 
 __all__ = [
     "Certificate",
@@ -37,18 +37,18 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Certificate": "projection",
-    "ForceField": "forcefield",
-    "MDRelaxCalculator": "calculator",
-    "Schedule": "schedule",
-    "certify": "projection",
-    "equivariance_error": "equivariance",
+    "Certificate": "method.projection",
+    "ForceField": "forces.forcefield",
+    "MDRelaxCalculator": "engines.ase",
+    "Schedule": "method.schedule",
+    "certify": "method.projection",
+    "equivariance_error": "forces.symmetry",
     "load_model": "modelfile",
-    "penalty": "relaxation",
-    "project": "projection",
-    "relax_constraints": "relaxation",
+    "penalty": "method.relaxation",
+    "project": "method.projection",
+    "relax_constraints": "method.relaxation",
     "save_model": "modelfile",
-    "set_theta": "relaxation",
+    "set_theta": "method.relaxation",
 }
 
 

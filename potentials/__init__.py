@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from mdrelax import units
+from mdrelax.base import units
 from mdrelax.potentials.equiformer import Equiformer
 from mdrelax.potentials.segnn import SEGNNPotential
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mdrelax import o3
+from mdrelax.base import o3
 
 __all__ = ["axial_couplings", "edge_frames", "wigner_matrices"]
 

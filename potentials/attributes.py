@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mdrelax import o3
+from mdrelax.base import o3
 from mdrelax.potentials.edges import Edges
 from mdrelax.potentials.radial import uniform
 from mdrelax.potentials.steerable import Constant, Features, Gate, distinct

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mdrelax import o3
+from mdrelax.base import o3
 from mdrelax.potentials.steerable import Constant, Features, distinct
 
 __all__ = ["EdgeBasis", "EdgeConvolution"]

@@ -30,12 +30,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mdrelax import o3
+from mdrelax.base import o3
 from mdrelax.potentials.arguments import check_numbers
+from mdrelax.potentials.edge_chunks import Piece, gather_in_pieces, join, split_edges
 from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
 from mdrelax.potentials.edges import Edges, make_edges
 from mdrelax.potentials.equiformer_layers import Block, BlockSizes
-from mdrelax.potentials.pieces import Piece, gather_in_pieces, join, split_edges
 from mdrelax.potentials.radial import BesselBasis, ExpNormalBasis, RadialNetworks, polynomial_envelope
 from mdrelax.potentials.steerable import (
     SILU_SCALE,

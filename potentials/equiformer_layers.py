@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mdrelax import o3
+from mdrelax.base import o3
+from mdrelax.method.relaxation import is_relaxed
 from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
 from mdrelax.potentials.edges import Edges
 from mdrelax.potentials.steerable import Features, Gate, Linear, layer_norm
-from mdrelax.relaxation import is_relaxed
 
 __all__ = ["Attention", "Block", "BlockSizes", "FeedForward", "smooth_leaky_relu"]
 

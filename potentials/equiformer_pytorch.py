@@ -21,7 +21,6 @@ import torch
 from equiformer_pytorch.reversible import SequentialSequence
 from torch import Tensor, nn
 
-from mdrelax.graph import neighbor_table
 from mdrelax.potentials.alignment import axial_couplings, edge_frames, wigner_matrices
 from mdrelax.potentials.arguments import check_numbers
 from mdrelax.potentials.equiformer_pytorch_layers import (
@@ -34,6 +33,7 @@ from mdrelax.potentials.equiformer_pytorch_layers import (
 )
 from mdrelax.potentials.radial import BesselBasis, polynomial_envelope
 from mdrelax.potentials.steerable import NormKind, why_rough
+from mdrelax.structures.graph import neighbor_table
 
 __all__ = ["EquiformerPytorch"]
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mdrelax import o3
+from mdrelax.base import o3
 from mdrelax.potentials.equiformer_layers import smooth_leaky_relu
 
 __all__ = ["DistanceAttention", "MLPAttention", "Surroundings", "adopt"]

@@ -25,11 +25,11 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from mdrelax import o3
+from mdrelax.base import o3
 from mdrelax.potentials.arguments import check_numbers
 from mdrelax.potentials.attributes import INTEGRAL, Attribute, AttributeBasis, Ends, GatedProduct, SteerableProduct
+from mdrelax.potentials.edge_chunks import Piece, gather_in_pieces, split_edges
 from mdrelax.potentials.edges import Edges, fully_connected, make_edges
-from mdrelax.potentials.pieces import Piece, gather_in_pieces, split_edges
 from mdrelax.potentials.radial import BesselBasis, polynomial_envelope
 from mdrelax.potentials.steerable import Features, SphericalHarmonics, layer_norm, why_rough
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mdrelax import o3
+from mdrelax.base import o3
 
 __all__ = [
     "SILU_SCALE",

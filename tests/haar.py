@@ -12,7 +12,7 @@ from e3nn import o3
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from mdrelax.groups import IrrepsRepresentation
+from mdrelax.method.groups import IrrepsRepresentation
 
 POINTS = Rotation.random(30, random_state=0).as_matrix()[:, 0]  # on the unit sphere
 

@@ -8,8 +8,8 @@ from ase.build import bulk
 from ase.calculators.lj import LennardJones
 from torch import Tensor, nn
 
-from mdrelax.calculator import MDRelaxCalculator
-from mdrelax.forcefield import ForceField
+from mdrelax.engines.ase import MDRelaxCalculator
+from mdrelax.forces.forcefield import ForceField
 
 SIGMA, EPSILON, CUTOFF, ONSET = 2.5, 0.3, 6.0, 4.0
 SKEW = np.array([[0, 0.3, 0], [0, 0, 0.2], [0.1, 0, 0]])  # A

@@ -11,12 +11,12 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from torch import Tensor
 
-from mdrelax.forcefield import ForceField
-from mdrelax.graph import Graph, collate
-from mdrelax.neighbors import build_graph
+from mdrelax.forces.forcefield import ForceField
 from mdrelax.potentials.equiformer import Equiformer
 from mdrelax.potentials.equiformer_pytorch import EquiformerPytorch
 from mdrelax.potentials.segnn import SEGNNPotential
+from mdrelax.structures.graph import Graph, collate
+from mdrelax.structures.neighbors import build_graph
 
 ELEMENTS = (1, 6, 8)
 REFERENCES = (-1.0, -2.5, -4.0)  # eV an atom of ELEMENTS

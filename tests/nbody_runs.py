@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mdrelax.analysis.benchmarks.nbody_run import NBodyRun, prepare_folder
-from mdrelax.layerlog import LAYER_COLUMNS
-from mdrelax.provenance import environment
+from mdrelax.base.provenance import environment
+from mdrelax.method.free_map_log import LAYER_COLUMNS
+from mdrelax.packs.nbody.run import NBodyRun, prepare_folder
 
 STEPS = np.arange(10, 101, 10)
 THETA = 1 - np.abs(STEPS / 50 - 1)  # 0.2, 0.4, ..., 1 at step 50, ..., 0

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from mdrelax.forcefield import ForceField
+from mdrelax.forces.forcefield import ForceField
 from mdrelax.potentials import preset
 from molecules import ELEMENTS, REFERENCES, normal, tiny_equiformer, tiny_equiformer_pytorch, tiny_segnn
 

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from mdrelax.analysis.benchmarks import own
-from mdrelax.analysis.benchmarks.contestants import HERE, Contestant
+from mdrelax.analysis.benchmarks import mdrelax_worker
+from mdrelax.analysis.benchmarks.implementations import HERE, Contestant
 from mdrelax.analysis.benchmarks.peers.protocol import Server
 
 LIMITS = {"gflop_per_s": 50.0, "gbyte_per_s": 10.0, "threads": 1}  # measuring them takes seconds
@@ -66,7 +66,7 @@ class InProcess:
 
     def __init__(self, contestant: Contestant) -> None:
         name = contestant.command[-1]
-        self.server = Server(lambda task: own.prepare(name, task), own.PACKAGES)
+        self.server = Server(lambda task: mdrelax_worker.prepare(name, task), mdrelax_worker.PACKAGES)
 
     def ask(self, do: str, **details: Any) -> dict[str, Any]:
         """The server's answer; an error is raised."""

@@ -12,12 +12,12 @@ from torch import nn
 
 from command_line import mdrelax
 from mdrelax.analysis.audit import ANGLES, angle_errors, draw_angles, draw_layers, layer_errors
-from mdrelax.equivariance import equivariance_error
-from mdrelax.forcefield import ForceField
+from mdrelax.forces.forcefield import ForceField
+from mdrelax.forces.symmetry import equivariance_error
+from mdrelax.method.projection import certify
+from mdrelax.method.relaxation import relax_constraints, set_theta
 from mdrelax.modelfile import save_model
 from mdrelax.potentials import build_potential
-from mdrelax.projection import certify
-from mdrelax.relaxation import relax_constraints, set_theta
 from molecules import ELEMENTS, batch_of, ethanol, rattled, tiny_force_field
 from small_runs import NETWORK, clusters, document, write_config, write_frames
 

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from command_line import mdrelax
-from mdrelax.analysis import sidebyside
-from mdrelax.analysis.benchmarks import nbody_grid
-from mdrelax.analysis.benchmarks.nbody_grid import Grid, collect, plan, recipe, run_all
-from mdrelax.analysis.benchmarks.nbody_run import ARMS, NBodyRun, load_run, prepare_folder, read_result, run_nbody
-from mdrelax.analysis.benchmarks.nbody_study import FIGURES
-from mdrelax.analysis.benchmarks.nbody_task import Displacement
-from mdrelax.config import ConfigError
-from mdrelax.training import Progress
+from mdrelax.analysis.studies import nbody_grid
+from mdrelax.analysis.studies.nbody_grid import Grid, collect, plan, recipe, run_all
+from mdrelax.analysis.studies.nbody_study import FIGURES
+from mdrelax.packs.nbody.run import ARMS, NBodyRun, load_run, prepare_folder, read_result, run_nbody
+from mdrelax.packs.nbody.task import Displacement
+from mdrelax.runs import jobs
+from mdrelax.runs.config import ConfigError
+from mdrelax.training.trainer import Progress
 
 TRAINING = {"epochs": 3, "batch_size": 20, "learning_rate": 0.002, "validate_every": 4, "warmup_steps": 0, "ema": 0.0}
 MINIATURE = {"n_train": 60, "n_validation": 20, "n_test": 20, "n_layers": 1, "channels": 8}  # 9 steps in 3 epochs
@@ -205,7 +205,7 @@ def test_an_unknown_arm_recipe_or_key_names_the_nearest():
 
 def test_a_grid_skips_what_is_finished_and_names_what_failed(finished, tmp_path, monkeypatch):
     """No process is started for finished runs; one that fails is named after the others have ended."""
-    monkeypatch.setattr(sidebyside, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.01)
     study = finished["standard"].parent
     run_all([_run("standard"), _run("egnn")], study, jobs=2, command=FAILURE)
     assert sorted(collect(study)["arm"]) == sorted(ARMS)

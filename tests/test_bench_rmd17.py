@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from command_line import mdrelax
-from mdrelax.analysis.benchmarks import rmd17
-from mdrelax.analysis.benchmarks.rmd17 import MOLECULES, plan_study, read_study, run_study, write_study
-from mdrelax.analysis.benchmarks.rmd17_page import molecule_curves, page
-from mdrelax.config import ConfigError
-from mdrelax.savedconfig import changed_keys
+from mdrelax.analysis.studies import rmd17
+from mdrelax.analysis.studies.rmd17 import MOLECULES, plan_study, read_study, run_study, write_study
+from mdrelax.analysis.studies.rmd17_report import molecule_curves, page
+from mdrelax.runs.config import ConfigError
+from mdrelax.runs.config_changes import changed_keys
 
 BASE: dict[str, Any] = {"data": {"source": "sample:ethanol"}, "training": {"steps": 10}}
 

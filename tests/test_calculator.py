@@ -14,7 +14,7 @@ from ase.optimize import BFGS
 from ase.vibrations import Vibrations
 
 from lennard_jones import EPSILON, SIGMA, assert_like_ase, cluster, crystal, lj_calculator, lj_force_field, with_ase
-from mdrelax.calculator import MDRelaxCalculator
+from mdrelax.engines.ase import MDRelaxCalculator
 
 
 @pytest.mark.parametrize("make", [cluster, crystal, lambda: bulk("Cu"), lambda: Atoms("Ar")])

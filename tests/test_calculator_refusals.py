@@ -7,10 +7,10 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from e3nn import o3
 
 from lennard_jones import SmoothLennardJones, assert_like_ase, cluster, crystal, lj_calculator, lj_force_field
-from mdrelax.calculator import MDRelaxCalculator, UnprojectedModelError
-from mdrelax.forcefield import UnknownElementError
-from mdrelax.groups import IrrepsRepresentation
-from mdrelax.relaxation import Relaxed
+from mdrelax.engines.ase import MDRelaxCalculator, UnprojectedModelError
+from mdrelax.forces.forcefield import UnknownElementError
+from mdrelax.method.groups import IrrepsRepresentation
+from mdrelax.method.relaxation import Relaxed
 from molecules import ethanol, tiny_force_field
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mdrelax.equivariance import EquivarianceError
-from mdrelax.forcefield import ForceField
-from mdrelax.projection import (
+from mdrelax.forces.forcefield import ForceField
+from mdrelax.forces.symmetry import EquivarianceError
+from mdrelax.method.projection import (
     LARGEST_ERROR_FLOAT32,
     LARGEST_ERROR_FLOAT64,
     Certificate,
@@ -19,7 +19,7 @@ from mdrelax.projection import (
     project,
     require,
 )
-from mdrelax.relaxation import relax_constraints, set_theta
+from mdrelax.method.relaxation import relax_constraints, set_theta
 from molecules import batch_of, ethanol, rattled, tiny_force_field
 
 SMALL = EquivarianceError(1e-14, 1e-14, 1e-14, 1e-14)

@@ -16,9 +16,10 @@ import yaml
 from safetensors.torch import load_file
 
 from command_line import Said, mdrelax, shell
-from mdrelax.calculator import MDRelaxCalculator
-from mdrelax.cli import CERTIFICATE, CONFIG, DATA, run
+from mdrelax.cli import CERTIFICATE, CONFIG, DATA
+from mdrelax.engines.ase import MDRelaxCalculator
 from mdrelax.modelfile import load_model
+from mdrelax.runs import train
 from small_runs import clusters, document, write_config, write_frames
 
 VERBS = ("train", "data", "config", "md", "audit", "project", "predict", "report", "info")
@@ -136,13 +137,13 @@ def test_the_standard_run_differs_in_its_schedule_only(trained):
 
 def test_a_failed_certificate_is_refused(tmp_path, source, monkeypatch):
     """Exit code 4, no model file, one sentence."""
-    certify = run.certify
+    certify = train.certify
 
     def broken(*arguments: object, **options: object) -> object:
         good = certify(*arguments, **options)
         return good._replace(float64=good.float64._replace(rotation=1e-3))
 
-    monkeypatch.setattr("mdrelax.cli.run.certify", broken)
+    monkeypatch.setattr("mdrelax.runs.train.certify", broken)
     said = mdrelax("train", write_config(tmp_path / "c.yaml", document(source)), "--out", tmp_path / "run")
     assert said.code == CERTIFICATE
     assert said.last_line.startswith("The network is not E(3)-equivariant")

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from command_line import mdrelax
-from mdrelax.analysis import sidebyside
-from mdrelax.analysis.compare import (
+from mdrelax.analysis.drawing import NothingToDrawError
+from mdrelax.analysis.studies.compare import (
     PairedRun,
     found_by,
     plan,
@@ -21,12 +21,12 @@ from mdrelax.analysis.compare import (
     summarize,
     write_tables,
 )
-from mdrelax.analysis.compare_figures import errors_of_arms, projection_gaps, simulations
-from mdrelax.analysis.compare_report import unstable, verdict
-from mdrelax.analysis.drawing import NothingToDrawError
-from mdrelax.cli.run import projection_gap
-from mdrelax.config import ConfigError
-from mdrelax.savedconfig import changed_keys
+from mdrelax.analysis.studies.compare_figures import errors_of_arms, projection_gaps, simulations
+from mdrelax.analysis.studies.compare_report import unstable, verdict
+from mdrelax.runs import jobs
+from mdrelax.runs.config import ConfigError
+from mdrelax.runs.config_changes import changed_keys
+from mdrelax.runs.train import projection_gap
 from small_runs import NETWORK, clusters, document, write_frames
 
 BASE: dict[str, Any] = {"data": {"source": "sample:ethanol"}, "training": {"steps": 10}}
@@ -137,7 +137,7 @@ def test_what_failed_is_named_and_what_is_finished_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run of another config is not taken for this one."""
-    monkeypatch.setattr(sidebyside, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.01)
     runs = plan(BASE, arms=["standard"], seeds=[0])
     with pytest.raises(RuntimeError, match="failed: standard-0"):
         run_all(configs(runs, tmp_path), jobs=1, command=["false"])
@@ -225,7 +225,7 @@ def test_finished_runs_are_not_trained_again(compared: tuple[Path, str], monkeyp
     def refuse(*_: Any) -> None:
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr(sidebyside, "_start", refuse)
+    monkeypatch.setattr(jobs, "_start", refuse)
     for extra in ([], ["--only-report"]):
         assert mdrelax("compare", config, "--out", folder, "--seeds", "0,1", *extra).code == 0
     wrong = mdrelax("compare", config, "--out", folder, "--seeds", "0,one")

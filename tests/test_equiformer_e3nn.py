@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mdrelax.analysis.benchmarks.equiformer_e3nn import E3nnEquiformer
-from mdrelax.forcefield import ForceField
-from mdrelax.graph import Graph
+from mdrelax.forces.forcefield import ForceField
 from mdrelax.potentials.equiformer import Equiformer
+from mdrelax.structures.graph import Graph
 from molecules import ELEMENTS, batch_of, crystal, ethanol, rattled, tiny_equiformer, water
 
 LIMIT = 1e-10

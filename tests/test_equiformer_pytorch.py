@@ -13,15 +13,15 @@ from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 from torch import Tensor
 
-from mdrelax.calculator import MDRelaxCalculator
-from mdrelax.equivariance import equivariance_error
-from mdrelax.forcefield import ForceField
-from mdrelax.graph import edge_vectors
+from mdrelax.engines.ase import MDRelaxCalculator
+from mdrelax.forces.forcefield import ForceField
+from mdrelax.forces.symmetry import equivariance_error
+from mdrelax.method.projection import project
+from mdrelax.method.relaxation import penalty, relax_constraints, relaxable_sites, relaxed_layers, set_theta
 from mdrelax.potentials import build_potential
 from mdrelax.potentials.alignment import axial_couplings
 from mdrelax.potentials.equiformer_pytorch import EquiformerPytorch
-from mdrelax.projection import project
-from mdrelax.relaxation import penalty, relax_constraints, relaxable_sites, relaxed_layers, set_theta
+from mdrelax.structures.graph import edge_vectors
 from molecules import ELEMENTS, batch_of, crystal, ethanol, graph_of, normal, rattled, tiny_equiformer_pytorch, water
 
 

@@ -12,7 +12,6 @@ from ase.io import read, write
 
 from command_line import mdrelax
 from mdrelax.analysis.evaluation import errors_by_config_type, take, worst_structures
-from mdrelax.analysis.metrics import Predictions, errors, net_force_and_torque
 from mdrelax.analysis.spectra import (
     bond_lengths,
     bond_table,
@@ -22,9 +21,10 @@ from mdrelax.analysis.spectra import (
     velocity_spectrum,
 )
 from mdrelax.cli.evaluate import _name, _recorded
-from mdrelax.cli.nve import nve_after_langevin
-from mdrelax.config import ConfigError
+from mdrelax.engines.nve import nve_after_langevin
+from mdrelax.forces.metrics import Predictions, errors, net_force_and_torque
 from mdrelax.modelfile import load_model
+from mdrelax.runs.config import ConfigError
 from molecules import ethanol, rattled, water
 from small_runs import NETWORK, clusters, document, write_config, write_frames
 

@@ -16,10 +16,10 @@ from mdrelax.analysis.figures import (
     schedule_plot,
     symmetry_spectra,
 )
-from mdrelax.analysis.metrics import Predictions, errors
-from mdrelax.dynamics import LOG_COLUMNS, energy_drift
-from mdrelax.equivariance import EquivarianceError
-from mdrelax.projection import Certificate, LayerRecord
+from mdrelax.engines.md import LOG_COLUMNS, energy_drift
+from mdrelax.forces.metrics import Predictions, errors
+from mdrelax.forces.symmetry import EquivarianceError
+from mdrelax.method.projection import Certificate, LayerRecord
 
 STEPS = np.arange(0, 101, 10)
 GOOD = EquivarianceError(1e-14, 2e-14, 3e-15, 0.0)

@@ -8,7 +8,7 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 
-from mdrelax.forcefield import ForceField, Prediction, UnknownElementError, fit_reference_energies
+from mdrelax.forces.forcefield import ForceField, Prediction, UnknownElementError, fit_reference_energies
 from molecules import (
     ELEMENTS,
     REFERENCES,

@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from haar import action, axis_rotation, haar_average, rotations, turned
-from mdrelax.groups import (
+from mdrelax.method.groups import (
     FiniteRepresentation,
     IrrepsRepresentation,
     Layout,

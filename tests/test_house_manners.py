@@ -19,7 +19,7 @@ from blueprint import (
 )
 
 DOOR = {"cli", "__main__"}  # the modules of mdrelax that talk to a person
-FILE_LINES = 300  # under
+FILE_LINES = 400  # under
 FUNCTION_LINES = 60  # at most, signature included, docstring not
 MOST_FUNCTION_LINES = 40  # under, for 95 of 100
 MEDIAN_FUNCTION_LINES = 10  # under
@@ -73,8 +73,8 @@ def test_no_room_is_called_utils():
     assert not wrong, broken("These names say nothing:", wrong)
 
 
-def test_files_are_under_300_lines():
-    """A file fits into a head."""
+def test_files_are_under_400_lines():
+    """A file holds one whole story, and no more than one."""
     sources = (*package_sources(), *sources_of_tests())
     long = [f"{source.at(1)} has {source.n_lines} lines" for source in sources if source.n_lines >= FILE_LINES]
     assert not long, broken(f"Files stay under {FILE_LINES} lines:", long)

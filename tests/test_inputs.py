@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mdrelax.cli.inputs import load_parts, prepare_folder
-from mdrelax.config import ConfigError, load_config
+from mdrelax.runs.config import ConfigError, load_config
+from mdrelax.runs.inputs import load_parts, prepare_folder
 from small_runs import clusters, document, write_frames
 
 

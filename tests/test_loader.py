@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mdrelax.forcefield import ForceField
-from mdrelax.loader import Batch, Loader, distinct_elements, frames_from_data, join, rotate_batch, split_batch
-from mdrelax.loss import Targets
+from mdrelax.forces.forcefield import ForceField
+from mdrelax.forces.loader import Batch, Loader, distinct_elements, frames_from_data, join, rotate_batch, split_batch
+from mdrelax.forces.loss import Targets
 from mdrelax.potentials import build_potential
 from molecules import ethanol, graph_of, normal, rattled, tiny_force_field, water
 from small_runs import CRYSTAL_CUTOFF, NETWORK, clusters, crystals, data_of

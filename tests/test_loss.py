@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mdrelax.forcefield import Prediction
-from mdrelax.graph import Graph
-from mdrelax.loss import LossKind, LossWeights, Targets, task_loss
+from mdrelax.forces.forcefield import Prediction
+from mdrelax.forces.loss import LossKind, LossWeights, Targets, task_loss
+from mdrelax.structures.graph import Graph
 from molecules import normal
 
 SIZES = (2, 3)  # atoms of the two structures

@@ -6,7 +6,7 @@ import torch
 from ase.units import kcal, mol
 from torch_geometric.data import Data
 
-from mdrelax.analysis.metrics import (
+from mdrelax.forces.metrics import (
     Labels,
     Predictions,
     error_percentiles,

@@ -13,13 +13,13 @@ from ase import Atoms
 from ase.build import molecule
 
 from command_line import mdrelax
-from mdrelax.calculator import MDRelaxCalculator
 from mdrelax.cli import CONFIG, DATA, OTHER
-from mdrelax.dynamics import LOG_COLUMNS, MDResult
-from mdrelax.forcefield import ForceField
+from mdrelax.engines.ase import MDRelaxCalculator
+from mdrelax.engines.md import LOG_COLUMNS, MDResult
+from mdrelax.forces.forcefield import ForceField
+from mdrelax.method.projection import certify
 from mdrelax.modelfile import save_model
 from mdrelax.potentials import build_potential
-from mdrelax.projection import certify
 from molecules import batch_of, rattled
 
 ARGUMENTS: dict[str, Any] = {
@@ -195,7 +195,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch, *, exploded: bool) -> None:
         log = pd.DataFrame([[0.0] * len(LOG_COLUMNS)], columns=list(LOG_COLUMNS))
         return MDResult(log, 0.0, 300.0, exploded, "Too hot." if exploded else "", atoms)
 
-    monkeypatch.setattr("mdrelax.dynamics.run_md", run)
+    monkeypatch.setattr("mdrelax.engines.md.run_md", run)
 
 
 def test_md_names_the_bond_that_broke(model, water, monkeypatch):

@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mdrelax.calculator import MDRelaxCalculator
-from mdrelax.equivariance import EquivarianceError
-from mdrelax.forcefield import ForceField
+from mdrelax.engines.ase import MDRelaxCalculator
+from mdrelax.forces.forcefield import ForceField
+from mdrelax.forces.symmetry import EquivarianceError
+from mdrelax.method.projection import Certificate, CertificateError, certify
+from mdrelax.method.relaxation import relax_constraints
 from mdrelax.modelfile import ModelFileError, RoughPotentialWarning, load_model, save_model
 from mdrelax.potentials import Equiformer
-from mdrelax.projection import Certificate, CertificateError, certify
-from mdrelax.relaxation import relax_constraints
 from molecules import ELEMENTS, batch_of, ethanol, rattled, tiny_force_field, water
 
 ARGUMENTS: dict[str, Any] = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ase.calculators.calculator import Calculator, all_changes
 
-from mdrelax.analysis.benchmarks.nbody_dynamics import compare_dynamics, dynamics_figure, starts, write_comparison
+from mdrelax.analysis.studies.nbody_dynamics import compare_dynamics, dynamics_figure, starts, write_comparison
 from mdrelax.datasets.nbody_frames import NBodyCalculator
 
 

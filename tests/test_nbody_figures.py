@@ -5,7 +5,7 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from mdrelax.analysis.drawing import BLUE, VERMILION, NothingToDrawError
-from mdrelax.analysis.nbody_figures import nbody_trajectories
+from mdrelax.analysis.studies.nbody_trajectories import nbody_trajectories
 from mdrelax.datasets.nbody import Trajectories, simulate
 
 MARKS = {"o": (0, 2), "*": (5,), "|": (-1,)}  # frames of each marker, for input 2 and target 5

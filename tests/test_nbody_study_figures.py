@@ -7,10 +7,17 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from mdrelax.analysis.arm_figures import ARM_STYLES, RunTables, arm_style, in_order, learning_curves, lie_derivatives
-from mdrelax.analysis.benchmarks.nbody_figures import arms_overview, main_setting, mse_against
-from mdrelax.analysis.benchmarks.nbody_run import ARMS
 from mdrelax.analysis.drawing import NothingToDrawError
+from mdrelax.analysis.studies.arm_figures import (
+    ARM_STYLES,
+    RunTables,
+    arm_style,
+    in_order,
+    learning_curves,
+    lie_derivatives,
+)
+from mdrelax.analysis.studies.nbody_figures import arms_overview, main_setting, mse_against
+from mdrelax.packs.nbody.run import ARMS
 from nbody_runs import LAYERS, STEPS, THETA, layers, metrics
 
 VALIDATION = ("val_mse", "validation MSE (10⁻³), projected network")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mdrelax.analysis.benchmarks.nbody_task import Systems, error_profile
+from mdrelax.packs.nbody.task import Systems, error_profile
 
 
 def test_the_error_profile_is_that_of_the_errors():

@@ -7,8 +7,8 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.neighborlist import neighbor_list
 
-from mdrelax.graph import Graph, edge_vectors
-from mdrelax.neighbors import VerletList, build_graph
+from mdrelax.structures.graph import Graph, edge_vectors
+from mdrelax.structures.neighbors import VerletList, build_graph
 
 CUTOFF = 5.0
 
@@ -121,7 +121,7 @@ def test_dense_search_and_cell_lists_agree(monkeypatch: pytest.MonkeyPatch) -> N
     """Both searches give the same graph bit for bit, order included."""
     atoms = Atoms("C80", np.random.default_rng(3).uniform(0, 9, (80, 3)))
     dense = _graph(atoms)
-    monkeypatch.setattr("mdrelax.neighbors.DENSE_ATOMS", 0)
+    monkeypatch.setattr("mdrelax.structures.neighbors.DENSE_ATOMS", 0)
     for ours, theirs in zip(dense, _graph(atoms), strict=True):
         assert torch.equal(ours, theirs)
 

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 from blueprint import ROOT, package_sources
-from mdrelax.forcefield import ForceField
+from mdrelax.forces.forcefield import ForceField
+from mdrelax.method.projection import certify
 from mdrelax.modelfile import save_model
 from mdrelax.potentials import build_potential
-from mdrelax.projection import certify
 from molecules import ethanol, graph_of
 
 ARGUMENTS = {"irreps": "4x0e+2x1o", "n_blocks": 1, "cutoff": 4.0, "n_heads": 2, "n_features": 4, "radial_hidden": 4}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from blueprint import ROOT
-from mdrelax.analysis.benchmarks.contestants import CASES, PACKAGES, PEERS, contestants, structures_of
+from mdrelax.analysis.benchmarks.implementations import CASES, PACKAGES, PEERS, contestants, structures_of
 from mdrelax.analysis.benchmarks.peers.protocol import Task
 from mdrelax.analysis.benchmarks.workers import start
 

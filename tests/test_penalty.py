@@ -9,8 +9,8 @@ from scipy.linalg import circulant
 from torch import Tensor, nn
 
 from haar import action, axis_rotation, haar_average, rotations
-from mdrelax.groups import IrrepsRepresentation, Layout, Representation, cyclic_regular
-from mdrelax.relaxation import PenaltyKind, Relaxed, penalty, relax_constraints, relaxed_layers, set_theta
+from mdrelax.method.groups import IrrepsRepresentation, Layout, Representation, cyclic_regular
+from mdrelax.method.relaxation import PenaltyKind, Relaxed, penalty, relax_constraints, relaxed_layers, set_theta
 from molecules import batch_of, ethanol, normal, rattled, tiny_force_field
 
 KINDS: tuple[PenaltyKind, ...] = get_args(PenaltyKind)

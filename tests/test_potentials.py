@@ -17,10 +17,10 @@ from ase.build import molecule
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from mdrelax.equivariance import equivariance_error
-from mdrelax.forcefield import ForceField, Prediction
-from mdrelax.graph import Graph, edge_vectors
+from mdrelax.forces.forcefield import ForceField, Prediction
+from mdrelax.forces.symmetry import equivariance_error
 from mdrelax.potentials import POTENTIALS
+from mdrelax.structures.graph import Graph, edge_vectors
 from molecules import CUTOFF, ELEMENTS, batch_of, ethanol, graph_of, normal, rattled, water
 from potential_cases import CASES, force_field_of
 

@@ -16,8 +16,8 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from torch import Tensor
 
-from mdrelax.forcefield import ForceField
-from mdrelax.graph import Graph, edge_vectors
+from mdrelax.forces.forcefield import ForceField
+from mdrelax.structures.graph import Graph, edge_vectors
 from molecules import ELEMENTS, batch_of, graph_of, normal
 from potential_cases import CASES, force_field_of
 

@@ -9,9 +9,9 @@ from e3nn.util.test import equivariance_error as e3nn_error
 from torch import Tensor, nn
 
 from haar import haar_average
-from mdrelax.groups import cyclic_regular
-from mdrelax.projection import project, projected_copy
-from mdrelax.relaxation import Relaxed, is_relaxed, relax_constraints, relaxed_layers, set_theta
+from mdrelax.method.groups import cyclic_regular
+from mdrelax.method.projection import project, projected_copy
+from mdrelax.method.relaxation import Relaxed, is_relaxed, relax_constraints, relaxed_layers, set_theta
 from molecules import batch_of, ethanol, normal, rattled, tiny_force_field
 
 FEATURES = "3x0e+2x1o+1x1e"

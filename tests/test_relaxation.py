@@ -6,10 +6,9 @@ from ase import Atoms
 from e3nn import o3
 from torch import Tensor, nn
 
-from mdrelax.equivariance import equivariance_error
-from mdrelax.forcefield import ForceField
-from mdrelax.graph import Graph
-from mdrelax.relaxation import (
+from mdrelax.forces.forcefield import ForceField
+from mdrelax.forces.symmetry import equivariance_error
+from mdrelax.method.relaxation import (
     INITIAL_STD,
     Relaxed,
     is_relaxed,
@@ -19,6 +18,7 @@ from mdrelax.relaxation import (
     relaxed_layers,
     set_theta,
 )
+from mdrelax.structures.graph import Graph
 from molecules import batch_of, ethanol, graph_of, normal, rattled, tiny_force_field, water
 
 EVERY = ["potential.blocks.0.feed_forward", "potential.blocks.1.feed_forward", "potential.blocks.2.feed_forward"]

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mdrelax.analysis.metrics import Predictions, errors
 from mdrelax.analysis.report import write_report
+from mdrelax.forces.metrics import Predictions, errors
 
 GOOD = {"rotation": 1e-14, "reflection": 2e-14, "translation": 1e-15, "permutation": 0.0}
 LAYER = {

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from blueprint import ROOT
-from mdrelax.analysis.benchmarks import rmd17
-from mdrelax.analysis.benchmarks.nbody_page import page
-from mdrelax.analysis.benchmarks.rmd17_page import page as rmd17_page
-from mdrelax.analysis.benchmarks.speed_page import page as speed_page
+from mdrelax.analysis.benchmarks.speed_report import page as speed_page
+from mdrelax.analysis.studies import rmd17
+from mdrelax.analysis.studies.nbody_report import page
+from mdrelax.analysis.studies.rmd17_report import page as rmd17_page
 
 # | ... | force MAE | energy MAE | [file](path) |
 ROW = re.compile(

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from command_line import shell
-from mdrelax.checkpoint import CheckpointError, load_checkpoint
-from mdrelax.cli.run import run_training
-from mdrelax.config import ConfigError, load_config, read_yaml
-from mdrelax.training import Progress
+from mdrelax.runs.config import ConfigError, load_config, read_yaml
+from mdrelax.runs.train import run_training
+from mdrelax.training.checkpoint import CheckpointError, load_checkpoint
+from mdrelax.training.trainer import Progress
 from small_runs import CRYSTAL_CUTOFF, clusters, crystals, document, write_config, write_frames
 
 CASES: dict[str, dict[str, dict[str, Any]]] = {

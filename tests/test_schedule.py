@@ -6,7 +6,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from mdrelax.schedule import Schedule, ScheduleKind
+from mdrelax.method.schedule import Schedule, ScheduleKind
 
 KINDS: tuple[ScheduleKind, ...] = get_args(ScheduleKind)
 ENDING = tuple(kind for kind in KINDS if kind != "constant")  # constant never gives the symmetry back

@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from command_line import mdrelax
-from mdrelax.analysis.benchmarks import contestants as who
-from mdrelax.analysis.benchmarks import own
+from mdrelax.analysis.benchmarks import implementations as who
+from mdrelax.analysis.benchmarks import mdrelax_worker
 from mdrelax.analysis.benchmarks.backbones import backbone_times
+from mdrelax.analysis.benchmarks.interleaved import Rules
 from mdrelax.analysis.benchmarks.operators import operator_table
 from mdrelax.analysis.benchmarks.peers.protocol import Task
 from mdrelax.analysis.benchmarks.speed import Speed, measure, printed, with_limits, with_ratios, write_speed
 from mdrelax.analysis.benchmarks.speed_figures import scaling
 from mdrelax.analysis.benchmarks.structures import MOLECULES
-from mdrelax.analysis.benchmarks.turns import Rules
 from mdrelax.analysis.drawing import NothingToDrawError
-from mdrelax.neighbors import build_graph
 from mdrelax.potentials import POTENTIALS
+from mdrelax.structures.neighbors import build_graph
 from speed_workers import in_process
 
 NOWHERE = Path("no-such-folder")
@@ -140,11 +140,11 @@ def test_a_batch_in_parts_makes_the_step_of_the_whole(monkeypatch):
     """32 structures are four parts: the mean of their losses is the loss of all."""
     task = Task("training", who.structures_of(who.CASES["ethanol-b32"]), dtype="float64")
     gradients = []
-    for size in (own.MICRO_BATCH, 32):
-        model = own.force_field("equiformer-tiny", "", task.dtype, task.cutoff)
-        monkeypatch.setattr(own, "MICRO_BATCH", size)
-        monkeypatch.setattr(own, "force_field", lambda *arguments, built=model: built)
-        own.prepare("equiformer-tiny", task).step()
+    for size in (mdrelax_worker.MICRO_BATCH, 32):
+        model = mdrelax_worker.force_field("equiformer-tiny", "", task.dtype, task.cutoff)
+        monkeypatch.setattr(mdrelax_worker, "MICRO_BATCH", size)
+        monkeypatch.setattr(mdrelax_worker, "force_field", lambda *arguments, built=model: built)
+        mdrelax_worker.prepare("equiformer-tiny", task).step()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
         monkeypatch.undo()
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)  # sums in another order
@@ -163,9 +163,9 @@ def test_the_largest_operators_are_listed_with_their_shares():
 def test_no_network_has_a_constant_energy():
     """What remains of its MD step is the calculator and ASE."""
     task = Task("md", who.structures_of(who.CASES["md-ethanol"]))
-    assert own.prepare(who.NO_NETWORK, task).n_parameters == 1
+    assert mdrelax_worker.prepare(who.NO_NETWORK, task).n_parameters == 1
     atoms = MOLECULES["ethanol"]()
-    prediction = own.force_field(who.NO_NETWORK, "", "float64", 5.0)(
+    prediction = mdrelax_worker.force_field(who.NO_NETWORK, "", "float64", 5.0)(
         build_graph(atoms.positions, atoms.numbers, cutoff=5.0)
     )
     assert not prediction.energy.any()
@@ -190,9 +190,9 @@ def test_the_picture_has_a_line_for_each_contestant_that_runs_md():
 def test_only_relaxed_forms_have_more_parameters(form):
     """Each form trains; what projection leaves has the standard network's size, and so has the plain form."""
     task = Task("training", who.structures_of(who.CASES["ethanol-b1"]))
-    work = own.prepare(f"equiformer-tiny{form}", task)
+    work = mdrelax_worker.prepare(f"equiformer-tiny{form}", task)
     work.step()
-    standard = own.prepare("equiformer-tiny", task).n_parameters
+    standard = mdrelax_worker.prepare("equiformer-tiny", task).n_parameters
     assert (work.n_parameters > standard) == form.startswith(":relaxed")
 
 
@@ -201,7 +201,9 @@ def test_the_plain_form_gives_the_same_energies_and_forces():
     task = Task("md", dtype="float64")
     atoms = MOLECULES["ethanol"]()
     graph = build_graph(atoms.positions, atoms.numbers, cutoff=task.cutoff)
-    fast, plain = (own.force_field("equiformer-tiny", form, task.dtype, task.cutoff)(graph) for form in ("", "plain"))
+    fast, plain = (
+        mdrelax_worker.force_field("equiformer-tiny", form, task.dtype, task.cutoff)(graph) for form in ("", "plain")
+    )
     assert torch.allclose(fast.energy, plain.energy, atol=1e-10)
     assert torch.allclose(fast.forces, plain.forces, atol=1e-10)
 

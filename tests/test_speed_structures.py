@@ -5,12 +5,12 @@ import pytest
 import torch
 from ase import units
 
-from mdrelax.analysis.benchmarks.contestants import CASES, structures_of
+from mdrelax.analysis.benchmarks.implementations import CASES, structures_of
 from mdrelax.analysis.benchmarks.peers import counting
 from mdrelax.analysis.benchmarks.peers.counting import count
 from mdrelax.analysis.benchmarks.peers.steps import to_atoms
 from mdrelax.analysis.benchmarks.structures import MOLECULES, shaken, water_box
-from mdrelax.neighbors import build_graph
+from mdrelax.structures.neighbors import build_graph
 
 
 @pytest.mark.parametrize("side", [4, 6])

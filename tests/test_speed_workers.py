@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mdrelax.analysis.benchmarks.contestants import CASES, Contestant
+from mdrelax.analysis.benchmarks.implementations import CASES, Contestant
+from mdrelax.analysis.benchmarks.interleaved import Rules, run_cases
 from mdrelax.analysis.benchmarks.peers.protocol import Server, Task, Work, converse
-from mdrelax.analysis.benchmarks.turns import Rules, run_cases
 from mdrelax.analysis.benchmarks.workers import LostWorkerError, start
 from speed_workers import answering, misbehaving
 

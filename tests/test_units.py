@@ -4,7 +4,7 @@ import ase.units
 import pytest
 from scipy import constants
 
-from mdrelax.units import (
+from mdrelax.base.units import (
     ELEMENTARY_CHARGE,
     ENERGY_UNITS,
     EV_PER_KCAL_MOL,

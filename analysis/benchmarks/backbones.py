@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from mdrelax.analysis.benchmarks.contestants import CASES, Case, Contestant, own
+from mdrelax.analysis.benchmarks.implementations import CASES, Case, Contestant, own
+from mdrelax.analysis.benchmarks.interleaved import Rules, run_cases
 from mdrelax.analysis.benchmarks.structures import MOLECULES
-from mdrelax.analysis.benchmarks.turns import Rules, run_cases
 from mdrelax.analysis.benchmarks.workers import Process, Worker
 from mdrelax.potentials import PRESETS
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mdrelax import o3
 from mdrelax.analysis.benchmarks.segnn_e3nn import gate
+from mdrelax.base import o3
 from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
 from mdrelax.potentials.equiformer import Equiformer
 from mdrelax.potentials.equiformer_layers import Attention, Block, FeedForward, smooth_leaky_relu

@@ -7,8 +7,8 @@ together. Profiling slows small operations down, so shares matter and millisecon
 import pandas as pd
 from torch.profiler import ProfilerActivity, profile
 
-from mdrelax.analysis.benchmarks import own
-from mdrelax.analysis.benchmarks.contestants import CASES, structures_of
+from mdrelax.analysis.benchmarks import mdrelax_worker
+from mdrelax.analysis.benchmarks.implementations import CASES, structures_of
 from mdrelax.analysis.benchmarks.peers.protocol import Task
 
 __all__ = ["operator_table"]
@@ -27,7 +27,7 @@ def operator_table(contestants: list[str], case: str, *, steps: int = 1, rows: i
 
 
 def _of_one(name: str, task: Task, steps: int, rows: int) -> pd.DataFrame:
-    work = own.prepare(name, task)
+    work = mdrelax_worker.prepare(name, task)
     for _ in range(WARM_UP):
         work.step()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:

@@ -11,7 +11,7 @@ import torch
 from e3nn.nn import Gate
 from torch import Tensor, nn
 
-from mdrelax import o3
+from mdrelax.base import o3
 from mdrelax.potentials.attributes import GatedProduct, SteerableProduct
 from mdrelax.potentials.segnn import SEGNN, Layer, NBodySEGNN
 

@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from mdrelax.analysis.benchmarks.contestants import Case, Contestant, own
-from mdrelax.analysis.benchmarks.peers import memory
+from mdrelax.analysis.benchmarks.implementations import Case, Contestant, own
+from mdrelax.analysis.benchmarks.interleaved import Rules, run_cases
+from mdrelax.analysis.benchmarks.peers import process_memory
 from mdrelax.analysis.benchmarks.speed_figures import scaling
-from mdrelax.analysis.benchmarks.speed_page import page
-from mdrelax.analysis.benchmarks.turns import Rules, run_cases
+from mdrelax.analysis.benchmarks.speed_report import page
 from mdrelax.analysis.benchmarks.workers import Worker, start
 from mdrelax.analysis.drawing import NothingToDrawError, png
 from mdrelax.analysis.tables import write_table
-from mdrelax.checkpoint import write_atomically
+from mdrelax.training.checkpoint import write_atomically
 
 __all__ = [
     "Speed",
@@ -177,4 +177,4 @@ def write_speed(speed: Speed, folder: Path, *, command: str) -> list[Path]:
 
 def memory_rules(most_GB: float | None = None) -> dict[str, float]:
     """How much a worker may hold (0: whatever its share of the free memory allows), and all together, in MB."""
-    return {"memory_MB": 1e3 * (most_GB or 0.0), "together_MB": TOGETHER * memory.available()}
+    return {"memory_MB": 1e3 * (most_GB or 0.0), "together_MB": TOGETHER * process_memory.available()}

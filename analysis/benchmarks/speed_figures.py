@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mdrelax.analysis.benchmarks.contestants import NO_NETWORK
+from mdrelax.analysis.benchmarks.implementations import NO_NETWORK
 from mdrelax.analysis.drawing import (
     BLACK,
     BLUE,

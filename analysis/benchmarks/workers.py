@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Any, Protocol
 
-from mdrelax.analysis.benchmarks.contestants import Contestant
+from mdrelax.analysis.benchmarks.implementations import Contestant
 
 __all__ = ["LostWorkerError", "Process", "Timer", "Worker", "start"]
 

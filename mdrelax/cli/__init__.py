@@ -87,13 +87,13 @@ def home_left_alone() -> Iterator[None]:
 def _explain(error: Exception) -> None:
     if os.environ.get("MDRELAX_DEBUG"):
         traceback.print_exc()
-    from mdrelax.checkpoint import CheckpointError
-    from mdrelax.config import ConfigError
-    from mdrelax.deploy import CompileError
-    from mdrelax.dynamics import ExplodedError
+    from mdrelax.compiled import CompileError
+    from mdrelax.engines.md import ExplodedError
+    from mdrelax.method.projection import CertificateError
     from mdrelax.modelfile import ModelFileError
-    from mdrelax.projection import CertificateError
-    from mdrelax.training import TrainingError
+    from mdrelax.runs.config import ConfigError
+    from mdrelax.training.checkpoint import CheckpointError
+    from mdrelax.training.trainer import TrainingError
 
     if isinstance(error, ConfigError):
         _fail(str(error), CONFIG)

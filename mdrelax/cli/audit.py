@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mdrelax.cli.structures import read_structures, spread
-
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from mdrelax.forcefield import ForceField
-    from mdrelax.graph import Graph
+    from mdrelax.forces.forcefield import ForceField
+    from mdrelax.structures.graph import Graph
 
 
 def audit(
@@ -37,7 +35,7 @@ def audit(
     A model file is compared with its certificate, and the command fails when it does not pass. Of a run folder, the
     last checkpoint is measured with its free maps at the given theta, and what projection would take away is said.
     """
-    from mdrelax.checkpoint import write_atomically
+    from mdrelax.training.checkpoint import write_atomically
 
     if model.name == "last.pt" and model.parent.name == "checkpoints":
         model = model.parent.parent
@@ -57,8 +55,8 @@ def _of_file(
     path: Path, data: str | None, structures: int, operations: int, seed: int
 ) -> "tuple[ForceField, Graph, dict[str, Any]]":
     """A finished model beside its certificate."""
+    from mdrelax.method.projection import certify
     from mdrelax.modelfile import load_model
-    from mdrelax.projection import certify
 
     loaded = load_model(path)
     graph = _graph(loaded.force_field, data, structures, seed)
@@ -75,11 +73,11 @@ def _of_run(
     folder: Path, data: str | None, structures: int, operations: int, seed: int, theta: float
 ) -> "tuple[ForceField, Graph, dict[str, Any]]":
     """The last checkpoint of a run with its free maps, beside what remains when they are projected."""
-    from mdrelax.cli.run import unprojected
-    from mdrelax.equivariance import equivariance_error
-    from mdrelax.loader import join
-    from mdrelax.projection import certify, projected_copy
-    from mdrelax.relaxation import is_relaxed, set_theta
+    from mdrelax.forces.loader import join
+    from mdrelax.forces.symmetry import equivariance_error
+    from mdrelax.method.projection import certify, projected_copy
+    from mdrelax.method.relaxation import is_relaxed, set_theta
+    from mdrelax.runs.train import unprojected
 
     config, network, frames = unprojected(folder)
     if is_relaxed(network):
@@ -127,7 +125,7 @@ def _say_layers(layers: "list[Any]") -> None:
 
 
 def _require(found: dict[str, Any]) -> None:
-    from mdrelax.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, Certificate, require
+    from mdrelax.method.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, Certificate, require
 
     require(Certificate.from_dict(found))
     typer.echo(f"PASSED: under {LARGEST_ERROR_FLOAT64:.0e} in float64 and {LARGEST_ERROR_FLOAT32:.0e} in float32.")
@@ -139,7 +137,7 @@ def _write_details(
     """audit.json, layers.csv, angles.csv, and their pictures."""
     from mdrelax.analysis import audit as measure
     from mdrelax.analysis.drawing import NothingToDrawError, png
-    from mdrelax.checkpoint import write_atomically
+    from mdrelax.training.checkpoint import write_atomically
 
     folder.mkdir(parents=True, exist_ok=True)
     layers = {name: measure.layer_errors(force_field, graph, dtype=dtype, n_operations=operations, seed=seed)
@@ -166,8 +164,9 @@ def _write_details(
 
 def _graph(force_field: "ForceField", data: str | None, number: int, seed: int) -> "Graph":
     """The structures to measure on, as one graph."""
-    from mdrelax.graph import collate
-    from mdrelax.neighbors import build_graph
+    from mdrelax.datasets.structure_files import spread
+    from mdrelax.structures.graph import collate
+    from mdrelax.structures.neighbors import build_graph
 
     elements, cutoff = force_field.elements, force_field.cutoff
     chosen = _made_for(elements, number, seed) if data is None else spread(_read(data), number)
@@ -177,6 +176,7 @@ def _graph(force_field: "ForceField", data: str | None, number: int, seed: int) 
 def _read(data: str) -> "list[Atoms]":
     """The structures of a file, of an embedded sample or of a fetched set."""
     from mdrelax.datasets import load, to_atoms
+    from mdrelax.datasets.structure_files import read_structures
 
     if Path(data).is_file() and not data.endswith(".npz"):
         return read_structures(Path(data))
@@ -186,6 +186,8 @@ def _read(data: str) -> "list[Atoms]":
 def _made_for(elements: tuple[int, ...], number: int, seed: int) -> "list[Atoms]":
     """Structures that a model knows: the embedded ethanol, else shaken crystals of one element, else clusters."""
     from ase.data import chemical_symbols
+
+    from mdrelax.datasets.structure_files import spread
 
     if {1, 6, 8} <= set(elements):
         typer.echo("No data were named: measured on the embedded sample:ethanol.")

@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mdrelax.analysis.compare import PairedRun
+    from mdrelax.analysis.studies.compare import PairedRun
 
 QUICK = [  # a miniature that learns something
     "training.epochs=null", "training.steps=300", "training.validate_every=100", "training.warmup_steps=20",
@@ -40,9 +40,9 @@ def compare(
 
     Killed at any time, the same command goes on.
     """
-    from mdrelax.analysis.compare import plan, run_all, split_arms
-    from mdrelax.analysis.sidebyside import cores
-    from mdrelax.cli.inputs import open_config, whole_numbers
+    from mdrelax.analysis.studies.compare import plan, run_all, split_arms
+    from mdrelax.runs.inputs import open_config, whole_numbers
+    from mdrelax.runs.jobs import cores
 
     changes = [*(QUICK if quick else []), *(override or [])]
     base = open_config(config, changes).model_dump(mode="json")
@@ -59,9 +59,9 @@ def compare(
 
 def _write(folder: Path, runs: "list[PairedRun]") -> None:
     """Tables and report of what has finished; says the verdict and the files."""
-    from mdrelax.analysis.compare import read_results, write_tables
-    from mdrelax.analysis.compare_report import unstable, verdict, write_report
-    from mdrelax.provenance import command_line
+    from mdrelax.analysis.studies.compare import read_results, write_tables
+    from mdrelax.analysis.studies.compare_report import unstable, verdict, write_report
+    from mdrelax.base.provenance import command_line
 
     finished = [run for run in runs if read_results(folder / run.name, run.config) is not None]
     if not finished:
@@ -83,8 +83,8 @@ def _gaps(folder: Path, finished: "list[PairedRun]") -> "dict[str, list[pd.DataF
     """The projection gap of every relaxed run among the finished ones; each is measured once and kept in its folder."""
     import pandas as pd
 
-    from mdrelax.checkpoint import write_atomically
-    from mdrelax.cli.run import projection_gap
+    from mdrelax.runs.train import projection_gap
+    from mdrelax.training.checkpoint import write_atomically
 
     gaps: dict[str, list[pd.DataFrame]] = {}
     for run in finished:

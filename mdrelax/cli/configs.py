@@ -11,7 +11,7 @@ app = typer.Typer(help="Write, check and document config files.", no_args_is_hel
 @app.command()
 def template() -> None:
     """Print a config with every key, its default and its meaning."""
-    from mdrelax.config import Config
+    from mdrelax.runs.config import Config
 
     for name, field in Config.model_fields.items():
         sections = getattr(field.annotation, "model_fields", None)
@@ -45,7 +45,7 @@ def validate(
     """Check a config and print it with every default filled in."""
     import yaml
 
-    from mdrelax.cli.inputs import open_config
+    from mdrelax.runs.inputs import open_config
 
     typer.echo(yaml.safe_dump(open_config(config, override or []).model_dump(mode="json"), sort_keys=False))
 
@@ -53,6 +53,6 @@ def validate(
 @app.command()
 def schema() -> None:
     """Print the JSON schema, for editors."""
-    from mdrelax.config import Config
+    from mdrelax.runs.config import Config
 
     typer.echo(json.dumps(Config.model_json_schema(), indent=2))

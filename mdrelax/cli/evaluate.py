@@ -8,7 +8,6 @@ import typer
 
 from mdrelax.cli.data import EnergyKey, EnergyUnit, ForcesKey, LengthUnit, StressKey
 from mdrelax.cli.simulate import refuse_existing
-from mdrelax.cli.structures import spread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch_geometric.data import Data
 
-    from mdrelax.analysis.metrics import Predictions
-    from mdrelax.calculator import MDRelaxCalculator
+    from mdrelax.engines.ase import MDRelaxCalculator
+    from mdrelax.forces.metrics import Predictions
 
 EQUILIBRATION_PS = 1.0
 TIMESTEP_FS = 0.5
@@ -61,8 +60,9 @@ def evaluate(
 ) -> None:
     """Measure errors by element, kind of structure and percentile; run NVE, compare its bonds with the data's."""
     from mdrelax import datasets
-    from mdrelax.calculator import MDRelaxCalculator
-    from mdrelax.provenance import command_line, environment
+    from mdrelax.base.provenance import command_line, environment
+    from mdrelax.datasets.structure_files import spread
+    from mdrelax.engines.ase import MDRelaxCalculator
 
     folder = out or Path("runs") / f"eval-{_name(model)}"
     _check(folder, frames=frames, overwrite=overwrite, reference=reference, nve=nve)
@@ -94,7 +94,7 @@ def evaluate(
 
 def _check(folder: Path, *, frames: int | None, overwrite: bool, reference: Path | None, nve: float) -> None:
     """Raise ``ConfigError`` for what cannot be, before anything takes time."""
-    from mdrelax.config import ConfigError
+    from mdrelax.runs.config import ConfigError
 
     if frames is not None and frames < 1:
         raise ConfigError(f"`--frames` must be at least 1, got {frames}.")
@@ -122,8 +122,8 @@ def _identity(model: Path) -> dict[str, Any]:
 def _recorded(path: Path, interval_fs: float | None, like: "Atoms") -> "pd.DataFrame":
     """The velocity spectrum of a trajectory that somebody else ran; raises ``ConfigError`` where it has none."""
     from mdrelax.analysis.spectra import velocity_spectrum
-    from mdrelax.cli.structures import read_structures
-    from mdrelax.config import ConfigError
+    from mdrelax.datasets.structure_files import read_structures
+    from mdrelax.runs.config import ConfigError
 
     frames = read_structures(path)
     if frames[0].numbers.tolist() != like.numbers.tolist():
@@ -140,9 +140,9 @@ def _recorded(path: Path, interval_fs: float | None, like: "Atoms") -> "pd.DataF
 
 def _errors(folder: Path, calculator: "MDRelaxCalculator", structures: "list[Data]", worst: int) -> dict[str, float]:
     """The errors, told, with their tables, pictures and worst structures in the folder."""
-    from mdrelax.analysis import metrics
     from mdrelax.analysis.evaluation import predictions_of
-    from mdrelax.loader import frames_from_data
+    from mdrelax.forces import metrics
+    from mdrelax.forces.loader import frames_from_data
 
     batches = frames_from_data(structures, cutoff=calculator.force_field.cutoff)
     stress = any("stress" in frame for frame in structures)
@@ -170,8 +170,9 @@ def _text(errors: dict[str, float], n: int) -> str:
 
 def _tables(folder: Path, predictions: "Predictions", config_types: list[str]) -> None:
     """errors_by_element.csv, errors_by_config_type.csv, percentiles.csv and parity.png."""
-    from mdrelax.analysis import figures, metrics
+    from mdrelax.analysis import figures
     from mdrelax.analysis.evaluation import errors_by_config_type
+    from mdrelax.forces import metrics
 
     tables = {
         "errors_by_element": metrics.errors_by_element(predictions),
@@ -212,7 +213,7 @@ def _dynamics(
 
     from mdrelax.analysis import figures, spectra
     from mdrelax.analysis.trajectory import broken_bonds
-    from mdrelax.cli.nve import nve_after_langevin
+    from mdrelax.engines.nve import nve_after_langevin
 
     start, path = data[0], folder / "nve.traj"
     start.calc = calculator
@@ -253,7 +254,7 @@ def _dynamics(
 
 
 def _write(path: Path, text: str) -> None:
-    from mdrelax.checkpoint import write_atomically
+    from mdrelax.training.checkpoint import write_atomically
 
     write_atomically(path, text.encode())
 

@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from mdrelax.cli.structures import read_structures
-
 
 def info(
     model: Annotated[Path | None, typer.Argument(help="A model file; none: the installation.")] = None,
@@ -14,8 +12,8 @@ def info(
     """Show what a model file says of itself, or the versions that are installed."""
     import json
 
+    from mdrelax.base.provenance import software_versions
     from mdrelax.modelfile import load_model
-    from mdrelax.provenance import software_versions
 
     if model is None:
         typer.echo("\n".join(f"{name} {version}" for name, version in software_versions().items()))
@@ -28,7 +26,7 @@ def project(
     output: Annotated[Path, typer.Option(help="The model file to write.")] = Path("model.safetensors"),
 ) -> None:
     """Project the best network of a run's last checkpoint, certify it and write a model file."""
-    from mdrelax.cli.run import project_checkpoint
+    from mdrelax.runs.train import project_checkpoint
 
     certificate = project_checkpoint(run, output)
     typer.echo(f"Certificate passed ({certificate.symmetry}); model: {output}")
@@ -48,9 +46,9 @@ def export(
     """
     import time
 
-    from mdrelax.config import ConfigError
-    from mdrelax.deploy import export_model, file_hash
+    from mdrelax.compiled import export_model, file_hash
     from mdrelax.modelfile import load_model
+    from mdrelax.runs.config import ConfigError
 
     if to != "pt2":
         raise ConfigError(f"`--to` must be pt2, got {to!r}.")
@@ -74,8 +72,9 @@ def predict(
     """Write structures with mdrelax_energy, mdrelax_forces and, for cells, mdrelax_stress beside what they carry."""
     from ase.stress import voigt_6_to_full_3x3_stress
 
-    from mdrelax.calculator import MDRelaxCalculator
     from mdrelax.datasets import write_predictions
+    from mdrelax.datasets.structure_files import read_structures
+    from mdrelax.engines.ase import MDRelaxCalculator
 
     structures = read_structures(data)
     results = MDRelaxCalculator.from_file(model).calculate_many(structures)

@@ -15,9 +15,9 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mdrelax.cli.run import Outcome
-    from mdrelax.config import Config
-    from mdrelax.training import Progress
+    from mdrelax.runs.config import Config
+    from mdrelax.runs.train import Outcome
+    from mdrelax.training.trainer import Progress
 
 
 PARENT = "MDRELAX_PARENT"  # in the environment of a standard run: the process that waits for it
@@ -31,8 +31,8 @@ def train(
     tensorboard: Annotated[bool, typer.Option(help="Write logs for TensorBoard (extra `tensorboard`).")] = False,
 ) -> None:
     """Train a potential, project it to exact equivariance, certify, test and report it."""
-    from mdrelax.cli.inputs import open_config
-    from mdrelax.config import ConfigError
+    from mdrelax.runs.config import ConfigError
+    from mdrelax.runs.inputs import open_config
 
     if restart not in ("auto", "never"):
         raise ConfigError(f"`--restart` must be auto or never, got {restart!r}.")
@@ -49,8 +49,8 @@ def train(
 
 
 def _train(settings: "Config", folder: Path, *, restart: str, tensorboard: bool, log: "_Log") -> None:
-    from mdrelax.cli.inputs import check_folder
-    from mdrelax.cli.run import run_training, write_results
+    from mdrelax.runs.inputs import check_folder
+    from mdrelax.runs.train import run_training, write_results
 
     check_folder(settings, folder, restart=restart == "auto")  # refuses before anything is started
     with _standard_arm(settings, folder, restart=restart) as standard, _progress_bar(folder, tensorboard) as listener:
@@ -203,7 +203,7 @@ def _tensorboard(folder: Path) -> Any:
 
 def _certificate_text(outcome: "Outcome") -> str:
     """The certificate in a few lines."""
-    from mdrelax.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64
+    from mdrelax.method.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64
 
     certificate = outcome.certificate
     verdict: Literal["PASSED", "FAILED"] = "PASSED" if certificate.passed else "FAILED"
@@ -248,9 +248,9 @@ def _md_text(md: dict[str, Any]) -> str:
 def _molecular_dynamics(config: "Config", folder: Path, outcome: "Outcome") -> dict[str, Any]:
     """NVE at 300 K from an equilibrated test frame; md_log.csv and the summary."""
     from mdrelax.analysis.trajectory import broken_bonds
-    from mdrelax.calculator import MDRelaxCalculator
-    from mdrelax.cli.nve import nve_after_langevin
     from mdrelax.datasets import to_atoms
+    from mdrelax.engines.ase import MDRelaxCalculator
+    from mdrelax.engines.nve import nve_after_langevin
 
     data = (outcome.parts.test or outcome.parts.validation)[0]
     atoms = to_atoms(data)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple, TextIO
 
-from . import memory
+from . import process_memory
 
 __all__ = ["Server", "Structure", "Task", "Work", "serve"]
 
@@ -86,8 +86,8 @@ class Server:
 
     def _prepare(self, question: Message) -> Message:
         self.work, self.rested = None, False
-        memory.release()
-        memory.reset_peak()
+        process_memory.release()
+        process_memory.reset_peak()
         self.guard(self.most)
         fields = dict(question["task"])
         task = Task(**{**fields, "structures": [Structure(**each) for each in fields.get("structures", ())]})
@@ -97,7 +97,7 @@ class Server:
             self.work.step()
             if time.perf_counter() - start > task.seconds:
                 break
-        return {"n_parameters": self.work.n_parameters, "resident_MB": memory.resident()}
+        return {"n_parameters": self.work.n_parameters, "resident_MB": process_memory.resident()}
 
     def _step(self, question: Message) -> Message:
         work = self._ready()
@@ -107,12 +107,12 @@ class Server:
         start = time.perf_counter()
         work.step()
         ms = 1e3 * (time.perf_counter() - start)
-        return {"ms": ms, "peak_MB": memory.peak(), "resident_MB": memory.resident()}
+        return {"ms": ms, "peak_MB": process_memory.peak(), "resident_MB": process_memory.resident()}
 
     def _rest(self, question: Message) -> Message:
-        memory.release()
+        process_memory.release()
         self.rested = True
-        return {"resident_MB": memory.resident()}
+        return {"resident_MB": process_memory.resident()}
 
     def _count(self, question: Message) -> Message:
         from .counting import count
@@ -133,10 +133,10 @@ class Server:
 
 def serve(prepare: Callable[[Task], Work], packages: Sequence[str]) -> None:
     """Answer the lines of the standard input until it ends."""
-    memory.go_first()
+    process_memory.go_first()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
         os.dup2(2, 1)
-        converse(Server(prepare, packages, memory.limit), sys.stdin, out)
+        converse(Server(prepare, packages, process_memory.limit), sys.stdin, out)
 
 
 def converse(server: Server, lines: Iterable[str], out: TextIO) -> None:

@@ -1,0 +1,180 @@
+"""Turns: contestants are timed one step each, round after round, so that a busy machine disturbs all of them alike.
+
+Only one worker computes at any time. A slow one stops early: after ``seconds`` of timed steps, but not before three.
+One that fails, or does not answer, loses the case and is told of in one line; the others go on.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from mdrelax.analysis.benchmarks.implementations import Case, Contestant, structures_of
+from mdrelax.analysis.benchmarks.workers import LostWorkerError, Worker
+
+__all__ = ["Rules", "run_cases"]
+
+FEWEST = 3  # repeats of a slow contestant
+QUARTILES = ("ms_lower_quartile", "ms_median", "ms_upper_quartile")
+
+Table = list[dict[str, Any]]
+Versions = dict[str, dict[str, str]]
+Start = Callable[[Contestant], Worker]
+Keep = Callable[[pd.DataFrame, Versions], None]
+Tell = Callable[[str], None]
+
+
+class Rules(NamedTuple):
+    """How long and how carefully to time."""
+
+    repeats: int = 15
+    seconds: float = 20.0  # of timed steps for each contestant and case, and a quarter of it at most to warm up
+    dtype: str = "float32"
+    memory_MB: float = 0.0  # of a worker; 0: its share of what is free
+    together_MB: float = 0.0  # resident in all, above which they are asked to give free memory back; 0: no limit
+
+
+class Entry:
+    """A contestant in a case."""
+
+    def __init__(self, worker: Worker, prepared: dict[str, Any]) -> None:
+        self.worker = worker
+        self.n_parameters: int | None = prepared.get("n_parameters")
+        self.resident: float = prepared.get("resident_MB", 0.0)
+        self.times: list[float] = []
+        self.peak: float | None = None
+        self.cost: dict[str, Any] = {}
+
+    def finished(self, rules: Rules) -> bool:
+        """Whether it has had its repeats, or its seconds and three repeats."""
+        late = len(self.times) >= FEWEST and sum(self.times) > 1e3 * rules.seconds
+        return late or len(self.times) >= rules.repeats
+
+    def step(self) -> None:
+        """One timed step."""
+        answer = self.worker.ask("step")
+        self.times.append(answer["ms"])
+        self.peak, self.resident = answer.get("peak_MB"), answer.get("resident_MB", 0.0)
+
+    def rest(self) -> None:
+        """Give free memory back."""
+        self.resident = self.worker.ask("rest").get("resident_MB", 0.0)
+
+    def count(self) -> None:
+        """Count operations and bytes of a step."""
+        self.cost = self.worker.ask("count")
+
+    def row(self) -> dict[str, Any]:
+        """Its line of the table."""
+        return {
+            **dict(zip(QUARTILES, np.quantile(self.times, [0.25, 0.5, 0.75]).tolist(), strict=True)),
+            "repeats": len(self.times),
+            "peak_MB": self.peak,
+            "n_parameters": self.n_parameters,
+            **self.cost,
+        }
+
+
+def run_cases(
+    cases: Sequence[Case],
+    contestants: Sequence[Contestant],
+    start: Start,
+    *,
+    rules: Rules,
+    tell: Tell,
+    keep: Keep = lambda table, versions: None,
+) -> tuple[pd.DataFrame, Versions]:
+    """Time every contestant on the cases of its kinds: a row each, and the versions that each worker named.
+
+    ``start`` makes the worker of a contestant. A worker serves all cases of its contestant, and a fresh one follows one
+    that was lost. ``keep`` is handed what there is after every case.
+    """
+    crew, rows = Crew(start, rules, tell), []
+    try:
+        for number, case in enumerate(cases, 1):
+            rows += crew.run(case, [each for each in contestants if case.kind in each.kinds])
+            keep(pd.DataFrame(rows), crew.versions)
+            kinds = {later.kind for later in cases[number:]}
+            crew.dismiss([each for each in contestants if not kinds & set(each.kinds)])
+    finally:
+        crew.dismiss(contestants)
+    return pd.DataFrame(rows), crew.versions
+
+
+class Crew:
+    """The workers at hand."""
+
+    def __init__(self, start: Start, rules: Rules, tell: Tell) -> None:
+        self.start, self.rules, self.tell = start, rules, tell
+        self.workers: dict[str, Worker] = {}
+        self.versions: Versions = {}
+        self.case = ""
+        self.entries: dict[str, Entry] = {}
+
+    def run(self, case: Case, contestants: Sequence[Contestant]) -> Table:
+        """The rows of a case."""
+        self.case, self.entries = case.name, {}
+        for contestant in contestants:
+            self.tell(f"{case.name}: {contestant.name} warms up")
+            with self._losing(contestant.name):
+                self.entries[contestant.name] = self._prepare(case, contestant)
+                self._make_room(contestant.name)
+        self.tell(f"{case.name}: {len(self.entries)} in turns")
+        self._go_round()
+        for contestant in contestants:
+            if contestant.counted and contestant.name in self.entries:
+                with self._losing(contestant.name, keep=True):
+                    self.entries[contestant.name].count()
+        return [{"case": case.name, "contestant": name, "kind": case.kind, "n_atoms": case.n_atoms, **entry.row()}
+                for name, entry in self.entries.items()]  # fmt: skip
+
+    def dismiss(self, contestants: Sequence[Contestant]) -> None:
+        """End the workers of contestants that are no longer needed."""
+        for contestant in contestants:
+            self._end(contestant.name)
+
+    def _end(self, name: str) -> None:
+        worker = self.workers.pop(name, None)
+        if worker is not None:
+            worker.close()
+
+    def _prepare(self, case: Case, contestant: Contestant) -> Entry:
+        worker = self.workers.get(contestant.name)
+        if worker is None:
+            worker = self.workers[contestant.name] = self.start(contestant)
+            hello = worker.ask("hello", memory_MB=self.rules.memory_MB)
+            self.versions[contestant.name] = hello.get("versions", {})
+        task = {
+            "kind": case.kind,
+            "structures": [each._asdict() for each in structures_of(case)],
+            "dtype": self.rules.dtype,
+            "seconds": self.rules.seconds / 4,
+        }
+        return Entry(worker, worker.ask("prepare", task=task))
+
+    def _go_round(self) -> None:
+        """Rounds of one step each, until all have finished."""
+        while waiting := [name for name, entry in self.entries.items() if not entry.finished(self.rules)]:
+            for name in waiting:
+                with self._losing(name):
+                    self.entries[name].step()
+                    self._make_room(name)
+
+    def _make_room(self, name: str) -> None:
+        """Ask a worker to give its free memory back when all together hold too much."""
+        limit = self.rules.together_MB
+        if 0 < limit < sum(entry.resident for entry in self.entries.values()):
+            self.entries[name].rest()
+
+    @contextlib.contextmanager
+    def _losing(self, name: str, *, keep: bool = False) -> Iterator[None]:
+        """Within it a worker that is lost loses the case (unless ``keep``, for what comes after the timing)."""
+        try:
+            yield
+        except LostWorkerError as error:
+            self.tell(f"{self.case}: {name} {'is not counted' if keep else 'is left out'}, {error}")
+            self._end(name)
+            if not keep:
+                self.entries.pop(name, None)

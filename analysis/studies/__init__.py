@@ -1,0 +1,1 @@
+"""studies: several arms over several seeds, compared in pairs: tables, figures and one page."""

@@ -1,0 +1,14 @@
+"""`mdrelax bench`: the benchmarks of the literature, run again on this machine."""
+
+import typer
+
+from mdrelax.cli.bench import speed, studies
+
+app = typer.Typer(help="Benchmarks: N-body (the paper's), rMD17 and speed.", no_args_is_help=True)
+app.command()(studies.nbody)
+app.command(hidden=True)(studies.nbody_run)
+app.command()(studies.nbody_md)
+app.command()(studies.rmd17)
+app.command()(speed.speed)
+app.command()(speed.operators)
+app.command()(speed.backbones)

@@ -1,0 +1,116 @@
+"""`mdrelax bench speed`, `operators` and `backbones`: what a step of each network costs, beside other packages."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def speed(
+    out: Annotated[Path, typer.Option(help="Folder for speed.csv, speed.json and speed.png.")] = Path("runs/speed"),
+    cases: Annotated[
+        str, typer.Option(help="Comma-separated names, * allowed: ethanol-b8, aspirin-*, md-*, nbody, import.")
+    ] = "*",
+    contestants: Annotated[
+        str, typer.Option(help="Comma-separated names, * allowed: equiformer-*, *:relaxed, mace-128, ...")
+    ] = "*",
+    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Time other packages too (`make peers`).")] = True,
+    venvs: Annotated[
+        Path, typer.Option(envvar="MDRELAX_PEERS", help="Folder with a virtual environment for each peer.")
+    ] = Path(".peers"),
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    repeats: Annotated[int, typer.Option(help="Steps of each contestant that are timed, in turns.")] = 15,
+    seconds: Annotated[
+        float, typer.Option(help="A contestant stops after so many seconds of timed steps, but not before three.")
+    ] = 20.0,
+    longest: Annotated[float, typer.Option(help="Seconds without an answer after which a case is lost.")] = 300.0,
+    memory: Annotated[
+        float | None,
+        typer.Option(help="GB that a contestant may hold; never more than 70 % of what is free beside it."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of each contestant; default: as the environment.")
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Time compiled networks too.")] = False,
+    list_names: Annotated[bool, typer.Option("--list", help="Name the cases and contestants, and stop.")] = False,
+) -> None:
+    """Time training and MD steps of our networks and of other packages, all in turns in one run."""
+    from mdrelax.analysis.benchmarks import implementations as who
+    from mdrelax.analysis.benchmarks import speed as benchmark
+    from mdrelax.analysis.benchmarks.interleaved import Rules
+    from mdrelax.base.provenance import command_line
+
+    settings = who.thread_settings(threads)
+    chosen = who.contestants(contestants.split(","), peers=peers, venvs=venvs, compiled=compile, settings=settings)
+    what = who.cases(cases.split(","))
+    if list_names:
+        typer.echo("cases: " + ", ".join(case.name for case in what))
+        typer.echo("contestants: " + ", ".join(each.name for each in chosen))
+        return
+    rules = Rules(repeats=repeats, seconds=seconds, dtype=_dtype(dtype), **benchmark.memory_rules(memory))
+
+    def write(result: benchmark.Speed) -> list[Path]:
+        return benchmark.write_speed(result, out, command=command_line())
+
+    result = benchmark.measure(
+        what, chosen, rules=rules, settings=settings, longest=longest, tell=typer.echo, keep=write
+    )
+    typer.echo(benchmark.printed(result))
+    for path in write(result):
+        typer.echo(path)
+
+
+def operators(
+    out: Annotated[Path, typer.Option(help="Folder for operators.csv and operators.json.")] = Path("runs/speed"),
+    case: Annotated[str, typer.Option(help="A training or MD case of `bench speed`.")] = "aspirin-b8",
+    contestants: Annotated[str, typer.Option(help="Comma-separated names of our networks in `bench speed`.")] = (
+        "equiformer-md17:plain,equiformer-md17"
+    ),
+) -> None:
+    """Say which torch operations a step spends its time on: the plain e3nn form and the fast one."""
+    from mdrelax.analysis.benchmarks.operators import operator_table
+    from mdrelax.analysis.tables import write_table
+    from mdrelax.base.provenance import command_line
+
+    table = operator_table(contestants.split(","), _case(case))
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    for path in write_table(table, out, command=command_line(), work=f"{case} of `bench speed`", name="operators"):
+        typer.echo(path)
+
+
+def backbones(
+    out: Annotated[Path, typer.Option(help="Folder for backbones.csv and backbones.json.")] = Path("runs/speed"),
+    repeats: Annotated[int, typer.Option(help="Steps of each kind that are timed, in turns.")] = 15,
+    batch_size: Annotated[int, typer.Option(help="Ethanol molecules in a training step.")] = 5,
+) -> None:
+    """Time training and MD steps of every potential on ethanol, standard and relaxed."""
+    from mdrelax.analysis.benchmarks.backbones import backbone_times
+    from mdrelax.analysis.tables import write_table
+    from mdrelax.base.provenance import command_line
+
+    table = backbone_times(batch_size=batch_size, repeats=repeats, tell=typer.echo)
+    typer.echo(table.round(2).to_string())
+    work = (
+        f"energies and forces of {batch_size} ethanol molecules, squared errors, backward, Adam; or one MD step of one"
+    )
+    for path in write_table(table.reset_index(), out, command=command_line(), work=work, name="backbones"):
+        typer.echo(path)
+
+
+def _case(name: str) -> str:
+    from mdrelax.analysis.benchmarks.implementations import CASES
+    from mdrelax.base.units import nearest_name
+    from mdrelax.runs.config import ConfigError
+
+    known = [each for each, case in CASES.items() if case.kind in ("training", "md")]
+    if name not in known:
+        raise ConfigError(f"There is no case `{name}` to profile; {nearest_name(name, known)}")
+    return name
+
+
+def _dtype(name: str) -> str:
+    from mdrelax.runs.config import ConfigError
+
+    if name not in ("float32", "float64"):
+        raise ConfigError(f"`--dtype` must be float32 or float64, got `{name}`.")
+    return name

@@ -1,0 +1,13 @@
+"""deploy: a force field in the form that simulations run fastest, compiled ahead of time to machine code.
+
+`compile_force_field` compiles in memory for one process, `export_model` writes a `.pt2` file and `load_compiled` reads
+one. Only the network's energies and their gradient are compiled; forces, stress, reference energies and the refusal of
+unknown elements stay the force field's.
+"""
+
+from mdrelax.compiled.export import compile_force_field, export_model
+from mdrelax.compiled.files import file_hash, load_compiled
+from mdrelax.compiled.inference import CompiledPotential
+from mdrelax.compiled.training import CompileError
+
+__all__ = ["CompileError", "CompiledPotential", "compile_force_field", "export_model", "file_hash", "load_compiled"]

@@ -1,0 +1,150 @@
+"""Package: a compiled model as one `.pt2` file, which RUNS THE CODE IT HOLDS when it is loaded.
+
+The file is torch's archive of a shared library with one document of ours in it, `mdrelax.json`:
+
+| key | content |
+| --- | --- |
+| format_version | 2; others are refused |
+| elements, reference_energies, scale, cutoff, dtype | what makes energies in eV of the library's numbers |
+| takes_table | whether the library wants the neighbour table |
+| roughness | why its energy is not smooth; null where it is |
+| certificate, card, citation, versions, units | as in the model file it was made from, whose hash is `source` |
+| built_for | torch's version and the processor that it was compiled with; it runs nowhere else |
+| threads | how many the loops were compiled for; matrix products follow torch's setting |
+| parity | differences from the uncompiled model, measured when it was made |
+| sha256 | over everything else in the file |
+
+The hash tells a damaged file, not a harmful one: whoever changes the library can change the hash, too. Load files that
+you made yourself, or give the SHA-256 of the whole file that its maker tells you (``load_compiled(path, sha256=...)``).
+"""
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from mdrelax.compiled.inference import CompiledPotential, load_library
+from mdrelax.forces.forcefield import ForceField
+from mdrelax.method.projection import Certificate, require
+from mdrelax.modelfile import DTYPES, LoadedModel, ModelFileError
+
+__all__ = ["file_hash", "load_compiled", "seal", "this_machine"]
+
+FORMAT_VERSION = 2
+DOCUMENT = "extra/mdrelax.json"
+FROM_THE_MODEL = ("certificate", "card", "citation", "versions", "units")
+
+
+def seal(package: Path, compiled: ForceField, model: dict[str, Any], parity: dict[str, float]) -> dict[str, Any]:
+    """Add our document to torch's archive, in place; ``model`` is the header of the model file. The document."""
+    network = cast(CompiledPotential, compiled.potential)
+    header: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "elements": list(compiled.elements),
+        "reference_energies": compiled.reference_energies.tolist(),
+        "scale": compiled.scale.item(),
+        "cutoff": compiled.cutoff,
+        "dtype": str(compiled.dtype).removeprefix("torch."),
+        "takes_table": network.takes_table,
+        "roughness": compiled.roughness,
+        **{name: model[name] for name in FROM_THE_MODEL},
+        "source": model["content"],
+        "built_for": this_machine(),
+        "threads": torch.get_num_threads(),
+        "parity": parity,
+    }
+    with zipfile.ZipFile(package, "a") as archive:
+        root = archive.namelist()[0].partition("/")[0]
+        header["sha256"] = _digest(archive, header)
+        archive.writestr(f"{root}/{DOCUMENT}", json.dumps(header))
+    return header
+
+
+def load_compiled(path: str | Path, *, sha256: str | None = None) -> LoadedModel:
+    """Read a compiled model, which RUNS ITS CODE: load only what you made yourself or got from someone you trust.
+
+    ``sha256`` is that of the file you trust, as ``mdrelax export`` and ``sha256sum`` print it; any other file is
+    refused before its code is touched. Raises ``ModelFileError`` for a file that is missing, damaged, foreign, of
+    another format version, torch or processor, and ``CertificateError`` when its certificate did not pass.
+    """
+    path = Path(path)
+    header = _read(path)
+    if sha256 is not None and sha256 != (found := file_hash(path)):
+        raise ModelFileError(f"`{path}` is not the file you trust: its SHA-256 is {found}, not {sha256}.")
+    _refuse_other_machines(path, header)
+    try:
+        certificate = require(Certificate.from_dict(header["certificate"]))
+        network = CompiledPotential(
+            load_library(path),
+            cutoff=float(header["cutoff"]),
+            dtype=DTYPES[header["dtype"]],
+            takes_table=header["takes_table"],
+            roughness=header["roughness"],
+        )
+        force_field = ForceField(
+            network,
+            elements=tuple(header["elements"]),
+            reference_energies=torch.tensor(header["reference_energies"], dtype=torch.float64),
+            scale=header["scale"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"The header of `{path}` is damaged ({error}).") from error
+    return LoadedModel(force_field.eval(), certificate, header)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a whole file, as ``sha256sum`` prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Our document, once it is whole and its hash fits the rest of the file; nothing of it is run."""
+    if not path.is_file():
+        raise ModelFileError(f"There is no compiled model `{path}`.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (name,) = [name for name in archive.namelist() if name.partition("/")[2] == DOCUMENT]
+            header = json.loads(archive.read(name))
+            if header["format_version"] != FORMAT_VERSION:
+                raise ModelFileError(
+                    f"`{path}` has format version {header['format_version']}, this mdrelax reads {FORMAT_VERSION}; "
+                    "export the model anew."
+                )
+            found, stated = _digest(archive, header), header["sha256"]
+    except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelFileError(f"`{path}` is damaged, or no compiled model of mdrelax ({error}).") from error
+    if found != stated:
+        raise ModelFileError(f"`{path}` was altered after it was exported: its content does not match its hash.")
+    return header
+
+
+def _digest(archive: zipfile.ZipFile, header: dict[str, Any]) -> str:
+    """SHA-256 over the document, its own hash left out, and every other entry with its name."""
+    stated = {key: value for key, value in header.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode())
+    for name in sorted(archive.namelist()):
+        if name.partition("/")[2] != DOCUMENT:
+            digest.update(f"{name} {archive.getinfo(name).file_size}\n".encode())
+            digest.update(archive.read(name))
+    return digest.hexdigest()
+
+
+def this_machine() -> dict[str, str]:
+    """What a compiled library depends on."""
+    from torch._inductor.codecache import get_device_information
+
+    return {"torch": torch.__version__, **get_device_information("cpu")}
+
+
+def _refuse_other_machines(path: Path, header: dict[str, Any]) -> None:
+    here = this_machine()
+    made = header.get("built_for")
+    if made != here:
+        raise ModelFileError(
+            f"`{path}` was compiled for {made} and this is {here}: compiled code runs on like machines only. Export "
+            "the model file anew here (`mdrelax export`)."
+        )

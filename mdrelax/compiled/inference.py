@@ -1,0 +1,138 @@
+"""Compiler: a network and its backward pass as one graph for any number of atoms and edges, compiled ahead of time.
+
+    network  --make_fx-->  graph of energies and gradient  --torch.export-->  program  --AOTInductor-->  shared library
+
+The network runs once on an example with symbols in place of N and E; the graph that is recorded holds the forward pass
+and the derivative by the edge vectors, and no Python. torch takes symbols to be at least 2: ``CompiledPotential`` adds
+a pair of atoms out of reach of each other where there are fewer atoms or edges. The neighbour table of networks that
+work on one is made outside of the graph, since its width depends on the structure.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mdrelax.compiled.training import SMALLEST, Arguments, CompileError, first_line, record, require_compiler
+from mdrelax.forces.forcefield import energies_and_gradient
+from mdrelax.structures.graph import neighbor_table
+
+__all__ = ["Arguments", "CompileError", "CompiledPotential", "compile_potential", "load_library"]
+
+
+class CompiledPotential(nn.Module):
+    """A potential that is one compiled function; it cannot be trained, cast or moved.
+
+    ``run`` takes the ``Arguments`` as a list, with at least two atoms and two edges, and where ``takes_table`` the
+    neighbour table; it gives energies (N,) and gradient (E, 3).
+    """
+
+    precision: Tensor  # empty, of the dtype and on the device that were compiled for
+
+    def __init__(
+        self,
+        run: Callable[[list[Tensor]], Sequence[Tensor]],
+        *,
+        cutoff: float,
+        dtype: torch.dtype,
+        takes_table: bool = False,
+        roughness: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.run, self.cutoff, self.takes_table, self.roughness = run, cutoff, takes_table, roughness
+        self.register_buffer("precision", torch.empty(0, dtype=dtype), persistent=False)
+
+    def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
+        """Energies (N,) of the atoms; see ``forcefield.Potential``."""
+        return self.energies_and_gradient(species, edge_index, edge_vectors)[0]
+
+    def energies_and_gradient(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (N,) and the gradient of their sum by the edge vectors, (E, 3)."""
+        n_atoms, n_edges = len(species), len(edge_vectors)
+        arguments = species, edge_index, edge_vectors
+        if min(n_atoms, n_edges) < SMALLEST:
+            arguments = _with_a_pair_out_of_reach(*arguments, 2 * self.cutoff)
+        table = [_table(arguments)] if self.takes_table else []
+        energies, gradient = self.run([*arguments, *table])
+        return energies[:n_atoms], gradient[:n_edges]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledPotential":
+        return self  # nothing in it can change
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CompiledPotential":
+        """Where ``to``, ``double`` and ``cuda`` come together."""
+        wanted = fn(self.precision)
+        if (wanted.dtype, wanted.device) != (self.precision.dtype, self.precision.device):
+            raise ValueError(
+                f"This model was compiled for {str(self.precision.dtype).removeprefix('torch.')} on the CPU and runs "
+                "as nothing else; compile the model file anew with another `dtype`, or use it uncompiled."
+            )
+        return self
+
+
+def _with_a_pair_out_of_reach(species: Tensor, edge_index: Tensor, edge_vectors: Tensor, length: float) -> Arguments:
+    """Two atoms more, joined by two edges longer than the cut-off: they change nothing."""
+    first, second = len(species), len(species) + 1
+    pair = edge_vectors.new_tensor([[length, 0.0, 0.0], [-length, 0.0, 0.0]])
+    return (
+        torch.cat([species, species.new_zeros(2)]),
+        torch.cat([edge_index, edge_index.new_tensor([[second, first], [first, second]])], dim=1),
+        torch.cat([edge_vectors, pair]),
+    )
+
+
+def _table(arguments: Arguments) -> Tensor:
+    """The neighbour table, at least two places wide."""
+    species, edge_index, _ = arguments
+    table = neighbor_table(edge_index[1], len(species))
+    return functional.pad(table, (0, max(0, SMALLEST - table.shape[1])), value=edge_index.shape[1])
+
+
+def compile_potential(potential: nn.Module, example: Arguments, path: Path) -> None:
+    """Write the compiled network to ``path`` (``.pt2``); the example needs more edges than atoms, and two atoms.
+
+    Raises ``CompileError`` where there is no C++ compiler that works, and for a network that asks its data what to
+    compute.
+    """
+    require_compiler()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about its own inner deprecations
+        program = _capture(potential, example)
+        try:
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        except Exception as error:  # torch's own types, and the compiler's words
+            raise CompileError(f"torch or the C++ compiler failed ({first_line(error)}).") from error
+
+
+def load_library(path: Path) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+    """The compiled function of a package. This runs the code that the package holds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch._inductor.aoti_load_package(str(path)).loader.boxed_run
+
+
+def _capture(potential: nn.Module, example: Arguments) -> torch.export.ExportedProgram:
+    """Energies and gradient as a program without Python, for any N and E of at least 2."""
+
+    def function(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+        energies, gradient = energies_and_gradient(potential, *arguments)
+        return energies.detach(), gradient.detach()
+
+    atoms, edges, places = (torch.export.Dim(name, min=SMALLEST) for name in ("atoms", "edges", "places"))
+    arguments: tuple[Tensor, ...] = example
+    sizes: tuple[dict[int, torch.export.Dim], ...] = ({0: atoms}, {1: edges}, {0: edges})
+    if getattr(potential, "takes_table", False):
+        arguments, sizes = (*arguments, _table(example)), (*sizes, {0: atoms, 1: places})
+    function(*arguments)  # fills the caches of constants, which must not keep a symbolic tensor
+    graph = record(function, arguments, symbolic=True, network=type(potential).__name__)
+    try:
+        return torch.export.export(graph, arguments, dynamic_shapes=sizes)
+    except Exception as error:  # torch raises many types here, none of them public
+        raise CompileError(
+            f"The network `{type(potential).__name__}` cannot be compiled for every number of atoms: what it computes "
+            f"depends on the structure ({first_line(error)}). Use it uncompiled."
+        ) from error

@@ -1,0 +1,200 @@
+"""Force graph: a network's energies and their gradient as one recorded graph without Python, compiled for training.
+
+Training on forces differentiates twice, and torch.compile does not look into the inner derivative. So the network and
+its backward pass are recorded once as a plain function of the parameters,
+
+    (parameters, theta, species, edge_index, edge_vectors)  ->  energies, gradient, inputs of the relaxed layers
+
+which torch.compile differentiates and fuses as any other (NequIP's way, Tan et al., arXiv 2504.16068). The numbers are
+those of the uncompiled network, to rounding; both are compared before the first step.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from mdrelax.forces.forcefield import energies_and_gradient
+from mdrelax.method.relaxation import relaxed_layers
+
+__all__ = [
+    "LARGEST_DIFFERENCE",
+    "CompileError",
+    "ForceGraph",
+    "first_line",
+    "keep_second_derivatives",
+    "record",
+    "require_compiler",
+]
+
+Arguments = tuple[Tensor, Tensor, Tensor]  # species (N,), edge_index (2, E), edge_vectors (E, 3)
+LARGEST_DIFFERENCE = {torch.float32: 1e-4, torch.float64: 1e-10}  # from the uncompiled network, relative
+SMALLEST = 2  # atoms and edges: torch compiles sizes of 0 and 1 apart
+PROBE_THETA = 0.5  # of relaxed layers while both forms are compared: at 0 the free maps would not be seen
+
+
+class CompileError(RuntimeError):
+    """A network that cannot be compiled, or whose compiled form gives other numbers."""
+
+
+class ForceGraph:
+    """``energies_and_gradient`` of a potential in training mode with ``create_graph=True``, compiled at its first call.
+
+    With ``edge_index`` (2, E), the code is for those very edges, which is fastest; batches with other edges run
+    uncompiled. Without it, the code is for any number of atoms and edges, and what has fewer than two runs uncompiled.
+    Parameters keep their identity, device and dtype after the first call. ``backend`` is torch.compile's.
+
+    The first call takes minutes, and raises ``CompileError`` where there is no C++ compiler that works, where the
+    network cannot be recorded, and where energies, gradient or the derivatives by the parameters differ.
+    """
+
+    def __init__(self, potential: nn.Module, edge_index: Tensor | None = None, *, backend: str = "inductor") -> None:
+        self.potential, self.edge_index, self.backend = potential, edge_index, backend
+        self.layers = list(relaxed_layers(potential).values())
+        self.compiled: Callable[..., Sequence[Tensor]] | None = None
+
+    def __call__(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (N,) and the gradient of their sum by the edge vectors, (E, 3), both differentiable."""
+        arguments = species, edge_index, edge_vectors
+        if not self._covers(*arguments):
+            return energies_and_gradient(self.potential, *arguments, create_graph=True)
+        return self._run(arguments)
+
+    def _covers(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> bool:
+        if self.edge_index is None:
+            return min(species.shape[0], edge_vectors.shape[0]) >= SMALLEST
+        return torch.equal(edge_index, self.edge_index)
+
+    def _run(self, arguments: Arguments) -> tuple[Tensor, Tensor]:
+        compiled = self._compile(arguments) if self.compiled is None else self.compiled
+        energies, gradient, *inputs = compiled(*self._inputs(arguments))
+        for layer, x in zip(self.layers, inputs, strict=True):
+            layer.last_input = x.detach()
+        return energies, gradient
+
+    def _inputs(self, arguments: Arguments) -> tuple[Any, ...]:
+        """What the graph is called with; the edges are part of it where they are fixed."""
+        species, edge_index, edge_vectors = arguments
+        theta = edge_vectors.new_tensor(self.layers[0].theta if self.layers else 0.0)
+        edges = () if self.edge_index is not None else (edge_index,)
+        return list(self.potential.parameters()), theta, species, edge_vectors, *edges
+
+    def _compile(self, arguments: Arguments) -> Callable[..., Sequence[Tensor]]:
+        """Record, compile and compare with the uncompiled network, which also fills its caches of constants."""
+        if arguments[2].device.type == "cpu":
+            require_compiler()
+        with self._theta(PROBE_THETA):
+            wanted = self._probe(energies_and_gradient(self.potential, *arguments, create_graph=True))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's, about its own inner deprecations
+                name, symbolic = type(self.potential).__name__, self.edge_index is None
+                graph = record(self._function(), self._inputs(arguments), symbolic=symbolic, network=name)
+                keep_second_derivatives(graph)
+                self.compiled = torch.compile(graph, fullgraph=True, dynamic=symbolic, backend=self.backend)
+                try:
+                    found = self._probe(self._run(arguments))
+                except Exception as error:  # torch's own types, and the compiler's words
+                    raise CompileError(f"torch or the C++ compiler failed ({first_line(error)}).") from error
+        _require_parity(found, wanted)
+        return self.compiled
+
+    def _function(self) -> Callable[..., tuple[Tensor, ...]]:
+        """What is recorded, of ``_inputs``."""
+        names = [name for name, _ in self.potential.named_parameters()]
+
+        def function(parameters: list[Tensor], theta: Tensor, species: Tensor, vectors: Tensor, *edges: Tensor) -> Any:
+            edge_index = edges[0] if self.edge_index is None else self.edge_index
+            state = dict(zip(names, parameters, strict=True))
+
+            def potential(*arguments: Tensor) -> Tensor:
+                return torch.func.functional_call(self.potential, state, arguments)
+
+            with self._theta(theta):
+                result = energies_and_gradient(potential, species, edge_index, vectors, create_graph=True)
+            return *result, *(layer.last_input for layer in self.layers)
+
+        return function
+
+    def _probe(self, output: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """Both outputs, and the derivatives of a fixed combination of their entries by all parameters, as one."""
+        combined = torch.stack([(y * torch.linspace(-1, 1, y.numel()).to(y).view_as(y)).sum() for y in output]).sum()
+        parameters = list(self.potential.parameters())
+        slopes = torch.autograd.grad(combined, parameters, materialize_grads=True, allow_unused=True)
+        return [*(y.detach() for y in output), torch.cat([slope.flatten() for slope in slopes])]
+
+    @contextmanager
+    def _theta(self, theta: Any) -> Iterator[None]:
+        """Another theta in all relaxed layers; a tensor is recorded as an input."""
+        before = [layer.theta for layer in self.layers]
+        for layer in self.layers:
+            layer.theta = theta
+        try:
+            yield
+        finally:
+            for layer, value in zip(self.layers, before, strict=True):
+                layer.theta = value
+
+
+def _require_parity(found: list[Tensor], wanted: list[Tensor]) -> None:
+    limit = LARGEST_DIFFERENCE[wanted[0].dtype]
+    for ours, theirs, what in zip(found, wanted, ("energies", "gradient", "derivatives"), strict=True):
+        difference = ((ours - theirs).norm() / theirs.norm().clamp(min=torch.finfo(theirs.dtype).tiny)).item()
+        if not difference <= limit:  # NaN is refused, too
+            raise CompileError(
+                f"The {what} of the compiled training step differ from the network's by {difference:.1e}, where "
+                f"{limit:.0e} is allowed; it is refused. Train uncompiled (`training.compile: false`)."
+            )
+
+
+def record(function: Callable[..., Any], arguments: tuple[Any, ...], *, symbolic: bool, network: str) -> fx.GraphModule:
+    """The operations of a call as a graph, with symbols in place of sizes or with the example's own sizes.
+
+    Raises ``CompileError``, naming the ``network``, where it asks its data what to compute.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    mode: Literal["symbolic", "real"] = "symbolic" if symbolic else "real"
+    try:
+        with torch.backends.opt_einsum.flags(enabled=False):  # it would choose an order by the example's sizes
+            return make_fx(function, tracing_mode=mode, _allow_non_fake_inputs=True)(*arguments)
+    except Exception as error:  # torch raises many types here, none of them public
+        raise CompileError(
+            f"The network `{network}` cannot be compiled{' for every number of atoms' if symbolic else ''}: what it "
+            f"computes depends on the structure ({first_line(error)}). Use it uncompiled."
+        ) from error
+
+
+def keep_second_derivatives(module: fx.GraphModule) -> None:
+    """Take out where autograd detached what it saved for the backward pass: a second derivative goes through it.
+
+    Our own are kept: of the relaxed layers' inputs, and of maxima, which only keep exponentials from overflowing.
+    """
+    for node in list(module.graph.nodes):
+        if node.target is torch.ops.aten.detach.default:
+            around = [str(other.target) for other in (*node.users, *node.all_input_nodes)]
+            if not any("amax" in name or "scatter_reduce" in name or name == "output" for name in around):
+                node.replace_all_uses_with(node.args[0])
+                module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def require_compiler() -> None:
+    """Raise ``CompileError`` where torch finds no C++ compiler."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError as error:
+        raise CompileError(
+            "Compiling needs a C++ compiler, and none was found: install g++ or clang++, or name one in the "
+            "environment variable CXX."
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,1 @@
+"""engines: adapters that let a trained model move atoms."""

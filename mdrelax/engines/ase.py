@@ -1,0 +1,210 @@
+"""MDRelaxCalculator: a projected model as an ASE calculator.
+
+    atoms.calc = MDRelaxCalculator.from_file("model.safetensors")  # compile=True: slow to make, faster to call
+    atoms.calc = MDRelaxCalculator.from_compiled("model.pt2")  # of `mdrelax export`; RUNS THE CODE in the file
+
+Energies in eV, forces in eV/A, stress in eV/A^3 (ASE's sign and Voigt order xx, yy, zz, yz, xz, xy). Only a model that
+is exactly equivariant may drive a simulation, so a model with relaxed layers, or without its certificate, is refused.
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from mdrelax.base.allocator import keep_freed_memory
+from mdrelax.compiled import compile_force_field, load_compiled
+from mdrelax.forces.forcefield import ForceField, Prediction
+from mdrelax.method.relaxation import relaxed_layers
+from mdrelax.modelfile import frozen_copy, load_model
+from mdrelax.structures.graph import Graph, collate
+from mdrelax.structures.neighbors import VerletList, build_graph
+
+__all__ = ["MDRelaxCalculator", "UnprojectedModelError"]
+
+Results = dict[str, Any]
+NOT_CONSERVATIVE = (
+    "This model predicts forces directly (`forces: direct`): they are not the gradient of its energy, so an NVE run "
+    "drifts and there is no stress. Train with `forces: gradient` for simulations."
+)
+
+
+class UnprojectedModelError(ValueError):
+    """A model that was not projected to exact equivariance, or not certified."""
+
+
+class MDRelaxCalculator(Calculator):
+    """Energy, free energy, per-atom energies, forces and (for cells periodic in three directions) stress.
+
+    ``dtype`` is the network's precision, ``"float32"`` or ``"float64"``; ``None`` keeps the model's own. ``skin``
+    (Angstrom) is the reach of the Verlet list beyond the cut-off. The force field is copied: later training does not
+    change the calculator. One calculator may serve several ``Atoms``.
+
+    A model with direct forces warns that they are not conservative, and has no stress.
+
+    Raises ``UnprojectedModelError`` for a model with relaxed layers, ``ValueError`` for a device or ``dtype`` that
+    cannot be used. Asked for results it raises ``ValueError`` for no
+    atoms, positions that are not finite, two atoms at one point and singular periodic cells, ``UnknownElementError``
+    for an element without training data, ``PropertyNotImplementedError`` for the stress of what has no volume.
+    """
+
+    # ASE's interface: mutable, and declared on the instance.
+    implemented_properties: list[str] = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
+    ignored_changes: set[str] = {"initial_charges", "initial_magmoms"}  # noqa: RUF012 (the model does not read these)
+
+    def __init__(
+        self,
+        force_field: ForceField,
+        *,
+        dtype: str | None = None,
+        device: str | torch.device = "cpu",
+        skin: float = 0.5,
+        certificate: Any = None,
+    ) -> None:
+        super().__init__()
+        keep_freed_memory()
+        _refuse_relaxed(force_field)
+        self.force_field = _own_copy(force_field, dtype, device)
+        self.device = device
+        self.certificate = certificate
+        if not force_field.conservative:
+            self.implemented_properties = [name for name in self.implemented_properties if name != "stress"]
+            warnings.warn(NOT_CONSERVATIVE, stacklevel=2)
+        self.neighbors = VerletList(force_field.cutoff, skin)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        *,
+        dtype: str | None = None,
+        device: str | torch.device = "cpu",
+        skin: float = 0.5,
+        compile: bool = False,
+    ) -> "MDRelaxCalculator":
+        """The calculator of a finished model file, whose certificate holds; raises the errors of ``load_model``.
+
+        ``compile=True`` compiles the network for this process, which takes a minute or more and a C++ compiler, and
+        raises ``CompileError`` where that fails or the numbers differ (see ``deploy.compile_force_field``).
+        """
+        if compile and torch.device(device).type != "cpu":
+            raise ValueError(f"Models are compiled for the CPU only, got the device `{device}`; leave out `compile`.")
+        model = load_model(path)
+        force_field = compile_force_field(model.force_field, dtype=dtype) if compile else model.force_field
+        return cls(force_field, dtype=dtype, device=device, skin=skin, certificate=model.certificate)
+
+    @classmethod
+    def from_compiled(cls, path: str | Path, *, sha256: str | None = None, skin: float = 0.5) -> "MDRelaxCalculator":
+        """The calculator of a `.pt2` file, which RUNS THE CODE IT HOLDS: take only files that you made or trust.
+
+        ``sha256`` names the one file that is accepted. Raises the errors of ``deploy.load_compiled``.
+        """
+        model = load_compiled(path, sha256=sha256)
+        return cls(model.force_field, skin=skin, certificate=model.certificate)
+
+    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
+        """What has changed since the last calculation, to the bit: ASE's comparison costs more than a small network."""
+        old = self.atoms
+        if old is None:
+            return list(all_changes)
+        pairs = {
+            "positions": (old.positions, atoms.positions),
+            "numbers": (old.numbers, atoms.numbers),
+            "cell": (old.cell.array, atoms.cell.array),
+            "pbc": (old.pbc, atoms.pbc),
+        }
+        return [name for name, (before, now) in pairs.items() if not np.array_equal(before, now)]
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """Everything the model offers for ``atoms``, into ``self.results``; ASE's cache decides when this is called."""
+        structure = self.atoms if atoms is None else atoms
+        if structure is None:
+            raise ValueError("`calculate` needs a structure: pass `atoms`, or set `atoms.calc` and ask `atoms`.")
+        _refuse_empty(structure, "The structure")
+        if "stress" in properties and not _has_volume(structure):
+            raise PropertyNotImplementedError(
+                f"Stress needs a cell that is periodic in three directions, got pbc = {structure.pbc.tolist()}; "
+                "energy and forces are available."
+            )
+        self.atoms = structure.copy()  # what ``check_state`` compares with
+        self.results = {}  # an error below must not leave the results of another structure behind
+        graph = self.neighbors.graph(structure.positions, structure.numbers, structure.cell.array, structure.pbc)
+        (self.results,) = self._evaluate(graph, [structure])
+
+    def calculate_many(self, structures: Sequence[Atoms], *, batch_size: int = 32) -> list[Results]:
+        """The results of many structures, ``batch_size`` of them in one pass of the network; a dict for each.
+
+        Leaves the cache alone. Errors as in ``calculate``.
+        """
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be >= 1, got {batch_size}.")
+        results: list[Results] = []
+        for start in range(0, len(structures), batch_size):
+            chunk = structures[start : start + batch_size]
+            for number, atoms in enumerate(chunk, start):
+                _refuse_empty(atoms, f"Structure {number}")
+            graphs = [build_graph(a.positions, a.numbers, a.cell.array, a.pbc, self.neighbors.cutoff) for a in chunk]
+            results += self._evaluate(collate(graphs), chunk)
+        return results
+
+    def _evaluate(self, graph: Graph, structures: Sequence[Atoms]) -> list[Results]:
+        volumes = [self.force_field.conservative and _has_volume(atoms) for atoms in structures]
+        prediction = self.force_field(graph.to(self.device), stress=any(volumes))
+        return _split(prediction, [len(atoms) for atoms in structures], volumes)
+
+
+def _split(prediction: Prediction, sizes: Sequence[int], volumes: Sequence[bool]) -> list[Results]:
+    """ASE's results of each structure in a batch."""
+    energy, energies, forces = (tensor.cpu().numpy() for tensor in prediction[:3])
+    stress = None if prediction.stress is None else prediction.stress.cpu().numpy()
+    results: list[Results] = []
+    end = 0
+    for number, (size, volume) in enumerate(zip(sizes, volumes, strict=True)):
+        start, end = end, end + size
+        total = float(energy[number])
+        result: Results = {"energy": total, "free_energy": total}
+        result |= {"energies": energies[start:end].copy(), "forces": forces[start:end].copy()}
+        if volume and stress is not None:
+            result["stress"] = full_3x3_to_voigt_6_stress(stress[number])
+        results.append(result)
+    return results
+
+
+def _refuse_relaxed(force_field: ForceField) -> None:
+    relaxed = list(relaxed_layers(force_field))
+    if relaxed:
+        raise UnprojectedModelError(
+            f"The model still has {len(relaxed)} relaxed layers (the first: `{relaxed[0]}`), so its forces are not "
+            "equivariant; call `project(model)` first."
+        )
+
+
+def _refuse_empty(atoms: Atoms, name: str) -> None:
+    if len(atoms) == 0:
+        raise ValueError(f"{name} has no atoms; an energy needs at least one.")
+
+
+def _own_copy(force_field: ForceField, dtype: str | None, device: str | torch.device) -> ForceField:
+    """A frozen copy in evaluation mode, of the wanted precision, on the wanted device."""
+    own = frozen_copy(force_field, dtype)
+    try:
+        return own.to(device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"The device `{device}` cannot be used here ({reason}); take `cpu`.") from error
+
+
+def _has_volume(atoms: Atoms) -> bool:
+    """True where stress means something: periodic in all three directions."""
+    return bool(np.all(atoms.pbc))

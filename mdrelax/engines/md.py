@@ -1,0 +1,299 @@
+"""Molecular dynamics: what ``mdrelax md`` runs, NVE or NVT, with a log, a trajectory and a guard against explosions.
+
+    NVE   velocity Verlet: conserves the energy, so its drift measures the smoothness of the potential
+    NVT   Langevin (Vanden-Eijnden and Ciccotti 2006, as ASE has it): every atom feels friction and noise
+
+Times are in fs (ps where a name says so), energies in eV, temperatures in K. Temperatures count the degrees of freedom
+that move: without the six of total momentum and rotation for a molecule in NVE, three in a cell; momenta that were kept
+and that move or turn the whole system count with all 3N.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from ase import Atoms, units
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+from ase.io.trajectory import Trajectory
+from ase.md.langevin import Langevin
+from ase.md.verlet import VelocityVerlet
+
+from mdrelax.base.units import nearest_name
+
+__all__ = [
+    "LOG_COLUMNS",
+    "ExplodedError",
+    "MDResult",
+    "degrees_of_freedom",
+    "energy_drift",
+    "kinetic_temperature",
+    "run_md",
+    "thermal_momenta",
+]
+
+Array = npt.NDArray[np.float64]
+Row = dict[str, float]
+
+LOG_COLUMNS = (
+    "step",
+    "time_ps",
+    "potential_energy_eV",
+    "kinetic_energy_eV",
+    "total_energy_eV",
+    "temperature_K",
+    "max_force_eV_per_A",
+)
+EXPLOSION_FACTOR = 20.0  # a kinetic temperature this many times the target is no fluctuation
+TRAJECTORY_SUFFIXES = (".traj", ".extxyz", ".xyz")
+FRAME_UNITS = "time_fs fs, positions A, mdrelax_energy eV, mdrelax_forces eV/A, momenta sqrt(amu*eV)"
+
+
+class ExplodedError(RuntimeError):
+    """A run that was stopped because the system flew apart."""
+
+
+class MDResult(NamedTuple):
+    """What a run leaves: ``log`` has the columns of ``LOG_COLUMNS``; ``reason`` is empty unless it exploded."""
+
+    log: pd.DataFrame
+    drift_meV_per_atom_ps: float  # slope of the total energy; NaN for NVT, which does not conserve it
+    max_temperature_K: float  # over all steps, not only the logged ones
+    exploded: bool
+    reason: str
+    atoms: Atoms  # the last structure, with momenta
+
+
+def run_md(
+    atoms: Atoms,
+    *,
+    temperature_K: float,
+    duration_ps: float,
+    ensemble: Literal["nve", "nvt"] = "nve",
+    timestep_fs: float = 0.5,
+    friction_per_fs: float = 0.01,
+    seed: int = 0,
+    keep_momenta: bool = False,
+    trajectory: str | Path | None = None,
+    trajectory_interval: int = 20,
+    log: str | Path | None = None,
+    log_interval: int = 10,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> MDResult:
+    """Run molecular dynamics of ``atoms`` (which must have a calculator and is left as it was).
+
+    Momenta are drawn at ``temperature_K`` from ``seed``, without total momentum and rotation, unless ``keep_momenta``:
+    then they stay as they are, and where they move or turn the system as a whole, the temperature counts 3N.
+    ``log`` is a CSV file and ``trajectory`` a ``.traj`` or ``.extxyz`` file; both are begun anew and grow while the run
+    goes on, a line and a frame every ``log_interval`` and ``trajectory_interval`` steps. ``progress(done, total)``
+    hears of each logged step. A run that explodes stops, and the result says why.
+    Raises ``ValueError`` for settings that make no sense, and the calculator's own errors.
+    """
+    _check_structure(atoms, ensemble, trajectory)
+    _check_positive(temperature_K=temperature_K, duration_ps=duration_ps, timestep_fs=timestep_fs)
+    _check_positive(friction_per_fs=friction_per_fs, trajectory_interval=trajectory_interval, log_interval=log_interval)
+    system = atoms.copy()
+    system.calc = atoms.calc
+    rng = np.random.default_rng(seed)
+    if not keep_momenta:
+        system.set_momenta(thermal_momenta(system, temperature_K, rng))
+    timestep, friction = timestep_fs * units.fs, friction_per_fs / units.fs
+    integrator = _integrator(system, ensemble, timestep, temperature_K, friction, rng)
+    freedom = degrees_of_freedom(system, "nvt" if _drifts(system) else ensemble)
+    steps = max(1, round(duration_ps * 1000 / timestep_fs))
+    rows: list[Row] = []
+    hottest = 0.0
+    journal = _Journal(log, trajectory)
+    for step in range(steps + 1):
+        if step:
+            integrator.step()
+        row = _measure(system, step, timestep_fs, freedom)
+        hottest = max(hottest, row["temperature_K"])
+        reason = _explosion(row, temperature_K)
+        if step % log_interval == 0 or step == steps or reason:
+            rows.append(row)
+            journal.log(row)
+            progress(step, steps)
+        if step % trajectory_interval == 0 and not reason:
+            journal.frame(system, step * timestep_fs)
+        if reason:
+            break
+    table = pd.DataFrame(rows, columns=list(LOG_COLUMNS)).astype({"step": int})
+    drift = math.nan if ensemble == "nvt" else energy_drift(table.time_ps, table.total_energy_eV, len(system))
+    return MDResult(table, drift, hottest, bool(reason), reason, system)
+
+
+def thermal_momenta(atoms: Atoms, temperature_K: float, rng: np.random.Generator) -> Array:
+    """Momenta (N, 3) in ASE's unit sqrt(amu eV), drawn from the Maxwell-Boltzmann distribution of a temperature.
+
+    The total momentum is taken out and, where nothing is periodic, the total angular momentum; the other degrees of
+    freedom keep kT/2 each. Constrained atoms (``atoms.constraints``) are left to ASE, and nothing is taken out then.
+    """
+    masses = atoms.get_masses()[:, None]  # (N, 1) amu
+    momenta = rng.standard_normal((len(atoms), 3)) * np.sqrt(masses * units.kB * temperature_K)
+    if atoms.constraints:
+        return momenta
+    return momenta - _drift(atoms, momenta)
+
+
+def degrees_of_freedom(atoms: Atoms, ensemble: str) -> int:
+    """How many degrees of freedom carry kinetic energy, at least 1.
+
+    Langevin noise (``"nvt"``) reaches all of them; in ``"nve"`` the conserved total momentum (3) and, where nothing is
+    periodic, the rotations (3, or 2 for a linear molecule) stay at rest. ASE's constraints are counted out.
+    """
+    free = int(atoms.get_number_of_degrees_of_freedom())
+    if ensemble == "nve" and not atoms.constraints:
+        free -= 3
+        if not atoms.pbc.any():
+            free -= int(np.linalg.matrix_rank(_inertia(atoms), rtol=1e-8))
+    return max(free, 1)
+
+
+def kinetic_temperature(kinetic_energy_eV: float, freedom: int) -> float:
+    """Temperature in K of a kinetic energy shared by ``freedom`` degrees of freedom: 2 E / (freedom kB)."""
+    return 2.0 * kinetic_energy_eV / (freedom * units.kB)
+
+
+def energy_drift(time_ps: npt.ArrayLike, energy_eV: npt.ArrayLike, n_atoms: int) -> float:
+    """Slope of the total energy against time in meV/atom/ps, by least squares.
+
+    NaN for fewer than two times and for energies that are not finite; ``ValueError`` for shapes that do not fit.
+    """
+    time, energy = np.asarray(time_ps, dtype=float), np.asarray(energy_eV, dtype=float)
+    if time.shape != energy.shape or time.ndim != 1 or n_atoms < 1:
+        raise ValueError(
+            f"`energy_drift` needs as many times as energies and at least one atom, got shapes {time.shape} and "
+            f"{energy.shape} and {n_atoms} atoms."
+        )
+    if np.unique(time).size < 2 or not np.isfinite(energy).all():
+        return math.nan
+    centred = time - time.mean()
+    return float(1000.0 * (centred @ (energy - energy.mean())) / (centred @ centred) / n_atoms)
+
+
+# --- one step ---
+
+
+def _integrator(
+    system: Atoms, ensemble: str, timestep: float, temperature_K: float, friction: float, rng: np.random.Generator
+) -> VelocityVerlet | Langevin:
+    if ensemble == "nve":
+        return VelocityVerlet(system, timestep)
+    # `fixcm=True` would not sample the canonical distribution (ASE 3.28 deprecates it): the centre may wander.
+    return Langevin(system, timestep, temperature_K=temperature_K, friction=friction, fixcm=False, rng=rng)
+
+
+def _measure(system: Atoms, step: int, timestep_fs: float, freedom: int) -> Row:
+    potential, kinetic = float(system.get_potential_energy()), float(system.get_kinetic_energy())
+    force = float(np.linalg.norm(system.get_forces(), axis=1).max())
+    values = (step, step * timestep_fs / 1000, potential, kinetic, potential + kinetic)
+    return dict(zip(LOG_COLUMNS, (*values, kinetic_temperature(kinetic, freedom), force), strict=True))
+
+
+def _explosion(row: Row, temperature_K: float) -> str:
+    """Why the run must stop, as a sentence; empty when all is well."""
+    when = f"after {row['time_ps']:.4g} ps (step {row['step']:.0f})"
+    advice = "shorten the time step, start from a relaxed geometry, or train on hotter frames"
+    if not all(math.isfinite(value) for value in row.values()):
+        return f"The energy or a force is not a finite number {when}; {advice}."
+    if row["temperature_K"] > EXPLOSION_FACTOR * temperature_K:
+        return (
+            f"The kinetic temperature is {row['temperature_K']:.0f} K {when}, more than {EXPLOSION_FACTOR:.0f} times "
+            f"the target of {temperature_K:g} K: the simulation exploded; {advice}."
+        )
+    return ""
+
+
+def _drift(atoms: Atoms, momenta: Array) -> Array:
+    """The part of the momenta (N, 3) that moves and, where nothing is periodic, turns the system as a whole."""
+    masses = atoms.get_masses()[:, None]  # (N, 1) amu
+    drift = masses * momenta.sum(axis=0) / masses.sum()
+    if not atoms.pbc.any():
+        arms = atoms.positions - atoms.get_center_of_mass()
+        turning = np.cross(arms, momenta - drift).sum(axis=0)
+        spin = np.linalg.pinv(_inertia(atoms), rcond=1e-8) @ turning  # angular velocity
+        drift += masses * np.cross(spin, arms)
+    return drift
+
+
+def _drifts(atoms: Atoms) -> bool:
+    """Whether more than rounding (a millionth of the kinetic energy) is motion of the system as a whole."""
+    momenta, masses = atoms.get_momenta(), atoms.get_masses()[:, None]
+    return bool((_drift(atoms, momenta) ** 2 / masses).sum() > 1e-6 * (momenta**2 / masses).sum())
+
+
+def _inertia(atoms: Atoms) -> Array:
+    """Inertia tensor (3, 3) about the centre of mass in amu A^2."""
+    arms = atoms.positions - atoms.get_center_of_mass()
+    weighted = arms * atoms.get_masses()[:, None]
+    return float((weighted * arms).sum()) * np.eye(3) - weighted.T @ arms
+
+
+# --- check and write ---
+
+
+def _check_structure(atoms: Atoms, ensemble: str, trajectory: str | Path | None) -> None:
+    if len(atoms) == 0:
+        raise ValueError("`run_md` needs at least one atom, got none.")
+    if atoms.calc is None:
+        raise ValueError("`atoms` has no calculator; set `atoms.calc = MDRelaxCalculator.from_file(...)` first.")
+    if ensemble not in ("nve", "nvt"):
+        raise ValueError(f"Unknown `ensemble` {ensemble!r}; {nearest_name(str(ensemble), ('nve', 'nvt'))}")
+    if trajectory is not None and Path(trajectory).suffix not in TRAJECTORY_SUFFIXES:
+        raise ValueError(f"`trajectory` must end in one of {', '.join(TRAJECTORY_SUFFIXES)}, got `{trajectory}`.")
+
+
+def _check_positive(**settings: float) -> None:
+    for name, value in settings.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"`{name}` must be > 0 and finite, got {value}.")
+
+
+class _Journal:
+    """The files of a run. Each line and frame is appended and closed, so that a killed run leaves what it had."""
+
+    def __init__(self, log: str | Path | None, trajectory: str | Path | None) -> None:
+        self._log = None if log is None else Path(log)
+        self._trajectory = None if trajectory is None else Path(trajectory)
+        if self._trajectory is not None:
+            self._trajectory.unlink(missing_ok=True)
+        if self._log is not None:
+            self._log.write_text(",".join(LOG_COLUMNS) + "\n", encoding="utf-8")
+
+    def log(self, row: Row) -> None:
+        """One line of the CSV file."""
+        if self._log is not None:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(",".join(f"{row[name]:.12g}" for name in LOG_COLUMNS) + "\n")
+
+    def frame(self, system: Atoms, time_fs: float) -> None:
+        """One frame; in extxyz under this package's own keys, the first frame naming the units."""
+        if self._trajectory is None:
+            return
+        energy, forces = system.get_potential_energy(), system.get_forces()
+        frame = _bare(system)
+        frame.info["time_fs"] = time_fs
+        if self._trajectory.suffix == ".traj":
+            frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
+            with Trajectory(str(self._trajectory), "a") as file:
+                file.write(frame)
+            return
+        if not self._trajectory.exists():
+            frame.info["units"] = FRAME_UNITS
+        frame.info["mdrelax_energy"] = energy
+        frame.arrays["mdrelax_forces"] = forces
+        write(self._trajectory, frame, format="extxyz", append=True)
+
+
+def _bare(system: Atoms) -> Atoms:
+    """A copy without the labels and notes of the starting structure, which do not belong to this geometry."""
+    frame = system.copy()
+    frame.info.clear()
+    for name in set(frame.arrays) - {"numbers", "positions", "momenta", "masses", "tags"}:
+        del frame.arrays[name]
+    return frame

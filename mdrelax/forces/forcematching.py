@@ -1,0 +1,143 @@
+"""Force matching: what is trained when a force field is; the task that the trainer is handed for potentials.
+
+A batch of labelled structures, each turned at random, is compared with the force field's energies, forces and (where
+they count) stress. The best network is the one with the smallest force error on the validation frames, or the smallest
+energy error where these have no forces.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from mdrelax.compiled.training import ForceGraph
+from mdrelax.forces.forcefield import ForceField, Prediction
+from mdrelax.forces.loader import Batch, Loader, join, rotate_batch, split_batch
+from mdrelax.forces.loss import LossWeights, Targets, task_loss
+from mdrelax.runs.config import TrainingConfig
+from mdrelax.structures.common_edges import shared_edges, with_edges
+
+__all__ = ["ForceMatching", "predict", "validation_errors"]
+
+EVALUATION_EDGES = 20_000  # edges evaluated at once where no gradient with respect to weights is kept
+
+
+class ForceMatching:
+    """A ``Task`` of the trainer; raises ``ValueError`` when no validation frame has a label to select the best by."""
+
+    train_columns = ("train_energy_mae_meV_per_atom", "train_forces_mae_meV_per_A")
+    validation_columns = (
+        "val_energy_mae_meV", "val_energy_mae_meV_per_atom",
+        "val_forces_mae_meV_per_A", "val_forces_rmse_meV_per_A", "val_stress_mae_meV_per_A3",
+    )  # fmt: skip
+
+    def __init__(self, loader: Loader, validation: Sequence[Batch], settings: TrainingConfig) -> None:
+        if not any(_has_labels(frame) for frame in validation):
+            raise ValueError(
+                "There are no validation frames with labels to choose the best network on; set `data.validation` to a "
+                "number of frames above 0."
+            )
+        self.loader, self.validation, self.settings = loader, validation, settings
+        self.weights = LossWeights(
+            settings.energy_weight, settings.forces_weight, settings.stress_weight, settings.huber_delta
+        )
+        self.graph: ForceGraph | None = None  # compiled; made of the network of the first step
+        self.edges: Tensor | None = None  # of each structure, where the compiled code is for these
+        forces = any(not frame.targets.forces.isnan().all() for frame in validation)
+        self.selected = "val_forces_mae_meV_per_A" if forces else "val_energy_mae_meV_per_atom"
+
+    def batches(self, epoch: int, *, start: int) -> Iterable[Batch]:
+        """The batches of an epoch from number ``start`` on."""
+        return self.loader.batches(epoch, start=start)
+
+    def n_steps(self, epochs: int) -> int:
+        """The number of batches in that many epochs."""
+        return self.loader.n_steps(epochs)
+
+    def loss(self, model: ForceField, batch: Batch, *, step: int) -> tuple[Tensor, list[Tensor]]:
+        """The weighted errors of a batch, rotated by (seed, step); and its energy and force MAE.
+
+        With ``micro_batch_size`` the gradients of all parts but the last are added to the parameters' here.
+        """
+        settings = self.settings
+        if settings.rotate:
+            batch = rotate_batch(batch, seed=settings.seed, step=step)
+        batch = batch.to(settings.device)
+        parts = split_batch(batch, settings.micro_batch_size or batch.graph.n_graphs)
+        if settings.compile and self.graph is None:
+            self._prepare_graph(model, parts[0])
+        stress = self._wants_stress(batch.targets)
+        total, predictions = torch.zeros((), dtype=torch.float64, device=settings.device), []
+        for number, part in enumerate(parts):
+            graph = part.graph if self.edges is None else with_edges(part.graph, self.edges)
+            prediction = model(graph, stress=stress, create_graph=True, network=self.graph)
+            weights = self.weights.for_part(part.targets, batch.targets)
+            loss = task_loss(prediction, part.targets, part.graph, kind=settings.loss, weights=weights)
+            predictions.append(prediction.detach())
+            if number < len(parts) - 1:
+                loss.backward()
+                loss = loss.detach()
+            total = total + loss
+        return total, _batch_errors(Prediction.join(predictions), batch)
+
+    def _prepare_graph(self, model: ForceField, part: Batch) -> None:
+        """Compile for the edges of one molecule where all frames are that, and batches count structures, not edges."""
+        if self.loader.max_edges is None:
+            self.edges = shared_edges([frame.graph for frame in self.loader.frames])
+        self.graph = ForceGraph(
+            model.potential, None if self.edges is None else with_edges(part.graph, self.edges).edge_index
+        )
+
+    def validate(self, model: ForceField) -> dict[str, float]:
+        """The errors on the validation frames."""
+        return validation_errors(model, self.validation, stress=self.weights.stress > 0)
+
+    def _wants_stress(self, targets: Targets) -> bool:
+        return self.weights.stress > 0 and targets.has_stress()
+
+
+def predict(force_field: ForceField, frames: Sequence[Batch], *, stress: bool = False) -> tuple[Prediction, Batch]:
+    """Predictions on many frames, evaluated a few thousand edges at a time, and the frames as one batch."""
+    device = force_field.reference_energies.device
+    batch_size = max(1, EVALUATION_EDGES // max(1, max(f.graph.edge_index.shape[1] for f in frames)))
+    parts = [
+        force_field(join(frames[k : k + batch_size]).graph.to(device), stress=stress)
+        for k in range(0, len(frames), batch_size)
+    ]
+    joined = Prediction.join(parts)
+    return Prediction(*(None if t is None else t.cpu() for t in joined)), join(frames)  # type: ignore[arg-type]
+
+
+def validation_errors(force_field: ForceField, frames: Sequence[Batch], *, stress: bool = False) -> dict[str, float]:
+    """The validation columns of metrics.csv; NaN where the frames have no such label. Forces: over components."""
+    prediction, batch = predict(force_field, frames, stress=stress)
+    targets, n_atoms = batch.targets, torch.bincount(batch.graph.batch)
+    energy = 1e3 * (prediction.energy - targets.energy)
+    forces = 1e3 * (prediction.forces - targets.forces)
+    tension = torch.full_like(targets.stress, torch.nan)
+    if prediction.stress is not None:
+        tension = 1e3 * (prediction.stress - targets.stress)
+    return {
+        "val_energy_mae_meV": _mean(energy.abs(), targets.energy),
+        "val_energy_mae_meV_per_atom": _mean(energy.abs() / n_atoms, targets.energy),
+        "val_forces_mae_meV_per_A": _mean(forces.abs(), targets.forces),
+        "val_forces_rmse_meV_per_A": _mean(forces.square(), targets.forces) ** 0.5,
+        "val_stress_mae_meV_per_A3": _mean(tension.abs(), targets.stress),
+    }
+
+
+def _mean(values: Tensor, targets: Tensor) -> float:
+    """The mean where there are labels: NaN without any, and where a prediction is NaN."""
+    return values[~targets.isnan()].mean().item()
+
+
+def _has_labels(frame: Batch) -> bool:
+    return not bool(frame.targets.energy.isnan().all() and frame.targets.forces.isnan().all())
+
+
+def _batch_errors(prediction: Prediction, batch: Batch) -> list[Tensor]:
+    """Energy MAE (meV/atom) and force MAE (meV/A) of a training batch."""
+    n_atoms = torch.bincount(batch.graph.batch, minlength=batch.graph.n_graphs)
+    energy = (prediction.energy.detach() - batch.targets.energy) / n_atoms
+    forces = prediction.forces.detach() - batch.targets.forces
+    return [1e3 * energy.abs().nanmean(), 1e3 * forces.abs().nanmean()]

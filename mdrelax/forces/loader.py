@@ -1,0 +1,148 @@
+"""Loader: labelled structures -> batches, in an order that depends on the seed and the step only.
+
+Nothing random is kept between steps: the order of an epoch follows from (seed, epoch), the rotations of a batch from
+(seed, step). A resumed run therefore sees what an uninterrupted one sees, with no generator to save.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mdrelax.forces.loss import Targets
+from mdrelax.forces.symmetry import random_rotations
+from mdrelax.structures.graph import Graph, collate, rotate
+from mdrelax.structures.neighbors import build_graph
+
+__all__ = ["Batch", "Loader", "distinct_elements", "frames_from_data", "join", "rotate_batch", "split_batch"]
+
+
+class Batch(NamedTuple):
+    """A graph and its labels; one structure (a frame) or several."""
+
+    graph: Graph
+    targets: Targets
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        return Batch(self.graph.to(device), Targets(*(tensor.to(device) for tensor in self.targets)))
+
+
+def frames_from_data(data: Iterable[Any], *, cutoff: float) -> list[Batch]:
+    """PyG data (see ``mdrelax.datasets.frames``) as single-structure batches with their neighbour lists.
+
+    Edges are searched once, here; ``cutoff`` is in Angstrom. Missing labels become NaN.
+    """
+    frames = []
+    for item in data:
+        graph = build_graph(item.pos, item.z, item.cell[0], item.pbc[0], cutoff=cutoff)
+        missing = torch.full((), torch.nan, dtype=torch.float64)
+        targets = Targets(
+            item.energy.reshape(1) if "energy" in item else missing.expand(1),
+            item.forces if "forces" in item else missing.expand(len(item.z), 3),
+            item.stress if "stress" in item else missing.expand(1, 3, 3),
+        )
+        frames.append(Batch(graph, targets))
+    return frames
+
+
+def join(frames: Sequence[Batch]) -> Batch:
+    """Several frames as one batch."""
+    columns = zip(*(frame.targets for frame in frames), strict=True)
+    return Batch(collate([frame.graph for frame in frames]), Targets(*(torch.cat(column) for column in columns)))
+
+
+def split_batch(batch: Batch, size: int) -> list[Batch]:
+    """The structures of a batch, so many at a time: what ``join`` would put together again."""
+    graph, targets, n = batch.graph, batch.targets, batch.graph.n_graphs
+    if n <= size:
+        return [batch]
+    firsts = torch.arange(0, n, size, device=graph.batch.device)  # the graphs that begin a part
+    atoms = torch.searchsorted(graph.batch, firsts)  # the atoms that begin it
+    edges = torch.searchsorted(graph.edge_index[1].contiguous(), atoms)
+    bounds = [
+        [*starts.tolist(), end]
+        for starts, end in ((firsts, n), (atoms, len(graph.batch)), (edges, graph.edge_index.shape[1]))
+    ]
+    parts = []
+    for (g, g_end), (a, a_end), (e, e_end) in zip(*map(pairwise, bounds), strict=True):
+        part = Graph(
+            graph.positions[a:a_end], graph.numbers[a:a_end], graph.cell[g:g_end],
+            graph.edge_index[:, e:e_end] - a, graph.edge_shift[e:e_end], graph.batch[a:a_end] - g,
+        )  # fmt: skip
+        labels = Targets(targets.energy[g:g_end], targets.forces[a:a_end], targets.stress[g:g_end])
+        parts.append(Batch(part, labels))
+    return parts
+
+
+def rotate_batch(batch: Batch, *, seed: int, step: int) -> Batch:
+    """Each structure with its labels turned by its own random rotation, drawn from (seed, step)."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    rotations = random_rotations(batch.graph.n_graphs, generator).to(batch.graph.positions)
+    forces = (rotations[batch.graph.batch] @ batch.targets.forces.unsqueeze(2)).squeeze(2)
+    stress = rotations @ batch.targets.stress @ rotations.mT
+    return Batch(rotate(batch.graph, rotations), batch.targets._replace(forces=forces, stress=stress))
+
+
+class Loader:
+    """Batches of frames by number (``batch_size``), and by number of edges where ``max_edges`` is given too.
+
+    ``positions(epoch)`` is the plan of an epoch: lists of frame numbers. A frame with more than ``max_edges`` edges
+    makes a batch of its own. Raises ``ValueError`` for an empty data set and budgets below 1.
+    """
+
+    def __init__(
+        self,
+        frames: Sequence[Batch],
+        *,
+        batch_size: int,
+        max_edges: int | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        if not frames:
+            raise ValueError("There are no frames to make batches of.")
+        if batch_size < 1 or (max_edges is not None and max_edges < 1):
+            raise ValueError(f"`batch_size` and `max_edges` must be at least 1, got {batch_size} and {max_edges}.")
+        self.frames, self.batch_size, self.max_edges = frames, batch_size, max_edges
+        self.seed, self.shuffle = seed, shuffle
+        self.n_edges = [frame.graph.edge_index.shape[1] for frame in frames]
+
+    def order(self, epoch: int) -> list[int]:
+        """The frames' order in an epoch."""
+        if not self.shuffle:
+            return list(range(len(self.frames)))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(len(self.frames), generator=generator).tolist()
+
+    def positions(self, epoch: int) -> list[list[int]]:
+        """The frame numbers of each batch of an epoch."""
+        order = self.order(epoch)
+        if self.max_edges is None:
+            return [order[k : k + self.batch_size] for k in range(0, len(order), self.batch_size)]
+        starts, load = [0], 0
+        for place, frame in enumerate(order):
+            full = place - starts[-1] == self.batch_size or load + self.n_edges[frame] > self.max_edges
+            if full and place > starts[-1]:
+                starts.append(place)
+                load = 0
+            load += self.n_edges[frame]
+        return [order[a:b] for a, b in pairwise([*starts, len(order)])]
+
+    def batches(self, epoch: int, *, start: int = 0) -> Iterable[Batch]:
+        """The batches of an epoch from number ``start`` on."""
+        for frames in self.positions(epoch)[start:]:
+            yield join([self.frames[k] for k in frames])
+
+    def n_steps(self, epochs: int) -> int:
+        """The number of batches in that many epochs."""
+        if self.max_edges is None:
+            return epochs * len(self.positions(0))
+        return sum(len(self.positions(epoch)) for epoch in range(epochs))
+
+
+def distinct_elements(numbers: Sequence[Tensor]) -> tuple[int, ...]:
+    """The distinct atomic numbers of several structures, in rising order."""
+    return tuple(sorted({int(z) for each in numbers for z in each.unique()}))

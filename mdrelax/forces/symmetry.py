@@ -1,0 +1,117 @@
+"""Equivariance error of a force field: the one measure that tests, certificates and reports use.
+
+For a symmetry operation g of a structure x, with forces F and energy E,
+
+    rotation, reflection   max |F(g x) - g F(x)| / F_sum      and      |E(g x) - E(x)| / E_sum
+    translation            the same with g F = F
+    permutation            the same with the atoms' order changed
+
+where F_sum and E_sum are the sizes of the terms that forces and energies are summed from (``forcefield.Magnitudes``):
+rounding is relative to these. Forces may vanish by symmetry (a perfect crystal) or be tiny (an energy-volume curve),
+and energies grow with the number of atoms; reference energies, which no symmetry can break, are left out. The larger of
+the two numbers counts.
+"""
+
+import copy
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mdrelax.forces.forcefield import ForceField, Magnitudes, Prediction
+from mdrelax.structures.graph import Graph, rotate
+
+__all__ = ["EquivarianceError", "equivariance_error", "network_in", "random_rotations", "relative_error"]
+
+
+class EquivarianceError(NamedTuple):
+    """Largest relative errors over the structures and operations that were tried; dimensionless."""
+
+    rotation: float
+    reflection: float
+    translation: float
+    permutation: float
+
+    def worst(self, *, reflections: bool) -> float:
+        """The largest error over the symmetries that the network claims (``reflections`` for E(3), not for SE(3))."""
+        errors = [self.rotation, self.translation, self.permutation] + [self.reflection] * reflections
+        return max(errors) if all(np.isfinite(errors)) else float("inf")
+
+
+def random_rotations(n: int, generator: torch.Generator) -> Tensor:
+    """``n`` rotation matrices (n, 3, 3), float64, uniform over SO(3) (from unit quaternions)."""
+    quaternion = torch.randn(n, 4, dtype=torch.float64, generator=generator)
+    w, x, y, z = (quaternion / quaternion.norm(dim=1, keepdim=True)).unbind(1)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
+
+
+def equivariance_error(
+    force_field: ForceField, graph: Graph, *, dtype: torch.dtype = torch.float64, n_operations: int = 4, seed: int = 0
+) -> EquivarianceError:
+    """Measure a force field on the structures of ``graph`` with its network in ``dtype``.
+
+    ``n_operations`` operations of each kind are drawn from ``seed``, one rotation a structure. The force field itself
+    is not touched. Errors of a network that gives NaN are infinite.
+    """
+    model = network_in(force_field, dtype)
+    generator = torch.Generator().manual_seed(seed)
+    reference, scale = model(graph), model.magnitudes(graph)
+    errors = torch.zeros(4, dtype=torch.float64)
+    for _ in range(n_operations):
+        rotations = random_rotations(graph.n_graphs, generator).to(graph.positions)
+        shifts = 10 * torch.randn(graph.n_graphs, 3, dtype=torch.float64, generator=generator).to(graph.positions)
+        moved = graph._replace(positions=graph.positions + shifts[graph.batch])
+        permuted, order = _permute(graph, generator)
+        tried = [
+            relative_error(reference, model(rotate(graph, rotations)), scale, rotations[graph.batch]),
+            relative_error(reference, model(rotate(graph, -rotations)), scale, -rotations[graph.batch]),
+            relative_error(reference, model(moved), scale, None),
+            relative_error(_take(reference, order), model(permuted), scale, None),
+        ]
+        errors = torch.maximum(errors, torch.stack(tried).cpu())
+    return EquivarianceError(*errors.tolist())
+
+
+def network_in(force_field: ForceField, dtype: torch.dtype) -> ForceField:
+    """A copy to measure: the network in ``dtype``, without reference energies."""
+    model = copy.deepcopy(force_field).to_dtype(dtype).eval()
+    model.reference_energies.zero_()
+    return model
+
+
+def relative_error(before: Prediction, after: Prediction, scale: Magnitudes, matrices: Tensor | None) -> Tensor:
+    """The larger error of forces and energies relative to ``scale``, infinite for NaN.
+
+    ``after`` is the prediction of the moved structures, ``matrices`` (N, 3, 3) how each atom's force should have moved
+    (None: not at all).
+    """
+    expected = before.forces if matrices is None else (matrices @ before.forces.unsqueeze(2)).squeeze(2)
+    forces = (after.forces - expected).abs().max() / scale.forces
+    energies = ((after.energy - before.energy).abs() / scale.energy).max()
+    return torch.nan_to_num(torch.maximum(forces, energies), nan=torch.inf, posinf=torch.inf)
+
+
+def _permute(graph: Graph, generator: torch.Generator) -> tuple[Graph, Tensor]:
+    """The graph with the atoms of each structure in another order; new atom k is old atom ``order[k]``."""
+    shuffled = torch.rand(len(graph.numbers), generator=generator).to(graph.positions.device)
+    order = torch.argsort(graph.batch + 0.5 * shuffled)
+    new_place = torch.argsort(order)
+    source, target = new_place[graph.edge_index]
+    by_target = torch.argsort(target, stable=True)
+    permuted = graph._replace(
+        positions=graph.positions[order],
+        numbers=graph.numbers[order],
+        edge_index=torch.stack([source, target])[:, by_target],
+        edge_shift=graph.edge_shift[by_target],
+    )
+    return permuted, order
+
+
+def _take(prediction: Prediction, order: Tensor) -> Prediction:
+    return prediction._replace(forces=prediction.forces[order], energies=prediction.energies[order])

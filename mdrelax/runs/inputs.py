@@ -1,0 +1,183 @@
+"""What a training run starts from: its config, its folder and its data."""
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from torch_geometric.data import Data
+
+from mdrelax import datasets
+from mdrelax.training.checkpoint import write_atomically
+from mdrelax.runs.config import Config, ConfigError, DataConfig, load_config, read_yaml
+from mdrelax.datasets import Frames, Split
+from mdrelax.base.provenance import environment
+from mdrelax.runs.config_changes import read_saved, refuse_changes
+from mdrelax.base.units import nearest_name
+
+MAY_CHANGE = ("md_picoseconds",)  # keys that a resumed run may be given anew; nothing that changes a number
+
+
+class Parts(NamedTuple):
+    """The data of a run."""
+
+    train: list[Data]
+    validation: list[Data]
+    test: list[Data]
+    isolated_energies: dict[int, float]
+    split: Split
+    report: str
+
+
+def open_config(source: str, overrides: Sequence[str]) -> Config:
+    """A config from a YAML file or a preset that the package ships; raises ``ConfigError``."""
+    if Path(source).is_file():
+        return load_config(read_yaml(source), overrides=overrides)
+    folder = resources.files("mdrelax") / "presets"
+    names = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    if source not in names:
+        raise ConfigError(
+            f"There is no config file `{source}`, and no preset of that name; {nearest_name(source, names)}"
+        )
+    with resources.as_file(folder / f"{source}.yaml") as path:
+        return load_config(read_yaml(path), overrides=overrides)
+
+
+def whole_numbers(option: str, text: str) -> list[int]:
+    """The whole numbers of a comma-separated option; raises ``ConfigError`` for anything else."""
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"`{option}` wants whole numbers separated by commas, got `{text}`.") from error
+
+
+def check_folder(config: Config, folder: Path, *, restart: bool) -> None:
+    """Raise ``ConfigError`` when the folder holds a run and ``restart`` is off, or a run with another config.
+
+    A run that ended before its first checkpoint (a mistake in the config, a missing file) is no run.
+    """
+    saved = folder / "config.yaml"
+    finished = (folder / "checkpoints" / "last.pt").exists() or (folder / "model.safetensors").exists()
+    if not (saved.exists() and finished):
+        return
+    if not restart:
+        raise ConfigError(f"`{folder}` holds a run already; add `--restart auto` to go on, or choose another `--out`.")
+    old, new = (
+        {key: value for key, value in document.items() if key not in MAY_CHANGE}
+        for document in (read_saved(saved), config.model_dump(mode="json"))
+    )
+    refuse_changes(old, new, found=f"`{folder}` was made with another config", choose="`--out`")
+
+
+def prepare_folder(config: Config, folder: Path, *, restart: bool) -> bool:
+    """Make or re-enter the run folder; True when there is a checkpoint to go on from. Raises as ``check_folder``."""
+    check_folder(config, folder, restart=restart)
+    document = config.model_dump(mode="json")
+    write_atomically(folder / "config.yaml", yaml.safe_dump(document, sort_keys=False).encode())
+    made = environment(device=config.training.device, seed=config.training.seed)
+    write_atomically(folder / "env.json", json.dumps(made, indent=2).encode())
+    return restart and (folder / "checkpoints" / "last.pt").exists()
+
+
+def load_parts(config: Config) -> Parts:
+    """Read the data and split them; raises ``ValueError`` and ``FileNotFoundError`` with the remedy."""
+    settings = config.data
+    options = {
+        key: getattr(settings, key)
+        for key in ("labels", "energy_key", "forces_key", "stress_key", "energy_unit", "length_unit")
+    }
+    frames: Frames = datasets.load_frames(settings.source, format=settings.format, **options)
+    report, apart = str(frames.report), None
+    if settings.test_source is not None:
+        apart = datasets.load_frames(settings.test_source, format=settings.format, **options)
+        report += f"\n{apart.report}"
+    split = _split(config, len(frames.data), separate_test=apart is not None)
+    test = [frames.data[k] for k in split.test]
+    if apart is not None:
+        test = apart.data[: _n_of_test_file(settings.test, len(apart.data))]
+    train = [frames.data[k] for k in split.train]
+    if settings.source.startswith("rmd17:") or (settings.format or settings.source).endswith(("md17", ".npz")):
+        datasets.warn_about_md17_noise(train)
+    return Parts(train, [frames.data[k] for k in split.valid], test, frames.isolated_energies, split, report)
+
+
+def _split(config: Config, n_frames: int, *, separate_test: bool) -> Split:
+    settings = config.data
+    generator = np.random.default_rng(settings.seed)
+    _check_indices(settings)
+    if settings.train_indices is not None:
+        n_indices = len(datasets.read_indices(settings.train_indices))
+        valid = settings.validation_indices or _size(settings.validation, n_indices)
+        return datasets.index_split(
+            n_frames, train=settings.train_indices, valid=valid, test=settings.test_indices or (), generator=generator
+        )
+    test = 0 if separate_test else settings.test
+    return datasets.random_split(
+        n_frames, train=settings.train, valid=settings.validation, test=test, generator=generator
+    )
+
+
+def _check_indices(settings: DataConfig) -> None:
+    """Refuse index files that would be ignored, and sizes beside them that would be: both could leak test frames."""
+    if settings.train_indices is None and (settings.validation_indices or settings.test_indices):
+        raise ConfigError(
+            "`data.validation_indices` and `data.test_indices` need `data.train_indices` beside them, so that no frame "
+            "is in two parts; name that file too, or leave them out."
+        )
+    if settings.test_indices is not None and settings.test_source is not None:
+        raise ConfigError("Test frames come from `data.test_source` or `data.test_indices`; leave one of them out.")
+    if settings.train_indices is not None and settings.test is not None and settings.test_source is None:
+        raise ConfigError(
+            "With `data.train_indices`, name the test frames with `data.test_indices`, not `data.test`, which is "
+            f"{settings.test}; leave it out (null)."
+        )
+
+
+def _n_of_test_file(size: int | float | None, n_frames: int) -> int:
+    """How many frames of ``data.test_source`` to take; raises ``ConfigError`` for more than it has, or for none."""
+    wanted = n_frames if size is None else _size(size, n_frames)
+    if not 1 <= wanted <= n_frames:
+        raise ConfigError(
+            f"`data.test: {size}` asks for {wanted} of the {n_frames} frames of `data.test_source`; take 1 to "
+            f"{n_frames}, or leave it out (null) to take all."
+        )
+    return wanted
+
+
+def _size(size: int | float, n_frames: int) -> int:
+    """A count, or a fraction of so many frames, rounded down."""
+    return int(size * n_frames + 1e-9) if isinstance(size, float) else size
+
+
+def check_labels(config: Config, parts: Parts) -> None:
+    """Refuse, before anything is trained, what would fail after it or be learnt without its labels.
+
+    Raises ``ConfigError`` for a stress weight without stress, ``ValueError`` for elements that only validation or test
+    frames have.
+    """
+    known = {int(z) for frame in parts.train for z in frame.z}
+    for name, frames in (("validation", parts.validation), ("test", parts.test)):
+        unknown = sorted({int(z) for frame in frames for z in frame.z} - known)
+        if unknown:
+            raise ValueError(
+                f"The {name} frames have atomic numbers {unknown}, which no training frame has: train on more frames, "
+                "or take another `data.seed`."
+            )
+    if config.training.stress_weight > 0 and not any("stress" in frame for frame in parts.train):
+        raise ConfigError(
+            f"`training.stress_weight` is {config.training.stress_weight}, but no training frame has a stress: name "
+            "its key with `data.stress_key`, or set the weight to 0."
+        )
+
+
+def check_device(device: str) -> None:
+    """Raise ``ConfigError`` for a device that this machine or this torch does not have."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"`training.device: {device}` cannot be used here ({first}); take `cpu`.") from error

@@ -1,0 +1,286 @@
+"""One training run from data to model file: where the rooms meet.
+
+data -> split -> network -> relaxation -> training -> projection -> certificate -> model file -> test errors
+"""
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mdrelax.forces import metrics
+from mdrelax import datasets, potentials
+from mdrelax.analysis.evaluation import predictions_of
+from mdrelax.training.checkpoint import write_atomically
+from mdrelax.runs.inputs import Parts, check_device, check_labels, load_parts, prepare_folder
+from mdrelax.datasets.structure_files import spread
+from mdrelax.runs.config import Config, ConfigError, load_config
+from mdrelax.forces.forcefield import ForceField, fit_reference_energies
+from mdrelax.forces.forcematching import ForceMatching, validation_errors
+from mdrelax.forces.loader import Batch, Loader, distinct_elements, frames_from_data, join
+from mdrelax.base.allocator import peak_memory
+from mdrelax.modelfile import save_model
+from mdrelax.method.projection import Certificate, certify, require
+from mdrelax.base.provenance import environment
+from mdrelax.method.relaxation import relax_constraints, relaxed_layers, set_theta
+from mdrelax.runs.config_changes import read_saved
+from mdrelax.training.trainer import FitResult, Progress, Trainer
+
+CERTIFIED_STRUCTURES = 8
+
+
+class Frames(NamedTuple):
+    """The parts of the data with their neighbour lists."""
+
+    train: list[Batch]
+    validation: list[Batch]
+    test: list[Batch]
+
+
+class Outcome(NamedTuple):
+    """A finished run."""
+
+    fit: FitResult[ForceField]
+    certificate: Certificate
+    results: dict[str, Any]
+    parts: Parts
+
+
+def network_arguments(config: Config, frames: Sequence[Batch]) -> dict[str, Any]:
+    """The arguments of the network: preset, the config's own, cut-off and the neighbours of the training set."""
+    edges = sum(frame.graph.edge_index.shape[1] for frame in frames)
+    atoms = sum(len(frame.graph.numbers) for frame in frames)
+    try:
+        preset = potentials.preset(config.potential.name, config.potential.preset)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return {
+        **preset,
+        "cutoff": config.potential.cutoff,
+        "average_neighbors": max(1.0, round(edges / atoms, 3)),
+        **config.potential.arguments,
+    }
+
+
+def build_force_field(config: Config, parts: Parts, frames: Sequence[Batch], arguments: dict[str, Any]) -> ForceField:
+    """The untrained force field: seeded weights, reference energies, scale (RMS force of the training set)."""
+    elements = distinct_elements([frame.graph.numbers for frame in frames])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        try:
+            network = potentials.build_potential(config.potential.name, len(elements), arguments)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    forces = torch.cat([frame.targets.forces for frame in frames])
+    known = forces[~forces.isnan()]
+    scale = float(known.square().mean().sqrt()) if known.any() else 1.0  # no forces, or all of them zero
+    references = _references(config, parts, frames, elements)
+    force_field = ForceField(network, elements=elements, reference_energies=references, scale=scale)
+    if config.training.stress_weight > 0 and not force_field.conservative:
+        raise ConfigError(
+            f"`training.stress_weight` is {config.training.stress_weight}, but direct forces have no stress; set it to "
+            "0 or `potential.arguments.forces` to gradient."
+        )
+    return force_field.to_dtype(getattr(torch, config.training.dtype))
+
+
+def _references(config: Config, parts: Parts, frames: Sequence[Batch], elements: tuple[int, ...]) -> torch.Tensor:
+    """Energies of the elements: least squares, or isolated atoms plus the mean binding energy per atom."""
+    numbers = [frame.graph.numbers for frame in frames]
+    energies = torch.cat([frame.targets.energy for frame in frames])
+    if config.reference_energies == "fit":
+        return fit_reference_energies(numbers, energies, elements)
+    missing = [z for z in elements if z not in parts.isolated_energies]
+    if missing:
+        raise ConfigError(
+            f"`reference_energies: isolated` needs a frame with config_type=IsolatedAtom for atomic numbers {missing}; "
+            "add them to the data or use `fit`."
+        )
+    isolated = torch.tensor([parts.isolated_energies[z] for z in elements], dtype=torch.float64)
+    sums = torch.stack([isolated[torch.searchsorted(torch.tensor(elements), z)].sum() for z in numbers])
+    counts = torch.tensor([len(z) for z in numbers])
+    return isolated + ((energies - sums) / counts).nanmean().nan_to_num()
+
+
+def run_training(
+    config: Config,
+    folder: Path,
+    *,
+    restart: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+    listener: Callable[[Progress], None] = lambda progress: None,
+) -> Outcome:
+    """Train, project, certify, save and test one network in ``folder``; ``tell`` hears one line a stage."""
+    check_device(config.training.device)
+    resume = prepare_folder(config, folder, restart=restart)
+    parts = load_parts(config)
+    tell(parts.report)
+    check_labels(config, parts)
+    _keep_split(parts, folder, resume=resume)
+    frames = _frames(config, parts)
+    arguments = network_arguments(config, frames.train)
+    force_field = build_force_field(config, parts, frames.train, arguments)
+    n_parameters = sum(p.numel() for p in force_field.parameters())
+    trainer = _trainer(config, force_field, frames, folder, listener)
+    if resume:
+        trainer.resume()
+        tell(f"Resumed at step {trainer.step} of {trainer.n_steps}.")
+    n_free = sum(layer.weight.numel() for layer in relaxed_layers(force_field).values())
+    tell(
+        f"{len(frames.train)} training, {len(frames.validation)} validation and {len(frames.test)} test frames; "
+        f"{config.potential.name} `{config.potential.preset}`: {n_parameters:,} parameters, {n_free:,} free ones while "
+        "the constraint is relaxed."
+    )
+    fit = trainer.run()
+    certificate = certify(fit.model, _to_certify(frames), layers=fit.layers)
+    results = {
+        "n_parameters": n_parameters, "n_free_parameters": n_free, "steps": fit.steps, "best_step": fit.best_step,
+        "seconds": fit.seconds, "cpu_seconds": fit.cpu_seconds, "peak_MB": peak_memory(),
+        "certificate": certificate.to_dict(),
+        "environment": environment(device=config.training.device, seed=config.training.seed),
+        **_test_results(config, fit.model, parts, frames, folder),
+    }  # fmt: skip
+    save_model(
+        folder / "model.safetensors", fit.model, potential=config.potential.name, arguments=arguments,
+        certificate=certificate, card=_card(config, fit, results),
+    )  # fmt: skip
+    write_results(folder, results)
+    return Outcome(fit, certificate, results, parts)
+
+
+def _keep_split(parts: Parts, folder: Path, *, resume: bool) -> None:
+    """Write split.json; a resumed run must find the data that it was begun with (``ValueError`` otherwise)."""
+    path, fingerprint = folder / "split.json", datasets.data_hash([*parts.train, *parts.validation, *parts.test])
+    if resume and path.is_file():
+        datasets.load_split(path, data_hash=fingerprint)
+    datasets.save_split(path, parts.split, data_hash=fingerprint)
+
+
+def _frames(config: Config, parts: Parts) -> Frames:
+    cutoff = config.potential.cutoff
+    return Frames(*(frames_from_data(data, cutoff=cutoff) for data in (parts.train, parts.validation, parts.test)))
+
+
+def _card(config: Config, fit: FitResult[ForceField], results: dict[str, Any]) -> dict[str, Any]:
+    """What the model file says of itself: config, data, errors, reference energies. File paths become file names."""
+    document = config.model_dump(mode="json")
+    for key in ("source", "test_source", "train_indices", "validation_indices", "test_indices"):
+        if document["data"][key] is not None:
+            document["data"][key] = Path(document["data"][key]).name
+    energies = fit.model.reference_energies.tolist()
+    return {
+        "config": document,
+        "reference_energies_eV": dict(zip(map(str, fit.model.elements), energies, strict=True)),
+        "best_step": fit.best_step,
+        "validation": results.get("validation"),
+        "test": results.get("test"),
+    }
+
+
+def write_results(folder: Path, results: dict[str, Any]) -> None:
+    """Write results.json atomically."""
+    write_atomically(folder / "results.json", json.dumps(results, indent=2).encode())
+
+
+def _trainer(
+    config: Config, force_field: ForceField, frames: Frames, folder: Path, listener: Callable[[Progress], None]
+) -> Trainer[ForceField]:
+    """Relax the force field where the schedule asks for it, and hand everything to the trainer."""
+    relaxation, training = config.relaxation, config.training
+    if relaxation.schedule != "off":
+        generator = torch.Generator().manual_seed(training.seed)
+        try:
+            relax_constraints(
+                force_field, where=relaxation.where, initial_std=relaxation.initial_std, generator=generator
+            )
+        except ValueError as error:
+            raise ConfigError(f"`relaxation.where`: {error}") from error
+    loader = Loader(frames.train, batch_size=training.batch_size, max_edges=training.max_edges, seed=training.seed)
+    task = ForceMatching(loader, frames.validation, training)
+    return Trainer(force_field, task, training=training, relaxation=relaxation, folder=folder, listener=listener)
+
+
+def _to_certify(frames: Frames) -> Any:
+    """A few structures from all over the test set (or validation set)."""
+    pool = frames.test or frames.validation
+    return join(spread(pool, CERTIFIED_STRUCTURES)).graph
+
+
+def _test_results(
+    config: Config, force_field: ForceField, parts: Parts, frames: Frames, folder: Path
+) -> dict[str, Any]:
+    """Errors on validation and test frames and the trivial baseline; the test predictions go to a file."""
+    stress = config.training.stress_weight > 0
+    validation = predictions_of(force_field, frames.validation, stress=stress)
+    results: dict[str, Any] = {"validation": metrics.errors(validation)}
+    if frames.test:
+        predictions = predictions_of(force_field, frames.test, stress=stress)
+        baseline = _mean_baseline(parts)
+        results |= {"test": metrics.errors(predictions), "baselines": {"mean": metrics.errors(baseline)}}
+        if predictions.forces_pred is not None and not any(frame.graph.cell.any() for frame in frames.test):
+            positions = torch.cat([frame.graph.positions for frame in frames.test]).numpy()
+            results |= metrics.net_force_and_torque(predictions.forces_pred, positions, predictions.n_atoms)
+        arrays = {name: array for name, array in predictions._asdict().items() if array is not None}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        write_atomically(folder / "test_predictions.npz", buffer.getvalue())
+    return results
+
+
+def _mean_baseline(parts: Parts) -> metrics.Predictions:
+    """The mean of the training labels on the test frames, for the labels that both have."""
+    train, test = metrics.labels_of(parts.train), metrics.labels_of(parts.test)
+    forces = None if train.forces is None else test.forces
+    stress = None if train.stress is None else test.stress
+    return metrics.mean_baseline(train, test._replace(forces=forces, stress=stress))
+
+
+def project_checkpoint(folder: Path, output: Path) -> Certificate:
+    """Project and save the best network of the last checkpoint in a run folder; raises on a failed certificate."""
+    config, frames, trainer, arguments = _resumed(folder)
+    fit = trainer.result()
+    certificate = require(certify(fit.model, _to_certify(frames), layers=fit.layers))
+    save_model(
+        output, fit.model, potential=config.potential.name, arguments=arguments, certificate=certificate,
+        card=_card(config, fit, {}),
+    )  # fmt: skip
+    return certificate
+
+
+def projection_gap(folder: Path, thetas: Sequence[float]) -> pd.DataFrame:
+    """Validation errors of the last checkpoint's averaged, unprojected network at each theta.
+
+    Columns ``theta``, ``forces`` (meV/A) and ``energy`` (meV). Raises ``ValueError`` where nothing was relaxed.
+    """
+    _, network, frames = unprojected(folder)
+    rows = []
+    for theta in thetas:
+        set_theta(network, theta)
+        errors = validation_errors(network, frames.validation)
+        rows.append((theta, errors["val_forces_mae_meV_per_A"], errors["val_energy_mae_meV"]))
+    return pd.DataFrame(rows, columns=["theta", "forces", "energy"])
+
+
+def unprojected(folder: Path) -> tuple[Config, ForceField, Frames]:
+    """A run's config, its last checkpoint's averaged network with free maps, in evaluation mode, and its frames."""
+    config, frames, trainer, _ = _resumed(folder)
+    network = trainer.model.eval()
+    trainer.ema.copy_to(network)
+    return config, network, frames
+
+
+def _resumed(folder: Path) -> tuple[Config, Frames, Trainer[ForceField], dict[str, Any]]:
+    """The config of a run folder, its frames, the trainer at its last checkpoint and the network's arguments."""
+    config = load_config(read_saved(folder / "config.yaml"))
+    parts = load_parts(config)
+    frames = _frames(config, parts)
+    arguments = network_arguments(config, frames.train)
+    force_field = build_force_field(config, parts, frames.train, arguments)
+    trainer = _trainer(config, force_field, frames, folder, lambda progress: None)
+    trainer.resume()
+    return config, frames, trainer, arguments

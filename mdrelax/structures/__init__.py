@@ -1,0 +1,1 @@
+"""structures: atoms and the edges between them, as tensors."""

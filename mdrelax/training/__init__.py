@@ -1,0 +1,1 @@
+"""training: a trainer for any task, its optimisers and its checkpoints."""

@@ -1,0 +1,281 @@
+"""Training: the loop for whatever is trained with the relaxed constraint; validate its projection, resume bit for bit.
+
+One step, for step s of n:
+
+    theta = schedule(s / (n - 1))        loss = task + lambda * penalty        optimiser        moving average
+
+Validation, model selection and everything after it see only the projected copy of the averaged weights. The trainer is
+generic: network and ``Task`` (for potentials, ``mdrelax.forces.forcematching``) are passed in, and nothing here depends
+on either.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from mdrelax.base.allocator import keep_freed_memory
+from mdrelax.method.free_map_log import LAYER_COLUMNS, activation_lie_squares, last_inputs, layer_rows
+from mdrelax.method.projection import LayerRecord, projected_copy
+from mdrelax.method.relaxation import is_relaxed, penalty, set_theta
+from mdrelax.method.schedule import Schedule
+from mdrelax.runs.config import OptimisationConfig, RelaxationConfig
+from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, write_atomically
+from mdrelax.training.optimizers import Ema, LearningRate, make_optimizer, set_rate
+
+__all__ = ["FitResult", "Progress", "Task", "Trainer", "TrainingError"]
+
+FIRST_COLUMNS = ("step", "epoch", "time_s", "lr", "theta", "penalty", "train_loss")  # of metrics.csv; then the task's
+# What a checkpoint holds beside model, optimiser and average.
+PRIMITIVES = ("step", "epoch", "batch", "reductions", "stale", "seconds", "cpu_seconds", "best", "rows", "layer_rows")
+Model = TypeVar("Model", bound=nn.Module)
+ModelIn = TypeVar("ModelIn", bound=nn.Module, contravariant=True)
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on."""
+
+
+class Progress(NamedTuple):
+    """What a listener hears after every step; ``row`` is the line of metrics.csv after a validation, else None."""
+
+    step: int  # steps done
+    n_steps: int
+    theta: float
+    penalty: float
+    row: dict[str, float] | None
+
+
+class FitResult(NamedTuple, Generic[Model]):
+    """The best projected network by validation error, and how it was found."""
+
+    model: Model  # projected, averaged weights, evaluation mode
+    layers: list[LayerRecord]
+    best_step: int
+    steps: int  # done; fewer than planned after early stopping
+    seconds: float
+    cpu_seconds: float  # of all threads of this process, interruptions left out
+    metrics: pd.DataFrame
+
+
+class Task(Protocol[ModelIn]):
+    """What is trained: batches, their loss, and the validation error that chooses the best network.
+
+    Whatever is random in a batch follows from a seed of the task and from ``epoch`` or ``step``: a resumed run sees
+    what an uninterrupted one sees.
+    """
+
+    @property
+    def train_columns(self) -> Sequence[str]:
+        """Names of the numbers that ``loss`` returns beside the loss; means (of what is no NaN) between validations."""
+
+    @property
+    def validation_columns(self) -> Sequence[str]:
+        """Names of what ``validate`` returns."""
+
+    @property
+    def selected(self) -> str:
+        """The validation column whose smallest value picks the best network."""
+
+    def batches(self, epoch: int, *, start: int) -> Iterable[Any]:
+        """The batches of an epoch from number ``start`` on."""
+
+    def n_steps(self, epochs: int) -> int:
+        """The number of batches in that many epochs."""
+
+    def loss(self, model: ModelIn, batch: Any, *, step: int) -> tuple[Tensor, list[Tensor]]:
+        """The loss of a batch, a scalar, and one detached scalar for each of ``train_columns``.
+
+        A task may add gradients of parts of it to the parameters' itself: these are cleared before each call.
+        """
+
+    def validate(self, model: ModelIn) -> dict[str, float]:
+        """The errors of a network, which is a projected copy in evaluation mode."""
+
+
+class Trainer(Generic[Model]):
+    """The state of a run and the loop over it.
+
+    ``model`` is relaxed already where the schedule is not ``off``. Checkpoints, metrics.csv and (of a relaxed model)
+    layers.csv go to ``folder`` after every validation, so a killed run loses at most the steps since then.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        task: Task[Model],
+        *,
+        training: OptimisationConfig,
+        relaxation: RelaxationConfig,
+        folder: Path,
+        listener: Callable[[Progress], None] = lambda progress: None,
+    ) -> None:
+        self.model = model.to(training.device)
+        self.task, self.folder, self.listener = task, folder, listener
+        self.settings, self.relaxation = training, relaxation
+        self.schedule = Schedule(relaxation.schedule, relaxation.peak, relaxation.ramp, relaxation.end)
+        self.n_steps = training.steps or task.n_steps(training.epochs or 1)
+        self.learning_rate = LearningRate(
+            training.learning_rate, training.learning_rate_schedule, training.warmup_steps,
+            training.final_learning_rate, training.plateau_factor, training.plateau_patience,
+        )  # fmt: skip
+        self.optimizer = make_optimizer(
+            self.model, kind=training.optimizer, lr=training.learning_rate, weight_decay=training.weight_decay,
+            betas=training.betas, vector_fraction=training.vector_rate_fraction, free_kind=relaxation.optimizer,
+            free_fraction=relaxation.learning_rate_fraction,
+        )  # fmt: skip
+        self.ema = Ema(self.model, decay=training.ema)
+        self.relaxed = is_relaxed(self.model)
+        self.step = self.epoch = self.batch = self.reductions = self.stale = 0
+        self.seconds = self.cpu_seconds = 0.0
+        self.best: dict[str, Any] = {"step": 0, "error": math.inf, "state": {}, "layers": []}
+        self.rows: list[dict[str, float]] = []
+        self.layer_rows: list[dict[str, Any]] = []
+        self.since_validation: list[Tensor] = []
+
+    # --- the loop ---
+
+    def run(self) -> FitResult[Model]:
+        """Train to the last step (or the early stop) from wherever the state is; raises ``TrainingError`` on NaN."""
+        keep_freed_memory()
+        started, cpu_started = time.perf_counter() - self.seconds, time.process_time() - self.cpu_seconds
+        while self.step < self.n_steps and not self._stopped_early():
+            for batch in self.task.batches(self.epoch, start=self.batch):
+                theta, extra = self._train_step(batch)
+                self.step, self.batch = self.step + 1, self.batch + 1
+                validate = self.step % self.settings.validate_every == 0 or self.step == self.n_steps
+                self.seconds, self.cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+                row = self._validate(theta, extra) if validate else None
+                self.listener(Progress(self.step, self.n_steps, theta, extra, row))
+                if self.step == self.n_steps or self._stopped_early():
+                    break
+            else:
+                self.epoch, self.batch = self.epoch + 1, 0
+        return self.result()
+
+    def _train_step(self, batch: Any) -> tuple[float, float]:
+        """One optimiser step; returns theta and the penalty."""
+        theta = self._set_theta()
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, numbers = self.task.loss(self.model, batch, step=self.step)
+        extra = (
+            penalty(self.model, kind=self.relaxation.penalty, rows=self.relaxation.penalty_rows)
+            if self.relaxed
+            else torch.zeros(())
+        )
+        (loss + self.relaxation.weight * extra).backward()
+        self._apply_gradient()
+        self.since_validation.append(torch.stack([loss.detach(), *numbers]))
+        return theta, float(extra.detach())
+
+    def _set_theta(self) -> float:
+        theta = self.schedule.at_step(self.step, n_steps=self.n_steps)
+        if self.relaxed:
+            set_theta(self.model, theta)
+        return theta if self.relaxed else 0.0
+
+    def _apply_gradient(self) -> None:
+        """Clip, step, average; a gradient that is not finite ends the run before it touches the weights."""
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
+        if not torch.isfinite(norm):
+            raise TrainingError(
+                f"The gradient is {norm.item()} at step {self.step}: (a) lower `training.learning_rate` "
+                f"({self.settings.learning_rate}), or (b) look for broken data (frames: with `mdrelax data check`)."
+            )
+        rate = self.learning_rate.at_step(self.step, n_steps=self.n_steps, reductions=self.reductions)
+        set_rate(self.optimizer, rate)
+        self.optimizer.step()
+        self.ema.update(self.model.parameters())
+
+    def _stopped_early(self) -> bool:
+        return self.settings.early_stopping is not None and self.stale >= self.settings.early_stopping
+
+    # --- validation and state ---
+
+    def projected(self) -> tuple[Model, list[LayerRecord]]:
+        """The projected copy of the averaged weights, in evaluation mode."""
+        return projected_copy(self.model, how=self.relaxation.projection, prepare=self.ema.copy_to)
+
+    def _log_and_project(self) -> tuple[Model, list[LayerRecord]]:
+        """``projected``, and the rows of layers.csv on the way."""
+        inputs, squares = last_inputs(self.model), {}
+
+        def prepare(twin: nn.Module) -> None:
+            self.ema.copy_to(twin)
+            squares.update(activation_lie_squares(twin, inputs))
+
+        twin, layers = projected_copy(self.model, how=self.relaxation.projection, prepare=prepare)
+        self.layer_rows += layer_rows(self.step, layers, squares)
+        return twin, layers
+
+    def _validate(self, theta: float, extra: float) -> dict[str, float]:
+        """Measure the projected copy, keep it if it is the best, write the checkpoint and the tables."""
+        twin, layers = self._log_and_project()
+        errors = self.task.validate(twin)
+        loss, *numbers = torch.stack(self.since_validation).nanmean(0).tolist()
+        self.since_validation = []
+        row = {
+            "step": self.step, "epoch": self.epoch, "time_s": round(self.seconds, 3),
+            "lr": self.optimizer.param_groups[0]["lr"], "theta": theta, "penalty": extra, "train_loss": loss,
+            **dict(zip(self.task.train_columns, numbers, strict=True)), **errors,
+        }  # fmt: skip
+        self.rows.append(row)
+        self._select(errors[self.task.selected], twin, layers)
+        self.save()
+        return row
+
+    def _select(self, error: float, twin: Model, layers: list[LayerRecord]) -> None:
+        """Keep the network if it is the best so far; count the validations since the best."""
+        self.stale += 1
+        if error < self.best["error"]:
+            self.stale = 0
+            state = {name: tensor.cpu() for name, tensor in twin.state_dict().items()}
+            self.best = {"step": self.step, "error": error, "state": state, "layers": [r._asdict() for r in layers]}
+        elif self.stale % self.settings.plateau_patience == 0:
+            self.reductions += 1
+
+    def save(self) -> None:
+        """Write checkpoints/last.pt, metrics.csv and layers.csv."""
+        state = {name: getattr(self, name) for name in PRIMITIVES}
+        state |= {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "ema")}
+        save_checkpoint(self.folder / "checkpoints" / "last.pt", state)
+        write_atomically(self.folder / "metrics.csv", self.metrics().to_csv(index=False).encode())
+        if self.relaxed:
+            table = pd.DataFrame(self.layer_rows, columns=list(LAYER_COLUMNS))
+            write_atomically(self.folder / "layers.csv", table.to_csv(index=False).encode())
+
+    def resume(self) -> None:
+        """Take the state of checkpoints/last.pt; raises ``CheckpointError`` when it cannot be used."""
+        path = self.folder / "checkpoints" / "last.pt"
+        state = load_checkpoint(path, keys=(*PRIMITIVES, "model", "optimizer", "ema"))
+        try:
+            for name in ("model", "optimizer", "ema"):
+                getattr(self, name).load_state_dict(state[name])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"`{path}` belongs to another network; delete it and restart.") from error
+        for name in PRIMITIVES:
+            setattr(self, name, state[name])
+
+    def metrics(self) -> pd.DataFrame:
+        """One row a validation: step, time, rate, theta, penalty and loss, then the task's columns."""
+        columns = (*FIRST_COLUMNS, *self.task.train_columns, *self.task.validation_columns)
+        return pd.DataFrame(self.rows, columns=list(columns))
+
+    def result(self) -> FitResult[Model]:
+        """The best projected network so far; raises ``TrainingError`` when no validation gave a finite error."""
+        if not self.best["state"]:
+            raise TrainingError(
+                f"No validation up to step {self.step} gave a finite error, so there is no best network: (a) the run "
+                "was stopped before the first validation, or (b) the network's numbers overflow."
+            )
+        twin, _ = self.projected()
+        twin.load_state_dict(self.best["state"])
+        layers = [LayerRecord(**record) for record in self.best["layers"]]
+        times = (self.seconds, self.cpu_seconds)
+        return FitResult(twin.cpu(), layers, self.best["step"], self.step, *times, self.metrics())

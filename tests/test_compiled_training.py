@@ -1,0 +1,207 @@
+"""Compiled training: the recorded graph has the network's numbers, its gradient and the derivatives of both."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mdrelax.compiled import training
+from mdrelax.compiled.training import CompileError, ForceGraph
+from mdrelax.forces.forcefield import ForceField
+from mdrelax.forces.forcematching import ForceMatching
+from mdrelax.forces.loader import Batch, Loader, frames_from_data, join
+from mdrelax.forces.loss import Targets
+from mdrelax.method.relaxation import penalty, relax_constraints, set_theta
+from mdrelax.runs.config import TrainingConfig
+from mdrelax.structures.graph import Graph, edge_vectors
+from molecules import ELEMENTS, batch_of, ethanol, graph_of, rattled, tiny_equiformer, tiny_segnn, water
+from small_runs import CLUSTER_CUTOFF, clusters, data_of
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "equiformer, linear messages": lambda: tiny_equiformer("8x0e+4x1o", nonlinear_messages=False),
+    "equiformer, as published": lambda: tiny_equiformer("8x0e+4x1e+4x2e", radial_basis="expnormal", n_blocks=1),
+    "segnn": tiny_segnn,
+}
+SMALLEST = partial(tiny_equiformer, "8x0e+4x1o", n_blocks=1)
+RECORDED = "eager"  # the graph as it was recorded, without a compiler: seconds, and everything of ours is in it
+
+
+def model_of(build: Callable[[], nn.Module], *, relaxed: bool) -> ForceField:
+    """A force field in training mode, with free maps that count where it is relaxed."""
+    model = ForceField(build(), elements=ELEMENTS)
+    if relaxed:
+        relax_constraints(model, initial_std=0.05, generator=torch.Generator().manual_seed(1))
+        set_theta(model, 0.7)
+    return model.train()
+
+
+def everything(model: ForceField, graph: Graph, network: Any = None) -> list[Tensor]:
+    """Energy, forces, and the gradient of a loss of both, with the penalty where there is one."""
+    model.zero_grad()
+    prediction = model(graph, create_graph=True, network=network)
+    loss = prediction.energy.square().sum() + prediction.forces.square().sum()
+    if any("feed_forward.weight" in name or name.endswith(".layer") for name, _ in model.named_modules()):
+        loss = loss + penalty(model)
+    loss.backward()
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    return [prediction.energy.detach(), prediction.forces.detach(), *gradients]
+
+
+def assert_alike(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    """Float64; what is summed in another order rounds otherwise."""
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("relaxed", [False, True])
+@pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
+def test_the_recorded_graph_trains_as_the_network_does(build: Callable[[], nn.Module], relaxed: bool) -> None:
+    """For any sizes: recorded on a molecule, used for a batch of others; free maps, theta and penalty included."""
+    model = model_of(build, relaxed=relaxed)
+    graph = ForceGraph(model.potential, backend=RECORDED)
+    for structures in (rattled(ethanol(), 1, 0), [*rattled(ethanol(), 1, 1), water()]):
+        batch = batch_of(*structures)
+        assert_alike(everything(model, batch, graph), everything(model, batch))
+        if relaxed:
+            set_theta(model, 0.2)  # a new theta needs no new graph
+    assert graph.compiled is not None
+
+
+def test_fixed_edges_are_compiled_and_others_run_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One connectivity is part of the graph; what has another one is right, too."""
+    model = model_of(SMALLEST, relaxed=True)
+    batch, other = (batch_of(*rattled(ethanol(), n, 0)) for n in (2, 3))
+    graph = ForceGraph(model.potential, batch.edge_index, backend=RECORDED)
+    assert_alike(everything(model, batch, graph), everything(model, batch))
+    calls = []
+    monkeypatch.setattr(graph, "compiled", lambda *inputs: calls.append(inputs))
+    assert_alike(everything(model, other, graph), everything(model, other))
+    assert not calls
+
+
+def test_a_lone_atom_is_trained_uncompiled() -> None:
+    """No edges: nothing to compile for, and no error."""
+    model = model_of(SMALLEST, relaxed=False)
+    graph = ForceGraph(model.potential, backend=RECORDED)
+    lonely = graph_of(ethanol()[:1])
+    assert_alike(everything(model, lonely, graph), everything(model, lonely))
+    assert graph.compiled is None
+
+
+def test_a_compiled_step_with_other_derivatives_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What autograd detaches when it saves a tensor would lose part of the second derivative, were it left in."""
+    monkeypatch.setattr(training, "keep_second_derivatives", lambda graph: None)
+    model = model_of(SMALLEST, relaxed=False)
+    with pytest.raises(CompileError, match=r"derivatives .* differ"):
+        ForceGraph(model.potential, backend=RECORDED)(*_arguments(model, graph_of(ethanol())))
+
+
+def _arguments(model: ForceField, graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
+    return model.species[graph.numbers], graph.edge_index, edge_vectors(graph)
+
+
+def test_a_network_that_looks_at_its_data_is_not_recorded() -> None:
+    """A branch on a number cannot be one graph."""
+
+    class Branches(nn.Module):
+        cutoff = 5.0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
+            size = edge_vectors.square().sum()
+            return self.scale * (size if size > 1 else 2 * size).expand(species.shape[0])
+
+    model = ForceField(Branches(), elements=ELEMENTS)
+    with pytest.raises(CompileError, match="depends on the structure"):
+        ForceGraph(model.potential, backend=RECORDED)(*_arguments(model.double(), graph_of(ethanol())))
+
+
+# --- in the training of force fields ---
+
+
+def frames(tmp_path: Path, n: int) -> list[Batch]:
+    """Small clusters with labels; all pairs are neighbours."""
+    return frames_from_data(data_of(tmp_path / "frames.xyz", clusters(n)), cutoff=CLUSTER_CUTOFF)
+
+
+def stretched(frame: Batch) -> Batch:
+    """The same with its last atom out of the others' reach."""
+    positions = frame.graph.positions.clone()
+    positions[-1] += 2 * CLUSTER_CUTOFF
+    near = ~(frame.graph.edge_index == len(positions) - 1).any(0)
+    graph = frame.graph._replace(
+        positions=positions, edge_index=frame.graph.edge_index[:, near], edge_shift=frame.graph.edge_shift[near]
+    )
+    return frame._replace(graph=graph)
+
+
+def settings(**changes: Any) -> TrainingConfig:
+    """Training in float64, whose sums in another order are equal to 1e-10 or so."""
+    return TrainingConfig(steps=10, batch_size=4, dtype="float64", **changes)
+
+
+def test_the_code_is_for_one_molecules_edges_where_all_frames_are_that(tmp_path: Path) -> None:
+    """Frames of unequal connectivity share their edges. With frames of other sizes or batches by edges: any edges."""
+    known = frames(tmp_path, 4)
+    graph, targets = known[0]
+    known[0] = Batch(graph._replace(edge_index=graph.edge_index[:, 1:], edge_shift=graph.edge_shift[1:]), targets)
+    model = model_of(lambda: SMALLEST(cutoff=CLUSTER_CUTOFF), relaxed=False)
+    other = Batch(graph_of(water(), cutoff=CLUSTER_CUTOFF), targets._replace(forces=targets.forces[:3]))
+
+    def prepared(loader: Loader) -> ForceMatching:
+        task = ForceMatching(loader, known, settings(compile=True))
+        task._prepare_graph(model, join(known))
+        return task
+
+    task = prepared(Loader(known, batch_size=4))
+    assert task.edges is not None
+    assert torch.equal(task.edges, graph.edge_index)
+    assert task.graph is not None
+    assert torch.equal(task.graph.edge_index, join([Batch(graph, targets)] * 4).graph.edge_index)
+    for loader in (Loader([*known, other], batch_size=4), Loader(known, batch_size=4, max_edges=24)):
+        task = prepared(loader)
+        assert task.edges is None
+        assert task.graph is not None
+        assert task.graph.edge_index is None
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3])
+def test_micro_batches_have_the_gradient_of_the_whole_batch(tmp_path: Path, micro: int) -> None:
+    """Loss, errors and gradient; also where labels are missing and sizes differ."""
+    known = frames(tmp_path, 4)
+    water_labels = Targets(
+        torch.tensor([1.5]).double(), torch.full((3, 3), torch.nan).double(), known[0].targets.stress
+    )
+    mixed = [known[0], Batch(graph_of(water(), cutoff=CLUSTER_CUTOFF), water_labels), *known[1:3]]
+    found = []
+    for size in (None, micro):
+        model = model_of(lambda: SMALLEST(cutoff=CLUSTER_CUTOFF), relaxed=False)
+        task = ForceMatching(Loader(mixed, batch_size=4), known, settings(micro_batch_size=size))
+        loss, numbers = task.loss(model, join(mixed), step=3)
+        loss.backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append([loss.detach(), *numbers, *gradients])
+    assert_alike(*found)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_the_uncompiled_one(tmp_path: Path) -> None:
+    """With torch's compiler, as `training.compile` does it, relaxed; rounding apart."""
+    known = frames(tmp_path, 4)
+    known[1] = stretched(known[1])
+    found = []
+    for compiled in (False, True):
+        model = model_of(lambda: SMALLEST(cutoff=CLUSTER_CUTOFF), relaxed=True)
+        task = ForceMatching(Loader(known, batch_size=4), known, settings(compile=compiled))
+        loss, numbers = task.loss(model, join(known), step=3)
+        (loss + penalty(model)).backward()
+        found.append([loss.detach(), *numbers, *(p.grad for p in model.parameters() if p.grad is not None)])
+        assert (task.graph is not None) == compiled
+    assert_alike(*found)

@@ -1,0 +1,261 @@
+"""Learning rate, weight decay and the moving average, against their formulas."""
+
+import copy
+import math
+import sys
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+import torch
+from e3nn import o3
+from torch import nn
+
+from mdrelax.method.relaxation import relax_constraints, relaxed_layers
+from mdrelax.runs.config import OptimisationConfig
+from mdrelax.training.optimizers import OPTIMIZERS, Ema, LearningRate, make_optimizer, set_rate
+
+
+def rates(rate: LearningRate, n_steps: int, **state: int) -> list[float]:
+    """The rate of every step."""
+    return [rate.at_step(step, n_steps=n_steps, **state) for step in range(n_steps)]
+
+
+def test_warm_up_is_linear_and_never_zero():
+    """p (s + 1) / w for s < w, the peak at s = w - 1."""
+    assert rates(LearningRate(0.4, "constant", 4), 6) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+
+
+def test_cosine_ends_at_its_final_fraction():
+    """p (f + (1 - f) (1 + cos(pi x)) / 2): peak after warm-up, the mean in the middle, f p at the last step."""
+    found = rates(LearningRate(1.0, "cosine", 2, 0.1), 13)
+    assert found[2] == pytest.approx(1.0)
+    assert found[7] == pytest.approx(0.55)  # x = 1/2
+    assert found[-1] == pytest.approx(0.1)
+    assert found[5] == pytest.approx(0.1 + 0.9 * (1 + math.cos(0.3 * math.pi)) / 2)
+    assert found[2:] == sorted(found[2:], reverse=True)
+
+
+def test_plateau_multiplies_by_its_factor():
+    """p factor^k for k reductions, whatever the step."""
+    rate = LearningRate(1.0, "plateau", factor=0.5)
+    assert [rate.at_step(9, n_steps=10, reductions=k) for k in range(3)] == [1.0, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("kind", ["constant", "cosine", "plateau"])
+@pytest.mark.parametrize(("n_steps", "warmup"), [(1, 0), (1, 5), (3, 3), (2, 100)])
+def test_short_runs_have_positive_rates(kind, n_steps, warmup):
+    """A run shorter than its warm-up, or of one step, still learns, and divides by nothing."""
+    assert all(0 < rate <= 1 for rate in rates(LearningRate(1.0, kind, warmup, 0.01), n_steps))
+
+
+class Network(nn.Module):
+    """A matrix, its bias, a norm's scale, and an offset in the shape of a feature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.scale = nn.Parameter(torch.ones(4))
+        self.offset = nn.Parameter(torch.ones(1, 4, 1))
+
+
+def test_only_matrices_decay():
+    """With zero gradients AdamW moves what decays, p <- p (1 - lr d), and nothing else."""
+    model = Network()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = make_optimizer(model, lr=0.1, weight_decay=0.5, betas=(0.9, 0.99))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    after = dict(model.named_parameters())
+    torch.testing.assert_close(after["linear.weight"], 0.95 * before["linear.weight"])
+    for name in ("linear.bias", "scale", "offset"):
+        assert torch.equal(after[name], before[name]), name
+
+
+def test_every_parameter_is_optimised_once_and_frozen_ones_are_not():
+    """The two groups share out the trainable parameters."""
+    model = Network()
+    model.scale.requires_grad_(False)
+    groups = make_optimizer(model, lr=0.1, weight_decay=0.0, betas=(0.9, 0.99)).param_groups
+    held = [id(p) for group in groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters() if p is not model.scale)
+
+
+def test_the_config_knows_the_registry():
+    """A key of the one is a value of the other."""
+    assert set(get_args(OptimisationConfig.model_fields["optimizer"].annotation)) == set(OPTIMIZERS)
+
+
+def test_an_unknown_optimizer_names_the_nearest():
+    """For those who call the function themselves."""
+    with pytest.raises(ValueError, match="Unknown optimizer `muonn`; did you mean `muon`"):
+        make_optimizer(Network(), kind="muonn", lr=0.1, weight_decay=0.0, betas=(0.9, 0.99))
+
+
+def _reference(kind: str, model: Network) -> torch.optim.Optimizer:
+    """The same by torch's own constructor, tensor by tensor."""
+    parameters = dict(model.named_parameters())
+    if kind == "adam":
+        return torch.optim.Adam(parameters.values(), lr=0.1, betas=(0.8, 0.95), weight_decay=0.3, foreach=False)
+    groups = [{"params": [p], "weight_decay": 0.3 * (name == "linear.weight")} for name, p in parameters.items()]
+    return torch.optim.AdamW(groups, lr=0.1, betas=(0.8, 0.95), foreach=False)
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_adam_and_adamw_are_torchs(kind):
+    """Five steps at changing rates; `adam` adds every parameter's decay to its gradient, `adamw` shrinks matrices."""
+    models = Network().double(), Network().double()
+    models[1].load_state_dict(models[0].state_dict())
+    ours = make_optimizer(models[0], kind=kind, lr=0.1, weight_decay=0.3, betas=(0.8, 0.95))
+    theirs = _reference(kind, models[1])
+    generator = torch.Generator().manual_seed(0)
+    for step in range(5):
+        for a, b in zip(*(model.parameters() for model in models), strict=True):
+            a.grad = torch.randn(a.shape, generator=generator, dtype=a.dtype)
+            b.grad = a.grad.clone()
+        for optimizer in (ours, theirs):
+            set_rate(optimizer, 0.1 / (step + 1))
+            optimizer.step()
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_every_optimizer_fits_a_line(kind):
+    """The loss of a small regression falls to a tenth of the start."""
+    loss_of = _regression()
+    model = nn.Linear(4, 3)
+    before = loss_of(model).item()
+    optimizer = make_optimizer(model, kind=kind, lr=0.05, weight_decay=0.0, betas=(0.9, 0.99))
+    for step in range(150):
+        optimizer.zero_grad()
+        loss_of(model).backward()
+        set_rate(optimizer, 0.05 * (1 - step / 150))
+        optimizer.step()
+    assert loss_of(model).item() < 0.1 * before
+
+
+def _regression() -> Callable[[nn.Module], torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, slope = torch.randn(32, 4, generator=generator), torch.randn(4, 3, generator=generator)
+    return lambda model: (model(x) - x @ slope - 0.5).square().mean()
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_an_optimizer_goes_on_from_its_state(kind):
+    """Saved after three steps into another object, the fourth and fifth are the same, bit for bit."""
+    models = Network(), Network()
+    optimizers = [make_optimizer(m, kind=kind, lr=0.1, weight_decay=0.01, betas=(0.9, 0.99)) for m in models]
+    generator = torch.Generator().manual_seed(0)
+    gradients = [[torch.randn(p.shape, generator=generator) for p in models[0].parameters()] for _ in range(5)]
+    for each in gradients[:3]:
+        _step(models[0], optimizers[0], each)
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    for model, optimizer in zip(models, optimizers, strict=True):
+        for each in gradients[3:]:
+            _step(model, optimizer, each)
+    assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in models), strict=True))
+
+
+def _step(model: nn.Module, optimizer: Any, gradients: list[torch.Tensor]) -> None:
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        parameter.grad = gradient.clone()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.05])
+def test_muon_hands_vectors_to_adamw_at_a_fraction_of_its_rate(fraction):
+    """The matrix moves by the rate in the spectral norm; in the first step AdamW moves every entry by its fraction."""
+    model = Network()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = make_optimizer(
+        model, kind="muon", lr=1.0, weight_decay=0.0, betas=(0.9, 0.99), vector_fraction=fraction
+    )
+    set_rate(optimizer, 0.5)
+    _step(model, optimizer, [torch.randn(p.shape) for p in model.parameters()])
+    moved = {name: p.detach() - before[name] for name, p in model.named_parameters()}
+    assert 0.3 < torch.linalg.matrix_norm(moved["linear.weight"], 2) < 0.65
+    for name in ("linear.bias", "scale", "offset"):
+        torch.testing.assert_close(moved[name].abs(), torch.full_like(moved[name], 0.5 * fraction), rtol=1e-4, atol=0)
+
+
+def test_soap_without_its_library_names_the_remedy(monkeypatch):
+    """It is an extra."""
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(ValueError, match=r"pip install 'mdrelax\[soap\]'"):
+        make_optimizer(Network(), kind="soap", lr=0.1, weight_decay=0.0, betas=(0.9, 0.99))
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_free_maps_move_at_their_fraction_of_the_rate(kind):
+    """With every kind: the trunk's groups get the rate (muon's vectors a fifth), the free maps' a tenth of that."""
+    model = nn.Sequential(o3.Linear("4x0e+4x1o", "4x0e+4x1o"), nn.Linear(16, 2))
+    relax_constraints(model)
+    optimizer = make_optimizer(model, kind=kind, lr=0.1, weight_decay=0.0, betas=(0.9, 0.99), free_fraction=0.1)
+    set_rate(optimizer, 0.05)
+    (layer,) = relaxed_layers(model).values()
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(model.parameters()))
+    assert rates[id(layer.weight)] == pytest.approx(0.005)
+    assert rates[id(model[1].weight)] == pytest.approx(0.05)
+    layer.weight.grad = torch.ones_like(layer.weight)
+    before = layer.weight.detach().clone()
+    for _ in range(2):  # soap's first step only looks
+        optimizer.step()
+    assert not torch.equal(layer.weight, before)
+
+
+def test_free_maps_may_have_an_optimizer_of_their_own():
+    """AdamW's first step moves every entry of a free map by the rate; Muon's moves the trunk's matrix by its norm."""
+    model = nn.Sequential(o3.Linear("4x0e+4x1o", "4x0e+4x1o"), nn.Linear(16, 2))
+    relax_constraints(model)
+    optimizer = make_optimizer(model, kind="muon", free_kind="adamw", lr=0.1, weight_decay=0.0, betas=(0.9, 0.99))
+    (layer,) = relaxed_layers(model).values()
+    free, matrix = layer.weight.detach().clone(), model[1].weight.detach().clone()
+    _step(model, optimizer, [torch.randn(p.shape) for p in model.parameters()])
+    torch.testing.assert_close((layer.weight - free).abs(), torch.full_like(free, 0.1), rtol=1e-4, atol=1e-6)
+    assert 0.06 < torch.linalg.matrix_norm(model[1].weight - matrix, 2) < 0.13
+    with pytest.raises(ValueError, match="Unknown optimizer `adanw`"):
+        make_optimizer(model, free_kind="adanw", lr=0.1, weight_decay=0.0, betas=(0.9, 0.99))
+
+
+def test_moving_average_follows_its_formula():
+    """a <- d_s a + (1 - d_s) p with d_s = min(d, s / (s + 10)), s = 1, 2, ...; float64, so 1e-14."""
+    model = nn.Linear(2, 1).double()
+    ema, expected = Ema(model, decay=0.3), [p.detach().clone() for p in model.parameters()]
+    for step in range(1, 12):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.full_like(parameter, 0.1 * step))
+        ema.update(model.parameters())
+        decay = min(0.3, step / (step + 10))
+        expected = [decay * a + (1 - decay) * p.detach() for a, p in zip(expected, model.parameters(), strict=True)]
+    for average, wanted in zip(ema.average, expected, strict=True):
+        torch.testing.assert_close(average, wanted, rtol=0, atol=1e-14)
+
+
+def test_without_decay_the_average_is_the_weights():
+    """`ema: 0` turns averaging off, bit for bit."""
+    model, ema = nn.Linear(2, 1), Ema(nn.Linear(2, 1), decay=0.0)
+    ema.update(model.parameters())
+    assert all(torch.equal(a, p) for a, p in zip(ema.average, model.parameters(), strict=True))
+
+
+def test_the_average_is_restored_and_handed_to_a_model():
+    """state_dict -> load_state_dict -> copy_to is lossless, the number of steps included."""
+    model, other = nn.Linear(2, 1), nn.Linear(2, 1)
+    ema, restored = Ema(model, decay=0.9), Ema(other, decay=0.9)
+    ema.update(other.parameters())
+    restored.load_state_dict(ema.state_dict())
+    restored.copy_to(other)
+    assert restored.steps == 1
+    assert all(torch.equal(a, p) for a, p in zip(ema.average, other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0])
+def test_an_impossible_decay_is_refused(decay):
+    """An average that never moves, or runs away, is a mistake."""
+    with pytest.raises(ValueError, match=r"\[0, 1\), got"):
+        Ema(nn.Linear(1, 1), decay=decay)
