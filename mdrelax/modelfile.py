@@ -28,12 +28,12 @@ from torch import Tensor, nn
 
 import mdrelax.potentials as networks
 from mdrelax.base import o3
+from mdrelax.base.migrations import with_published_norm
 from mdrelax.base.provenance import software_versions
 from mdrelax.base.units import nearest_name
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.method.projection import Certificate, require
 from mdrelax.method.relaxation import is_relaxed
-from mdrelax.runs.config_changes import with_published_norm
 from mdrelax.training.checkpoint import write_atomically
 
 __all__ = ["LoadedModel", "ModelFileError", "RoughPotentialWarning", "frozen_copy", "load_model", "save_model"]

@@ -37,7 +37,6 @@ EXCEPTIONS = {
     ("mdrelax.method.projection", "mdrelax.forces.forcefield"),
     ("mdrelax.method.projection", "mdrelax.forces.symmetry"),
     ("mdrelax.method.projection", "mdrelax.structures.graph"),
-    ("mdrelax.modelfile", "mdrelax.runs.config_changes"),
     ("mdrelax.modelfile", "mdrelax.training.checkpoint"),
     ("mdrelax.packs.nbody.run", "mdrelax.forces.symmetry"),
     ("mdrelax.packs.nbody.task", "mdrelax.forces.symmetry"),
