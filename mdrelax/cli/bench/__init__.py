@@ -2,7 +2,7 @@
 
 import typer
 
-from mdrelax.cli.bench import speed, studies
+from mdrelax.cli.bench import smoothness, speed, studies
 
 app = typer.Typer(help="Benchmarks: N-body (the paper's), rMD17 and speed.", no_args_is_help=True)
 app.command()(studies.nbody)
@@ -12,3 +12,4 @@ app.command()(studies.rmd17)
 app.command()(speed.speed)
 app.command()(speed.operators)
 app.command()(speed.backbones)
+app.command()(smoothness.smoothness)

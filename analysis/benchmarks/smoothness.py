@@ -1,0 +1,179 @@
+"""Smoothness: force constants of trained networks at a site of high symmetry, against the displacement that gives them.
+
+    k(d) = -(F(d) - F(-d)) / (2 d)
+
+of one atom moved by d along a cube's edge in a perfect fcc crystal of copper. It must not depend on d while d is small:
+phonons, elastic constants and cold crystals hang on it, and no test error shows it. Networks learn 34 frames of 32
+atoms that ASE's EMT potential labels, rattled by 0.003 to 0.1 A, so the right value is known: EMT's own.
+
+| file | holds |
+| --- | --- |
+| copper.extxyz | the frames |
+| NETWORK-NORM-SEED/ | the training runs |
+| smoothness.csv, .json | a row per network: k(d) in eV/A^2, test error, what float32 leaves of forces that vanish |
+| smoothness.png | k(d) of all networks |
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.calculator import Calculator
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+from matplotlib.figure import Figure
+
+from mdrelax.analysis.drawing import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, WIDTH, styled
+from mdrelax.analysis.studies.compare import read_results, run_all
+from mdrelax.base.units import nearest_name
+from mdrelax.engines.ase import MDRelaxCalculator
+from mdrelax.runs.config import ConfigError, load_config
+
+__all__ = ["DISPLACEMENTS", "NETWORKS", "copper_frames", "draw_smoothness", "force_constants", "train_on_copper"]
+
+DISPLACEMENTS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # A
+N_FRAMES = 34
+RATTLES = (0.003, 0.1)  # A, the smallest and the largest
+NETWORKS: dict[str, dict[str, Any]] = {  # preset `tiny` with these arguments
+    "equiformer": {},
+    "equiformer:separable": {"norm": "separable", "norm_eps": 1e-2},  # as it was the default before
+    "segnn": {},
+    "segnn:joint": {"norm": "joint"},
+    "equiformer-pytorch": {},
+    "equiformer-pytorch:separable": {"norm": "separable", "norm_eps": 1e-2},
+}
+
+
+class Trained(NamedTuple):
+    """One network that has learnt copper."""
+
+    name: str
+    seed: int
+    model: Path
+    force_mae: float  # meV/A, on the test frames
+    cpu_seconds: float
+
+
+def copper() -> Atoms:
+    """32 atoms of fcc copper at ASE's lattice constant, at rest."""
+    return bulk("Cu", cubic=True) * (2, 2, 2)
+
+
+def copper_frames(seed: int = 0) -> list[Atoms]:
+    """The labelled frames: every coordinate moved by normal deviates, from 0.003 to 0.1 A in equal ratios."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for amplitude in np.geomspace(*RATTLES, N_FRAMES):
+        atoms = copper()
+        atoms.positions += rng.normal(scale=amplitude, size=atoms.positions.shape)
+        atoms.calc = EMT()
+        labels = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+        atoms.calc = SinglePointCalculator(atoms, **labels)
+        frames.append(atoms)
+    return frames
+
+
+def force_constants(
+    calculator: Calculator, atoms: Atoms, displacements: Sequence[float] = DISPLACEMENTS, *, atom: int = 0
+) -> np.ndarray:
+    """k(d) in eV/A^2 of one atom of ``atoms`` along x, for each displacement d in A."""
+    found = []
+    for distance in displacements:
+        forces = []
+        for sign in (1, -1):
+            moved = atoms.copy()
+            moved.positions[atom, 0] += sign * distance
+            moved.calc = calculator
+            forces.append(moved.get_forces()[atom, 0])
+        found.append(-(forces[0] - forces[1]) / (2 * distance))
+    return np.array(found)
+
+
+def train_on_copper(
+    folder: Path,
+    names: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    jobs: int,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Trained]:
+    """Train what is not finished in ``folder``; raises ``ConfigError`` for an unknown network."""
+    for name in names:
+        if name not in NETWORKS:
+            raise ConfigError(f"There is no network `{name}` in this benchmark; {nearest_name(name, NETWORKS)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / "copper.extxyz"
+    if not source.exists():
+        write(source, copper_frames())
+    runs = {(name, seed): folder / f"{name.replace(':', '-')}-{seed}" for seed in seeds for name in names}
+    configs = {place: _config(name, seed, source, steps) for (name, seed), place in runs.items()}
+    run_all(configs, jobs=jobs, tell=tell)
+    trained = []
+    for (name, seed), place in runs.items():
+        results = read_results(place, configs[place])
+        if results is not None:
+            errors = results["test"]["forces_mae_meV_per_A"]
+            trained.append(Trained(name, seed, place / "model.safetensors", errors, results["cpu_seconds"]))
+    return trained
+
+
+def _config(name: str, seed: int, source: Path, steps: int) -> dict[str, Any]:
+    """The recipe: the standard network, Muon, 28 frames to learn, 3 to choose the best step, 3 to test."""
+    potential = {"name": name.partition(":")[0], "preset": "tiny", "cutoff": 5.0, "arguments": NETWORKS[name]}
+    optimisation = {"optimizer": "muon", "learning_rate": 5e-3, "betas": [0.98, 0.99], "batch_size": 2}
+    training = {"steps": steps, "energy_weight": 1.0, "validate_every": 100, "seed": seed, **optimisation}
+    document = {
+        "data": {"source": str(source.resolve()), "train": 28, "validation": 3, "test": 3},
+        "potential": potential,
+        "relaxation": {"schedule": "off"},
+        "training": training,
+    }
+    return load_config(document).model_dump(mode="json")
+
+
+def smoothness_table(trained: Sequence[Trained]) -> pd.DataFrame:
+    """A row for EMT and one for each network; columns as in the module's table."""
+    crystal = copper()
+    rows: list[dict[str, Any]] = [{"network": "EMT", **_columns(force_constants(EMT(), crystal))}]
+    for each in trained:
+        exact, single = (MDRelaxCalculator.from_file(each.model, dtype=dtype) for dtype in ("float64", "float32"))
+        crystal.calc = single
+        rows.append(
+            {
+                "network": each.name,
+                "seed": each.seed,
+                **_columns(force_constants(exact, crystal)),
+                "force_mae_meV_per_A": each.force_mae,
+                "float32_force_eV_per_A": float(np.abs(crystal.get_forces()).max()),
+                "cpu_minutes": each.cpu_seconds / 60,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _columns(constants: np.ndarray) -> dict[str, float]:
+    return {f"k({d:g} A)": float(k) for d, k in zip(DISPLACEMENTS, constants, strict=True)}
+
+
+@styled
+def draw_smoothness(table: pd.DataFrame) -> Figure:
+    """k(d) against d, both on log scales; EMT in black."""
+    figure = Figure(figsize=(0.7 * WIDTH, 3.4), layout="constrained")
+    ax = figure.add_subplot()
+    colours = dict(zip(NETWORKS, (BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE), strict=True))
+    columns = list(_columns(np.zeros(len(DISPLACEMENTS))))
+    for row in table.to_dict("records"):
+        emt, first = row["network"] == "EMT", row.get("seed") in (None, 0) or row["network"] == "EMT"
+        style = {"color": BLACK, "linestyle": "--"} if emt else {"color": colours[row["network"]], "marker": "o"}
+        label = ("EMT, what was learnt" if emt else row["network"]) if first else None
+        ax.plot(DISPLACEMENTS, [row[c] for c in columns], label=label, markersize=4, **style)
+    ax.set(xscale="log", yscale="log", xlabel="displacement d (A)", ylabel="k(d) (eV/A^2)")
+    ax.set_title("force constant of an atom in perfect fcc copper")
+    ax.legend()
+    return figure

@@ -1,0 +1,42 @@
+"""`mdrelax bench smoothness`: force constants of trained networks where symmetry makes vectors vanish."""
+
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def smoothness(
+    out: Annotated[Path, typer.Option(help="Folder for the runs, smoothness.csv, .json and .png.")] = Path(
+        "runs/smoothness"
+    ),
+    networks: Annotated[
+        str, typer.Option(help="Comma-separated; `:separable` is the published layer norm, `:joint` the smooth one.")
+    ] = "equiformer,equiformer:separable,segnn,segnn:joint,equiformer-pytorch,equiformer-pytorch:separable",
+    seeds: Annotated[str, typer.Option(help="Comma-separated seeds, each a run of every network.")] = "0",
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 1000,
+    jobs: Annotated[int, typer.Option(min=0, help="Runs side by side, one thread each; 0: one per core.")] = 0,
+) -> None:
+    """Train networks on EMT copper and measure k(d) = -F/d in the perfect crystal, which must not depend on d."""
+    from mdrelax.analysis.benchmarks import smoothness as benchmark
+    from mdrelax.analysis.drawing import save
+    from mdrelax.analysis.tables import write_table
+    from mdrelax.base.provenance import command_line
+    from mdrelax.modelfile import RoughPotentialWarning
+    from mdrelax.runs.inputs import whole_numbers
+    from mdrelax.runs.jobs import cores
+
+    trained = benchmark.train_on_copper(
+        out, networks.split(","), seeds=whole_numbers("--seeds", seeds), steps=steps, jobs=jobs or cores(),
+        tell=typer.echo,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RoughPotentialWarning)  # how rough they are is what is measured
+        table = benchmark.smoothness_table(trained)
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    work = f"{steps} steps on {benchmark.N_FRAMES} frames of 32 Cu atoms labelled by EMT; k in eV/A^2"
+    for path in write_table(table, out, command=command_line(), work=work, name="smoothness"):
+        typer.echo(path)
+    save(out / "smoothness.png", lambda: benchmark.draw_smoothness(table))
+    typer.echo(out / "smoothness.png")
