@@ -36,7 +36,15 @@ from mdrelax.method.projection import Certificate, require
 from mdrelax.method.relaxation import is_relaxed
 from mdrelax.training.checkpoint import write_atomically
 
-__all__ = ["LoadedModel", "ModelFileError", "RoughPotentialWarning", "frozen_copy", "load_model", "save_model"]
+__all__ = [
+    "LoadedModel",
+    "ModelFileError",
+    "RoughPotentialWarning",
+    "frozen_copy",
+    "load_model",
+    "save_model",
+    "warn_if_rough",
+]
 
 FORMAT_VERSION = 2
 
@@ -142,9 +150,14 @@ def load_model(path: str | Path) -> LoadedModel:
         certificate = Certificate.from_dict(header["certificate"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"`{path}` describes a network that this mdrelax cannot build ({error}).") from error
-    if force_field.roughness is not None:
-        warnings.warn(f"`{path}` is not smooth: {force_field.roughness}.", RoughPotentialWarning, stacklevel=2)
+    warn_if_rough(path, force_field)
     return LoadedModel(force_field.eval(), require(certificate), header)
+
+
+def warn_if_rough(path: Path, force_field: ForceField) -> None:
+    """Warn the caller of a loader of a model whose energy is not smooth."""
+    if force_field.roughness is not None:
+        warnings.warn(f"`{path}` is not smooth: {force_field.roughness}.", RoughPotentialWarning, stacklevel=3)
 
 
 def coupling_fingerprint() -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from e3nn import o3
 from e3nn.util.test import equivariance_error as e3nn_error
 from torch import nn
@@ -156,3 +157,30 @@ def test_a_finished_model_is_audited_layer_by_layer(tmp_path: Path) -> None:
     assert "PASSED" in said.out
     rows = json.loads((tmp_path / "audit" / "audit.json").read_text())["layer_errors"]
     assert max(row["rotation_float64"] for row in rows) < 1e-9
+
+
+@pytest.mark.filterwarnings("default::mdrelax.modelfile.RoughPotentialWarning")
+def test_a_network_with_the_published_norm_says_that_it_is_not_smooth(tmp_path: Path) -> None:
+    """When it is trained, when its run is audited and when its file is read: one sentence with the remedy.
+
+    A run of version 1, whose config does not name the norm, is projected to the network that it was.
+    """
+    source = write_frames(tmp_path / "frames.xyz", clusters(34))
+    arguments = {**NETWORK, "norm": "separable", "norm_eps": 1e-2}
+    config = document(source, training={"steps": 2, "batch_size": 4}, potential={"arguments": arguments})
+    run, says = tmp_path / "run", "is not smooth: its layer norm is `separable`"
+    trained = mdrelax("train", write_config(tmp_path / "config.yaml", config), "--out", run)
+    assert f"The network {says}" in trained.out
+    assert f"The network {says}" in mdrelax("audit", run, "--operations", "1").out
+    read = mdrelax("info", run / "model.safetensors")
+    assert read.err.startswith(f"Warning: `{run / 'model.safetensors'}` {says}")
+    assert read.err.rstrip().endswith("train again with `potential.arguments.norm: joint`.")
+
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    del saved["format_version"], saved["potential"]["arguments"]["norm"]
+    (run / "config.yaml").write_text(yaml.safe_dump(saved))
+    assert mdrelax("project", run, "--output", tmp_path / "again.safetensors").code == 0
+    before, after = (
+        json.loads(mdrelax("info", path).out) for path in (run / "model.safetensors", tmp_path / "again.safetensors")
+    )
+    assert before["potential"] == after["potential"]

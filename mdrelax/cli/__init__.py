@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def main() -> None:
     """Run the command line; the message of an error comes last and alone, the traceback only with MDRELAX_DEBUG=1."""
     stop_when_terminated()
     try:
-        with home_left_alone():
+        with home_left_alone(), warnings_in_words():
             app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
         _fail("Interrupted; a training run goes on with `--restart auto`.", OTHER)
@@ -66,6 +67,17 @@ def stop_when_terminated() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+
+
+@contextlib.contextmanager
+def warnings_in_words() -> Iterator[None]:
+    """Print a warning as its sentence alone: the line of code that raised it means nothing to a user."""
+    shown = warnings.showwarning
+    warnings.showwarning = lambda message, *_, **__: typer.echo(f"Warning: {message}", err=True)
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
 
 
 @contextlib.contextmanager

@@ -95,6 +95,8 @@ def _of_run(
         {free: errors, "projected": projected},
     )
     _say_layers(layers)
+    if network.roughness is not None:
+        typer.echo(f"The network is not smooth: {network.roughness}.")
     found = {name: error._asdict() for name, error in errors.items()}
     return network, graph, {"theta": theta, **found, "layers": [layer._asdict() for layer in layers],
                             "projected": projected.to_dict()}  # fmt: skip

@@ -29,7 +29,7 @@ import torch
 from mdrelax.compiled.inference import CompiledPotential, load_library
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.method.projection import Certificate, require
-from mdrelax.modelfile import DTYPES, LoadedModel, ModelFileError
+from mdrelax.modelfile import DTYPES, LoadedModel, ModelFileError, warn_if_rough
 
 __all__ = ["file_hash", "load_compiled", "seal", "this_machine"]
 
@@ -92,6 +92,7 @@ def load_compiled(path: str | Path, *, sha256: str | None = None) -> LoadedModel
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"The header of `{path}` is damaged ({error}).") from error
+    warn_if_rough(path, force_field)
     return LoadedModel(force_field.eval(), certificate, header)
 
 

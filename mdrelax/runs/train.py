@@ -136,6 +136,8 @@ def run_training(
         f"{config.potential.name} `{config.potential.preset}`: {n_parameters:,} parameters, {n_free:,} free ones while "
         "the constraint is relaxed."
     )
+    if force_field.roughness is not None:
+        tell(f"The network is not smooth: {force_field.roughness}.")
     fit = trainer.run()
     certificate = certify(fit.model, _to_certify(frames), layers=fit.layers)
     results = {
