@@ -16,7 +16,7 @@ import copy
 import hashlib
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,17 +28,32 @@ from torch import Tensor, nn
 
 import mdrelax.potentials as networks
 from mdrelax.base import o3
+from mdrelax.base.files import write_atomically
+from mdrelax.base.names import nearest_name
 from mdrelax.base.provenance import software_versions
-from mdrelax.base.units import nearest_name
 from mdrelax.forces.forcefield import ForceField
-from mdrelax.method.projection import Certificate, require
+from mdrelax.method.certificate import Certificate, require
 from mdrelax.method.relaxation import is_relaxed
-from mdrelax.runs.config_changes import with_published_norm
-from mdrelax.training.checkpoint import write_atomically
 
-__all__ = ["LoadedModel", "ModelFileError", "RoughPotentialWarning", "frozen_copy", "load_model", "save_model"]
+__all__ = [
+    "LoadedModel",
+    "ModelFileError",
+    "RoughPotentialWarning",
+    "frozen_copy",
+    "load_model",
+    "save_model",
+    "with_published_norm",
+]
 
 FORMAT_VERSION = 2
+
+
+def with_published_norm(potential: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a network from before ``norm`` was one of them, when only the published norm was built."""
+    if potential == "segnn":
+        return {**arguments, **({"norm": "separable"} if arguments.get("norm") == "layer" else {})}
+    then = {"norm_eps": 1e-2} if potential == "equiformer-pytorch" else {}  # its default at that time
+    return {"norm": "separable", **then, **arguments}
 
 
 def _name_the_norm(header: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mdrelax.runs.config import ConfigError, load_config, read_yaml
+from mdrelax.base.sections import ConfigError, read_yaml
+from mdrelax.modelfile import with_published_norm
+from mdrelax.runs.config import load_config
 
 __all__ = [
     "changed_keys",
@@ -12,7 +14,6 @@ __all__ = [
     "read_saved",
     "refuse_changes",
     "with_defaults",
-    "with_published_norm",
 ]
 
 
@@ -31,14 +32,6 @@ def with_defaults(document: dict[str, Any]) -> dict[str, Any]:
         return load_config(current).model_dump(mode="json")
     except (ConfigError, AttributeError):
         return document
-
-
-def with_published_norm(potential: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a network from before ``norm`` was one of them, when only the published norm was built."""
-    if potential == "segnn":
-        return {**arguments, **({"norm": "separable"} if arguments.get("norm") == "layer" else {})}
-    then = {"norm_eps": 1e-2} if potential == "equiformer-pytorch" else {}  # its default at that time
-    return {"norm": "separable", **then, **arguments}
 
 
 def _from_version_1(document: Mapping[str, Any]) -> dict[str, Any]:
