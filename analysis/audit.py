@@ -26,7 +26,8 @@ from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.symmetry import network_in, relative_error
 from mdrelax.method.groups import IrrepsRepresentation, Layout
 from mdrelax.method.relaxation import relaxable_sites, relaxed_layers
-from mdrelax.structures.graph import Graph, rotate
+from mdrelax.structures.graph import Graph
+from mdrelax.structures.rotate import rotate
 
 __all__ = ["ANGLES", "angle_errors", "draw_angles", "draw_layers", "layer_errors"]
 

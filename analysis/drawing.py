@@ -20,7 +20,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from mdrelax.training.checkpoint import write_atomically
+from mdrelax.base.files import write_atomically
 
 __all__ = [
     "BLACK",

@@ -5,31 +5,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from mdrelax.forces.forcefield import ForceField
-from mdrelax.forces.forcematching import predict
-from mdrelax.forces.loader import Batch
 from mdrelax.forces.metrics import Integers, Predictions, errors
 
-__all__ = ["errors_by_config_type", "predictions_of", "take", "worst_structures"]
-
-
-def predictions_of(force_field: ForceField, frames: Sequence[Batch], *, stress: bool = False) -> Predictions:
-    """The labels of the frames beside what the force field says; stress only where it is asked for."""
-    predicted, batch = predict(force_field, frames, stress=stress)
-    targets, n_atoms = batch.targets, torch.bincount(batch.graph.batch)
-    no_forces = bool(targets.forces.isnan().all())
-    return Predictions(
-        numbers=batch.graph.numbers.numpy(),
-        n_atoms=n_atoms.numpy(),
-        energy_true=targets.energy.numpy(),
-        energy_pred=predicted.energy.numpy(),
-        forces_true=None if no_forces else targets.forces.numpy(),
-        forces_pred=None if no_forces else predicted.forces.numpy(),
-        stress_true=targets.stress.numpy() if predicted.stress is not None else None,
-        stress_pred=predicted.stress.numpy() if predicted.stress is not None else None,
-    )
+__all__ = ["errors_by_config_type", "take", "worst_structures"]
 
 
 def take(predictions: Predictions, structures: Integers) -> Predictions:

@@ -32,7 +32,7 @@ from mdrelax.analysis.drawing import (
 from mdrelax.analysis.tables import short_names
 from mdrelax.engines.md import energy_drift
 from mdrelax.forces.metrics import Predictions, errors
-from mdrelax.method.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, Certificate
+from mdrelax.method.certificate import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, Certificate
 
 __all__ = [
     "equivariance_bars",

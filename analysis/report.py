@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from mdrelax.analysis import figures
 from mdrelax.analysis.drawing import save
 from mdrelax.analysis.html import duration, embedded, number, render
+from mdrelax.base.files import write_atomically
 from mdrelax.forces.metrics import Predictions, error_percentiles, errors_by_element, load_predictions
-from mdrelax.method.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, Certificate
-from mdrelax.training.checkpoint import write_atomically
+from mdrelax.method.certificate import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, Certificate
 
 __all__ = ["Run", "read_run", "write_report"]
 

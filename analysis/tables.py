@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from mdrelax.base.files import write_atomically
 from mdrelax.base.provenance import environment
-from mdrelax.training.checkpoint import write_atomically
 
 __all__ = ["short_names", "write_table"]
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch_geometric.data import Data
 
-from mdrelax.base import units
+from mdrelax.base.names import nearest_name
 from mdrelax.datasets.catalogue import CATALOGUE, is_name
 from mdrelax.datasets.download import Fetched, cached_path, fetch
 from mdrelax.datasets.extxyz import load_extxyz, read_atoms
@@ -96,12 +96,12 @@ def load_frames(source: str | Path, *, format: str | None = None, **options: Any
     path = _resolve(str(source))
     name = format or _format(path)
     if name not in LOADERS:
-        raise ValueError(f"There is no data format `{name}`; {units.nearest_name(name, LOADERS)}")
+        raise ValueError(f"There is no data format `{name}`; {nearest_name(name, LOADERS)}")
     given = {key: value for key, value in options.items() if value is not None}
     known = list(inspect.signature(LOADERS[name]).parameters)[1:]
     for key in given:
         if key not in known:
-            raise ValueError(f"The format {name} has no option `{key}`; {units.nearest_name(key, known)}")
+            raise ValueError(f"The format {name} has no option `{key}`; {nearest_name(key, known)}")
     return LOADERS[name](path, **given)
 
 

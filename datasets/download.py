@@ -21,7 +21,7 @@ import numpy as np
 from ase.formula import Formula
 from ase.symbols import Symbols
 
-from mdrelax.base import units
+from mdrelax.base.names import nearest_name
 from mdrelax.datasets.catalogue import CATALOGUE, Item, Source
 from mdrelax.datasets.indices import read_index_file
 
@@ -86,7 +86,7 @@ def data_folder(folder: str | Path | None = None) -> Path:
 
 def _item(name: str, catalogue: Mapping[str, Item]) -> Item:
     if name not in catalogue:
-        raise ValueError(f"There is no data set `{name}` to fetch; {units.nearest_name(name, catalogue)}")
+        raise ValueError(f"There is no data set `{name}` to fetch; {nearest_name(name, catalogue)}")
     return catalogue[name]
 
 

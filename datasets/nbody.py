@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mdrelax.base import units
+from mdrelax.base.names import nearest_name
 from mdrelax.datasets.array_cache import cached_arrays
 from mdrelax.datasets.download import data_folder
 from mdrelax.datasets.frames import require_finite
@@ -101,9 +101,7 @@ def load_nbody(
         return NBodyData(*(_simulated(str(source), part, sizes[part], seed, frames, folder) for part in PARTS))
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        raise ValueError(
-            f"There is no N-body system and no folder `{source}`; {units.nearest_name(str(source), SYSTEMS)}"
-        )
+        raise ValueError(f"There is no N-body system and no folder `{source}`; {nearest_name(str(source), SYSTEMS)}")
     return NBodyData(*(_from_files(folder, part, sizes[part], frames) for part in PARTS))
 
 

@@ -29,7 +29,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from torch_geometric.data import Data
 
-from mdrelax.base import units
+from mdrelax.base.names import nearest_name
 from mdrelax.datasets.array_cache import cached_arrays
 from mdrelax.datasets.frames import Frames, LabelReport, make_frame, require_finite, summarize, to_atoms
 from mdrelax.datasets.nbody import VERSION, cache_folder
@@ -62,7 +62,7 @@ def load_nbody_frames(
     name = str(source).removeprefix(NBODY_PREFIX)
     if name not in SYSTEMS:
         known = [f"{NBODY_PREFIX}{system}" for system in SYSTEMS]
-        raise ValueError(f"There is no N-body system `{source}`; {units.nearest_name(f'{NBODY_PREFIX}{name}', known)}")
+        raise ValueError(f"There is no N-body system `{source}`; {nearest_name(f'{NBODY_PREFIX}{name}', known)}")
     _check_request(n_frames, n_bodies, seed)
     softening = _softening(name, softening)
     folder = cache_folder(cache)

@@ -37,7 +37,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mdrelax.base import units
+from mdrelax.base.names import nearest_name
 
 __all__ = [
     "PROTOCOLS",
@@ -261,7 +261,7 @@ def _components_first(vectors: Array) -> Array:
 def require_system(system: str) -> str:
     """The name itself; raises ``ValueError`` with the nearest known one for any other."""
     if system not in SYSTEMS:
-        raise ValueError(f"There is no N-body system `{system}`; {units.nearest_name(system, SYSTEMS)}")
+        raise ValueError(f"There is no N-body system `{system}`; {nearest_name(system, SYSTEMS)}")
     return system
 
 

@@ -5,7 +5,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from mdrelax.base import units
+from mdrelax.base.names import nearest_name
 from mdrelax.datasets.extxyz import read_atoms
 
 __all__ = ["SAMPLES", "provenance", "sample_path"]
@@ -16,7 +16,7 @@ SAMPLES = {"ethanol": "ethanol_pbe.extxyz"}
 def sample_path(name: str) -> Path:
     """Where a shipped data set lies; raises ``ValueError`` for an unknown name, ``FileNotFoundError`` if it is gone."""
     if name not in SAMPLES:
-        raise ValueError(f"There is no sample `{name}`; {units.nearest_name(name, SAMPLES)}")
+        raise ValueError(f"There is no sample `{name}`; {nearest_name(name, SAMPLES)}")
     path = Path(str(resources.files("mdrelax.datasets") / "samples" / SAMPLES[name]))
     if not path.is_file():
         raise FileNotFoundError(

@@ -14,8 +14,9 @@ if not (Path(__file__).parent / "potentials").is_dir():
 if TYPE_CHECKING:
     from mdrelax.engines.ase import MDRelaxCalculator
     from mdrelax.forces.forcefield import ForceField
-    from mdrelax.forces.symmetry import equivariance_error
-    from mdrelax.method.projection import Certificate, certify, project
+    from mdrelax.forces.symmetry import certify, equivariance_error
+    from mdrelax.method.certificate import Certificate
+    from mdrelax.method.projection import project
     from mdrelax.method.relaxation import penalty, relax_constraints, set_theta
     from mdrelax.method.schedule import Schedule
     from mdrelax.modelfile import load_model, save_model
@@ -37,11 +38,11 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Certificate": "method.projection",
+    "Certificate": "method.certificate",
     "ForceField": "forces.forcefield",
     "MDRelaxCalculator": "engines.ase",
     "Schedule": "method.schedule",
-    "certify": "method.projection",
+    "certify": "forces.symmetry",
     "equivariance_error": "forces.symmetry",
     "load_model": "modelfile",
     "penalty": "method.relaxation",

@@ -28,13 +28,13 @@ from torch import Tensor, nn
 
 import mdrelax.potentials as networks
 from mdrelax.base import o3
+from mdrelax.base.files import write_atomically
 from mdrelax.base.migrations import with_published_norm
+from mdrelax.base.names import nearest_name
 from mdrelax.base.provenance import software_versions
-from mdrelax.base.units import nearest_name
 from mdrelax.forces.forcefield import ForceField
-from mdrelax.method.projection import Certificate, require
+from mdrelax.method.certificate import Certificate, require
 from mdrelax.method.relaxation import is_relaxed
-from mdrelax.training.checkpoint import write_atomically
 
 __all__ = [
     "LoadedModel",

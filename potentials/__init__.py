@@ -7,7 +7,7 @@
 | equiformer-pytorch | the library of that name, made fit for molecular dynamics; imported when it is asked for |
 
 A preset is a set of arguments; `md17` is the published MD17 configuration (L = 2, SE(3)), `small` and `tiny` are E(3)
-networks sized for a few CPU cores. The N-body form of SEGNN is no potential; see ``potentials.segnn``.
+networks sized for a few CPU cores. The N-body form of SEGNN is no potential; see ``mdrelax.packs.nbody``.
 """
 
 import inspect
@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from mdrelax.base import units
+from mdrelax.base.names import nearest_name
 from mdrelax.potentials.equiformer import Equiformer
 from mdrelax.potentials.segnn import SEGNNPotential
 
@@ -88,7 +88,7 @@ def preset(potential: str, name: str) -> dict[str, Any]:
     """The arguments of a preset; raises ``ValueError`` naming the nearest known one."""
     known = PRESETS[_known(potential)]
     if name not in known:
-        raise ValueError(f"`{potential}` has no preset `{name}`; {units.nearest_name(name, known)}")
+        raise ValueError(f"`{potential}` has no preset `{name}`; {nearest_name(name, known)}")
     return dict(known[name])
 
 
@@ -116,5 +116,5 @@ def _network_class(name: str) -> type[nn.Module]:
 
 def _known(name: str) -> str:
     if name not in POTENTIALS:
-        raise ValueError(f"There is no potential `{name}`; {units.nearest_name(name, POTENTIALS)}")
+        raise ValueError(f"There is no potential `{name}`; {nearest_name(name, POTENTIALS)}")
     return name

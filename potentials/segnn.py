@@ -7,8 +7,8 @@ With edge attributes a_ij (harmonics of the edge's direction) and node attribute
 where P1, P2 and U1 are gated tensor products with the attribute, U2 has no gate, and s_ij are invariants of the edge.
 Relaxed maps stand beside U1 and U2 (the place of the relaxation paper's N-body experiment).
 
-`NBodySEGNN` predicts displacements of particles, as published. `SEGNNPotential` is the same trunk with an energy.
-It differs from the published network in
+`SEGNN` is the trunk; `mdrelax.packs.nbody.networks` predicts displacements of particles with it, as published.
+`SEGNNPotential` is the same trunk with an energy. It differs from the published network in
 1. every message carries the envelope f(r), and so does the mean of the harmonics that is a node's attribute: energy,
    forces and their gradient stay continuous when an atom crosses the cut-off;
 2. the sum over neighbours is divided by the root of their mean number;
@@ -29,15 +29,14 @@ from mdrelax.base import o3
 from mdrelax.potentials.arguments import check_numbers
 from mdrelax.potentials.attributes import INTEGRAL, Attribute, AttributeBasis, Ends, GatedProduct, SteerableProduct
 from mdrelax.potentials.edge_chunks import Piece, gather_in_pieces, split_edges
-from mdrelax.potentials.edges import Edges, fully_connected, make_edges
+from mdrelax.potentials.edges import Edges, make_edges
 from mdrelax.potentials.radial import BesselBasis, polynomial_envelope
 from mdrelax.potentials.steerable import Features, SphericalHarmonics, layer_norm, why_rough
 
-__all__ = ["SEGNN", "NBodySEGNN", "SEGNNPotential"]
+__all__ = ["SEGNN", "SEGNNPotential"]
 
 NormKind = Literal["none", "joint", "separable"]
 RELAXED_PLACES = ("layers.*.update_1", "layers.*.update_2")
-SMALLEST_SPEED = 1e-12  # a particle at rest has no direction
 
 
 def natural_irreps(channels: int, lmax: int) -> o3.Irreps:
@@ -134,42 +133,6 @@ class SEGNN(nn.Module):
     def gathers(self, around: Surroundings) -> list[Gather]:
         """The gather of each layer for all edges at once."""
         return [partial(cast(Layer, layer).gather, around=around) for layer in self.layers]
-
-
-class NBodySEGNN(nn.Module):
-    """The published N-body network: where every particle of fully connected systems will have moved.
-
-    Node input: position from the system's centre, velocity, speed. Edge invariants: distance, product of the charges.
-    Node attribute: mean of the incoming edges' harmonics plus the velocity's. Positions are centred over the particles
-    of each system (the published code averages over x, y and z, and is not equivariant).
-    """
-
-    relax_where = RELAXED_PLACES
-
-    def __init__(self, *, channels: int = 32, n_layers: int = 4, lmax: int = 1, lmax_attribute: int = 1) -> None:
-        super().__init__()
-        self.harmonics = SphericalHarmonics(lmax_attribute)
-        self.segnn = SEGNN(
-            o3.Irreps("1x0e+2x1o"), o3.Irreps("1x1o"), channels=channels, lmax=lmax, lmax_attribute=lmax_attribute,
-            n_layers=n_layers, n_invariants=2,
-        )  # fmt: skip
-
-    def forward(self, positions: Tensor, velocities: Tensor, charges: Tensor) -> Tensor:
-        """Displacements (M, n, 3) of M systems of n particles; ``charges`` is (M, n), the rest (M, n, 3)."""
-        n_systems, n_particles, _ = positions.shape
-        edges = fully_connected(n_systems, n_particles, positions[0])
-        x, v, q = positions.flatten(0, 1), velocities.flatten(0, 1), charges.flatten()
-        vectors = edges.at_source(x) - edges.at_target(x)
-        distances, speeds = vectors.norm(dim=1, keepdim=True), v.norm(dim=1, keepdim=True)
-        of_edge = INTEGRAL * self.harmonics(vectors / distances)
-        of_velocity = INTEGRAL * self.harmonics(v / speeds.clamp(min=SMALLEST_SPEED))
-        of_node = edges.sum_at_target(of_edge) / (n_particles - 1) + of_velocity
-        invariants = torch.cat([distances, (edges.at_source(q) * edges.at_target(q)).unsqueeze(1)], dim=1)
-        centred = (positions - positions.mean(1, keepdim=True)).flatten(0, 1)
-        inputs = (speeds.unsqueeze(2), torch.stack([centred, v], dim=2))
-        around = self.segnn.look(edges, of_edge, invariants)
-        (displacement,) = self.segnn(inputs, of_node, self.segnn.gathers(around))
-        return displacement.view(n_systems, n_particles, 3)
 
 
 class SEGNNPotential(nn.Module):

@@ -14,8 +14,7 @@ from torch import nn
 from command_line import mdrelax
 from mdrelax.analysis.audit import ANGLES, angle_errors, draw_angles, draw_layers, layer_errors
 from mdrelax.forces.forcefield import ForceField
-from mdrelax.forces.symmetry import equivariance_error
-from mdrelax.method.projection import certify
+from mdrelax.forces.symmetry import certify, equivariance_error
 from mdrelax.method.relaxation import relax_constraints, set_theta
 from mdrelax.modelfile import save_model
 from mdrelax.potentials import build_potential

@@ -16,10 +16,10 @@ from command_line import mdrelax
 from mdrelax.analysis.studies import nbody_grid
 from mdrelax.analysis.studies.nbody_grid import Grid, collect, plan, recipe, run_all
 from mdrelax.analysis.studies.nbody_study import FIGURES
+from mdrelax.base.sections import ConfigError
 from mdrelax.packs.nbody.run import ARMS, NBodyRun, load_run, prepare_folder, read_result, run_nbody
 from mdrelax.packs.nbody.task import Displacement
 from mdrelax.runs import jobs
-from mdrelax.runs.config import ConfigError
 from mdrelax.training.trainer import Progress
 
 TRAINING = {"epochs": 3, "batch_size": 20, "learning_rate": 0.002, "validate_every": 4, "warmup_steps": 0, "ema": 0.0}

@@ -12,7 +12,7 @@ from command_line import mdrelax
 from mdrelax.analysis.studies import rmd17
 from mdrelax.analysis.studies.rmd17 import MOLECULES, plan_study, read_study, run_study, write_study
 from mdrelax.analysis.studies.rmd17_report import molecule_curves, page
-from mdrelax.runs.config import ConfigError
+from mdrelax.base.sections import ConfigError
 from mdrelax.runs.config_changes import changed_keys
 
 BASE: dict[str, Any] = {"data": {"source": "sample:ethanol"}, "training": {"steps": 10}}

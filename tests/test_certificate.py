@@ -8,17 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from mdrelax.forces.forcefield import ForceField
-from mdrelax.forces.symmetry import EquivarianceError
-from mdrelax.method.projection import (
+from mdrelax.forces.symmetry import certify
+from mdrelax.method.certificate import (
     LARGEST_ERROR_FLOAT32,
     LARGEST_ERROR_FLOAT64,
     Certificate,
     CertificateError,
-    LayerRecord,
-    certify,
-    project,
+    EquivarianceError,
     require,
 )
+from mdrelax.method.projection import LayerRecord, project
 from mdrelax.method.relaxation import relax_constraints, set_theta
 from molecules import batch_of, ethanol, rattled, tiny_force_field
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, write_atomically
+from mdrelax.base.files import write_atomically
+from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 STATE: dict[str, Any] = {"step": 3, "error": float("inf"), "weights": {"w": torch.arange(64.0)}, "rows": [{"a": 0.1}]}
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from command_line import mdrelax
+from mdrelax import potentials
 from mdrelax.analysis.drawing import NothingToDrawError
 from mdrelax.analysis.studies.compare import (
     PairedRun,
@@ -23,8 +24,8 @@ from mdrelax.analysis.studies.compare import (
 )
 from mdrelax.analysis.studies.compare_figures import errors_of_arms, projection_gaps, simulations
 from mdrelax.analysis.studies.compare_report import unstable, verdict
+from mdrelax.base.sections import ConfigError
 from mdrelax.runs import jobs
-from mdrelax.runs.config import ConfigError
 from mdrelax.runs.config_changes import changed_keys
 from mdrelax.runs.train import projection_gap
 from small_runs import NETWORK, clusters, document, write_frames
@@ -214,7 +215,7 @@ def test_the_projection_gap_ends_at_the_projected_error(compared: tuple[Path, st
     last = pd.read_csv(folder / "relaxed-0" / "metrics.csv").iloc[-1]
     assert gap.forces.iloc[-1] == pytest.approx(last.val_forces_mae_meV_per_A, rel=1e-6)
     with pytest.raises(ValueError, match="relaxed"):
-        projection_gap(folder / "standard-0", [1.0])
+        projection_gap(folder / "standard-0", [1.0], potentials)
 
 
 def test_finished_runs_are_not_trained_again(compared: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from mdrelax.compiled import CompileError, compile_force_field, export_model, fi
 from mdrelax.compiled.parity import Parity, example_graphs, measure_parity, require_parity
 from mdrelax.engines.ase import MDRelaxCalculator
 from mdrelax.forces.forcefield import ForceField, UnknownElementError
-from mdrelax.method.projection import certify
+from mdrelax.forces.symmetry import certify
 from mdrelax.method.relaxation import relax_constraints
 from mdrelax.modelfile import LoadedModel, ModelFileError, load_model
 from mdrelax.structures.graph import collate

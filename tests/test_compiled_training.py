@@ -15,8 +15,8 @@ from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.forcematching import ForceMatching
 from mdrelax.forces.loader import Batch, Loader, frames_from_data, join
 from mdrelax.forces.loss import Targets
+from mdrelax.forces.settings import TrainingConfig
 from mdrelax.method.relaxation import penalty, relax_constraints, set_theta
-from mdrelax.runs.config import TrainingConfig
 from mdrelax.structures.graph import Graph, edge_vectors
 from molecules import ELEMENTS, batch_of, ethanol, graph_of, rattled, tiny_equiformer, tiny_segnn, water
 from small_runs import CLUSTER_CUTOFF, clusters, data_of
@@ -156,20 +156,20 @@ def test_the_code_is_for_one_molecules_edges_where_all_frames_are_that(tmp_path:
     other = Batch(graph_of(water(), cutoff=CLUSTER_CUTOFF), targets._replace(forces=targets.forces[:3]))
 
     def prepared(loader: Loader) -> ForceMatching:
-        task = ForceMatching(loader, known, settings(compile=True))
-        task._prepare_graph(model, join(known))
+        task = ForceMatching(loader, known, settings(compile=True), compiler=ForceGraph)
+        task._compile(ForceGraph, model, join(known))
         return task
 
     task = prepared(Loader(known, batch_size=4))
     assert task.edges is not None
     assert torch.equal(task.edges, graph.edge_index)
-    assert task.graph is not None
-    assert torch.equal(task.graph.edge_index, join([Batch(graph, targets)] * 4).graph.edge_index)
+    assert isinstance(task.network, ForceGraph)
+    assert torch.equal(task.network.edge_index, join([Batch(graph, targets)] * 4).graph.edge_index)
     for loader in (Loader([*known, other], batch_size=4), Loader(known, batch_size=4, max_edges=24)):
         task = prepared(loader)
         assert task.edges is None
-        assert task.graph is not None
-        assert task.graph.edge_index is None
+        assert isinstance(task.network, ForceGraph)
+        assert task.network.edge_index is None
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3])
@@ -199,9 +199,9 @@ def test_a_compiled_step_is_the_uncompiled_one(tmp_path: Path) -> None:
     found = []
     for compiled in (False, True):
         model = model_of(lambda: SMALLEST(cutoff=CLUSTER_CUTOFF), relaxed=True)
-        task = ForceMatching(Loader(known, batch_size=4), known, settings(compile=compiled))
+        task = ForceMatching(Loader(known, batch_size=4), known, settings(compile=compiled), compiler=ForceGraph)
         loss, numbers = task.loss(model, join(known), step=3)
         (loss + penalty(model)).backward()
         found.append([loss.detach(), *numbers, *(p.grad for p in model.parameters() if p.grad is not None)])
-        assert (task.graph is not None) == compiled
+        assert (task.network is not None) == compiled
     assert_alike(*found)

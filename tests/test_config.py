@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from command_line import mdrelax
-from mdrelax.runs.config import Config, ConfigError, load_config, read_yaml
+from mdrelax.base.sections import ConfigError, read_yaml
+from mdrelax.runs.config import Config, load_config
 from mdrelax.runs.config_changes import changed_keys, read_saved
 
 SMALLEST = {"data": {"source": "frames.extxyz"}, "training": {"steps": 10}}

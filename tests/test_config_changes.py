@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from mdrelax.base.migrations import with_published_norm
-from mdrelax.runs.config import ConfigError, load_config
+from mdrelax.base.sections import ConfigError
+from mdrelax.runs.config import load_config
 from mdrelax.runs.config_changes import changed_keys, read_saved, refuse_changes
 
 OF_VERSION_1 = {"data": {"source": "frames.extxyz"}, "training": {"steps": 10}}

@@ -20,11 +20,11 @@ from mdrelax.analysis.spectra import (
     spectrum_distance,
     velocity_spectrum,
 )
+from mdrelax.base.sections import ConfigError
 from mdrelax.cli.evaluate import _name, _recorded
 from mdrelax.engines.nve import nve_after_langevin
 from mdrelax.forces.metrics import Predictions, errors, net_force_and_torque
 from mdrelax.modelfile import load_model
-from mdrelax.runs.config import ConfigError
 from molecules import ethanol, rattled, water
 from small_runs import NETWORK, clusters, document, write_config, write_frames
 

@@ -18,8 +18,8 @@ from mdrelax.analysis.figures import (
 )
 from mdrelax.engines.md import LOG_COLUMNS, energy_drift
 from mdrelax.forces.metrics import Predictions, errors
-from mdrelax.forces.symmetry import EquivarianceError
-from mdrelax.method.projection import Certificate, LayerRecord
+from mdrelax.method.certificate import Certificate, EquivarianceError
+from mdrelax.method.projection import LayerRecord
 
 STEPS = np.arange(0, 101, 10)
 GOOD = EquivarianceError(1e-14, 2e-14, 3e-15, 0.0)

@@ -7,7 +7,8 @@ from ase import Atoms
 from ase.neighborlist import neighbor_list
 from scipy.spatial.transform import Rotation
 
-from mdrelax.structures.graph import Graph, collate, edge_vectors, neighbor_table, rotate
+from mdrelax.structures.graph import Graph, collate, edge_vectors, neighbor_table
+from mdrelax.structures.rotate import rotate
 from molecules import CUTOFF, batch_of, crystal, ethanol, graph_of, rattled, tiny_force_field, water
 
 

@@ -4,6 +4,7 @@ The table below is the plan. A new room gets its row in ``MAY_IMPORT``. A failur
 """
 
 import ast
+import sys
 
 from blueprint import ROOMS, ROOT, Import, absolute, broken, imports, package_sources, sources_of_tests, top_level_names
 
@@ -29,22 +30,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["analysis"] = set(MAY_IMPORT)
 MAY_IMPORT["face"] = set(MAY_IMPORT) - {"analysis"}
 
-# Arrows that go once each file is cut along its seam.
-EXCEPTIONS = {
-    ("mdrelax.compiled.export", "mdrelax.training.checkpoint"),
-    ("mdrelax.forces.forcematching", "mdrelax.compiled.training"),
-    ("mdrelax.forces.forcematching", "mdrelax.runs.config"),
-    ("mdrelax.method.projection", "mdrelax.forces.forcefield"),
-    ("mdrelax.method.projection", "mdrelax.forces.symmetry"),
-    ("mdrelax.method.projection", "mdrelax.structures.graph"),
-    ("mdrelax.modelfile", "mdrelax.training.checkpoint"),
-    ("mdrelax.packs.nbody.run", "mdrelax.forces.symmetry"),
-    ("mdrelax.packs.nbody.task", "mdrelax.forces.symmetry"),
-    ("mdrelax.runs.train", "mdrelax.potentials"),
-    ("mdrelax.runs.train", "mdrelax.analysis.evaluation"),
-    ("mdrelax.training.trainer", "mdrelax.runs.config"),
-}
-
 
 def room(module: str) -> str:
     """The room a module stands in: the first folder or module below the package, the face or the door."""
@@ -66,8 +51,24 @@ def test_each_room_imports_what_the_plan_allows():
         here, there = room(found.source.module), room(found.target)
         return here in (there, "door") or bool(MAY_IMPORT[here] & {there, ".".join(found.target.split(".")[:3])})
 
-    wrong = [str(f) for f in imports() if not allowed(f) and (f.source.module, f.target) not in EXCEPTIONS]
+    wrong = [str(f) for f in imports() if not allowed(f)]
     assert not wrong, broken("A room imports what it may not:", wrong)
+
+
+def test_the_method_needs_torch_and_e3nn_only():
+    """It runs in the environment of any e3nn network: it imports nothing else, nor does what it takes from base."""
+    ours = {source.module: source for source in package_sources()}
+    taken = {found.target for found in imports() if room(found.source.module) == "method"} & ours.keys()
+    allowed = sys.stdlib_module_names | {"torch", "e3nn", "mdrelax"}
+    foreign = [
+        f"{source.at(node.lineno)} imports {name}"
+        for module, source in ours.items()
+        if room(module) == "method" or module in taken
+        for node in ast.walk(source.tree)
+        for name in top_level_names(node)
+        if name not in allowed
+    ]
+    assert not foreign, broken("The method imports torch, e3nn and base only:", foreign)
 
 
 def test_no_module_imports_the_packages_face():

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mdrelax.runs.config import ConfigError, load_config
+from mdrelax.base.sections import ConfigError
+from mdrelax.runs.config import load_config
 from mdrelax.runs.inputs import load_parts, prepare_folder
 from small_runs import clusters, document, write_frames
 

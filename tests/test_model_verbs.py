@@ -17,7 +17,7 @@ from mdrelax.cli import CONFIG, DATA, OTHER
 from mdrelax.engines.ase import MDRelaxCalculator
 from mdrelax.engines.md import LOG_COLUMNS, MDResult
 from mdrelax.forces.forcefield import ForceField
-from mdrelax.method.projection import certify
+from mdrelax.forces.symmetry import certify
 from mdrelax.modelfile import save_model
 from mdrelax.potentials import build_potential
 from molecules import batch_of, rattled

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from mdrelax.engines.ase import MDRelaxCalculator
 from mdrelax.forces.forcefield import ForceField
-from mdrelax.forces.symmetry import EquivarianceError
-from mdrelax.method.projection import Certificate, CertificateError, certify
+from mdrelax.forces.symmetry import certify
+from mdrelax.method.certificate import Certificate, CertificateError, EquivarianceError
 from mdrelax.method.relaxation import relax_constraints
 from mdrelax.modelfile import ModelFileError, RoughPotentialWarning, load_model, save_model
 from mdrelax.potentials import Equiformer

@@ -14,8 +14,8 @@ from mdrelax.analysis.drawing import NothingToDrawError
 from mdrelax.analysis.studies import nbody_study
 from mdrelax.analysis.studies.nbody_study import PUBLISHED, paired_differences, write_study
 from mdrelax.base.provenance import software_versions
+from mdrelax.base.sections import ConfigError
 from mdrelax.packs.nbody.run import load_run
-from mdrelax.runs.config import ConfigError
 from nbody_runs import EXACT, write_run
 
 STANDARD, RELAXED = (5.0e-3, 5.4e-3, 5.8e-3), (4.6e-3, 4.9e-3, 5.5e-3)

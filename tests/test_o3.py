@@ -6,7 +6,7 @@ from pathlib import Path
 
 from blueprint import ROOT, package_sources
 from mdrelax.forces.forcefield import ForceField
-from mdrelax.method.projection import certify
+from mdrelax.forces.symmetry import certify
 from mdrelax.modelfile import save_model
 from mdrelax.potentials import build_potential
 from molecules import ethanol, graph_of

@@ -12,8 +12,8 @@ from e3nn import o3
 from torch import nn
 
 from mdrelax.method.relaxation import relax_constraints, relaxed_layers
-from mdrelax.runs.config import OptimisationConfig
 from mdrelax.training.optimizers import OPTIMIZERS, Ema, LearningRate, make_optimizer, set_rate
+from mdrelax.training.settings import OptimisationConfig
 
 
 def rates(rate: LearningRate, n_steps: int, **state: int) -> list[float]:

@@ -17,7 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from command_line import shell
-from mdrelax.runs.config import ConfigError, load_config, read_yaml
+from mdrelax import potentials
+from mdrelax.base.sections import ConfigError, read_yaml
+from mdrelax.runs.config import load_config
 from mdrelax.runs.train import run_training
 from mdrelax.training.checkpoint import CheckpointError, load_checkpoint
 from mdrelax.training.trainer import Progress
@@ -65,7 +67,7 @@ def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
     @cache
     def run(name: str) -> Path:
         folder = tmp_path_factory.mktemp("whole")
-        run_training(load_config(document(source, **CASES[name])), folder)
+        run_training(load_config(document(source, **CASES[name])), folder, potentials)
         return folder
 
     return run
@@ -118,8 +120,8 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, source, whole, name):
     config = load_config(document(source, **CASES[name]))
     for step in (9, 17):
         with pytest.raises(Stop):
-            run_training(config, tmp_path, restart=True, listener=stop_at(step))
-    run_training(config, tmp_path, restart=True)
+            run_training(config, tmp_path, potentials, restart=True, listener=stop_at(step))
+    run_training(config, tmp_path, potentials, restart=True)
     assert_same_runs(whole(name), tmp_path)
 
 
@@ -128,7 +130,7 @@ def test_the_cases_are_what_they_say(tmp_path, source, whole):
     assert pd.read_csv(whole("on a plateau") / "metrics.csv")["lr"].iloc[-1] < 0.1
     assert pd.read_csv(whole("stopping early") / "metrics.csv")["step"].iloc[-1] == 20
     with pytest.raises(Stop):
-        run_training(load_config(document(source)), tmp_path, listener=stop_at(9))
+        run_training(load_config(document(source)), tmp_path, potentials, listener=stop_at(9))
     assert load_checkpoint(tmp_path / "checkpoints" / "last.pt")["batch"] == 2
 
 
@@ -141,10 +143,10 @@ def test_a_periodic_run_with_stress_resumes_bit_for_bit(tmp_path):
         potential={"cutoff": CRYSTAL_CUTOFF},
         training={"steps": 12, "validate_every": 4, "stress_weight": 30.0, "max_edges": 220},
     )
-    run_training(load_config(content), tmp_path / "whole")
+    run_training(load_config(content), tmp_path / "whole", potentials)
     with pytest.raises(Stop):
-        run_training(load_config(content), tmp_path / "parts", listener=stop_at(6))
-    run_training(load_config(content), tmp_path / "parts", restart=True)
+        run_training(load_config(content), tmp_path / "parts", potentials, listener=stop_at(6))
+    run_training(load_config(content), tmp_path / "parts", potentials, restart=True)
     assert_same_runs(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -165,7 +167,7 @@ def test_a_killed_process_goes_on_bit_for_bit(tmp_path, source):
     again = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert again.returncode == 0, again.stderr
     assert "Resumed at step" in again.stdout
-    run_training(load_config(read_yaml(config)), tmp_path / "whole")
+    run_training(load_config(read_yaml(config)), tmp_path / "whole", potentials)
     assert_same_runs(tmp_path / "whole", killed)
 
 
@@ -178,7 +180,7 @@ def test_a_finished_run_can_be_entered_again(tmp_path, source, whole):
     """`--restart auto` on a finished run trains no step and gives the same files."""
     shutil.copytree(whole("in mid-epoch"), tmp_path / "run")
     heard: list[Progress] = []
-    run_training(load_config(document(source)), tmp_path / "run", restart=True, listener=heard.append)
+    run_training(load_config(document(source)), tmp_path / "run", potentials, restart=True, listener=heard.append)
     assert not heard
     assert_same_runs(whole("in mid-epoch"), tmp_path / "run")
 
@@ -187,8 +189,8 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path, source,
     """There is nothing to go on from, and nothing to complain about."""
     config = load_config(document(source))
     with pytest.raises(Stop):
-        run_training(config, tmp_path, listener=stop_at(3))
-    run_training(config, tmp_path, restart=True)
+        run_training(config, tmp_path, potentials, listener=stop_at(3))
+    run_training(config, tmp_path, potentials, restart=True)
     assert_same_runs(whole("in mid-epoch"), tmp_path)
 
 
@@ -198,7 +200,7 @@ def test_a_changed_config_is_refused_with_its_differences(source, whole):
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
     changed = document(source, training={"steps": 30}, relaxation={"peak": 0.5})
     with pytest.raises(ConfigError, match="another config") as caught:
-        run_training(load_config(changed), folder, restart=True)
+        run_training(load_config(changed), folder, potentials, restart=True)
     lines = str(caught.value).splitlines()[1:]
     assert [line.strip() for line in lines] == ["relaxation.peak: 1.0 -> 0.5", "training.steps: 24 -> 30"]
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
@@ -207,24 +209,24 @@ def test_a_changed_config_is_refused_with_its_differences(source, whole):
 def test_a_new_run_does_not_overwrite_an_old_one(source, whole):
     """Without `--restart auto` a folder with a run in it is left alone."""
     with pytest.raises(ConfigError, match="holds a run already; add `--restart auto`"):
-        run_training(load_config(document(source)), whole("in mid-epoch"))
+        run_training(load_config(document(source)), whole("in mid-epoch"), potentials)
 
 
 def test_a_run_that_never_began_does_not_block_its_folder(tmp_path, source):
     """A mistake that ends a run before its first checkpoint is corrected and tried again in the same folder."""
     with pytest.raises(ValueError, match="needs more than"):
-        run_training(load_config(document(source, data={"train": 500})), tmp_path)
-    assert run_training(load_config(document(source)), tmp_path).certificate.passed
+        run_training(load_config(document(source, data={"train": 500})), tmp_path, potentials)
+    assert run_training(load_config(document(source)), tmp_path, potentials).certificate.passed
 
 
 def test_changed_data_are_refused(tmp_path):
     """The frames of a run are recognised by their hash: other labels under the same name are another run."""
     source = write_frames(tmp_path / "c.extxyz", clusters(32))
     with pytest.raises(Stop):
-        run_training(load_config(document(source)), tmp_path / "run", listener=stop_at(9))
+        run_training(load_config(document(source)), tmp_path / "run", potentials, listener=stop_at(9))
     write_frames(source, clusters(32, seed=1))
     with pytest.raises(ValueError, match="made for other data"):
-        run_training(load_config(document(source)), tmp_path / "run", restart=True)
+        run_training(load_config(document(source)), tmp_path / "run", potentials, restart=True)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path, source):
@@ -233,7 +235,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, source):
         content = document(source)
         content["potential"]["arguments"]["n_basis"] = n_basis
         with pytest.raises(Stop):
-            run_training(load_config(content), tmp_path / name, listener=stop_at(9))
+            run_training(load_config(content), tmp_path / name, potentials, listener=stop_at(9))
     os.replace(tmp_path / "a" / "checkpoints" / "last.pt", tmp_path / "b" / "checkpoints" / "last.pt")
     with pytest.raises(CheckpointError, match="belongs to another network"):
-        run_training(load_config(content), tmp_path / "b", restart=True)
+        run_training(load_config(content), tmp_path / "b", potentials, restart=True)

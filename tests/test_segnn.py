@@ -11,8 +11,9 @@ from torch import Tensor
 from mdrelax.analysis.benchmarks.segnn_e3nn import E3nnNBodySEGNN
 from mdrelax.method.projection import project
 from mdrelax.method.relaxation import relax_constraints, relaxed_layers, set_theta
+from mdrelax.packs.nbody.networks import NBodySEGNN
 from mdrelax.packs.nbody.task import Systems, displacement_error
-from mdrelax.potentials.segnn import NBodySEGNN, SEGNNPotential
+from mdrelax.potentials.segnn import SEGNNPotential
 from molecules import normal
 
 LIMIT = 1e-9  # of the issue; rounding gives 1e-15

@@ -12,10 +12,11 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
 from mdrelax.forces.forcefield import ForceField, Prediction
-from mdrelax.forces.symmetry import EquivarianceError, equivariance_error, random_rotations
-from mdrelax.method.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64
+from mdrelax.forces.symmetry import equivariance_error
+from mdrelax.method.certificate import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, EquivarianceError
 from mdrelax.method.relaxation import relax_constraints
 from mdrelax.structures.graph import Graph, edge_vectors
+from mdrelax.structures.rotate import random_rotations
 from molecules import batch_of, ethanol, graph_of, normal, rattled, tiny_equiformer, tiny_force_field, water
 
 STRUCTURES = [*rattled(ethanol(), 2, seed=0), *rattled(water(), 1, seed=1)]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mdrelax import potentials
 from mdrelax.datasets import load
 from mdrelax.forces import forcematching
 from mdrelax.forces.forcefield import ForceField
@@ -36,7 +37,7 @@ def trainer(config: Config, folder: Path) -> Trainer:
     """A relaxed network and its data, ready to run."""
     parts = load_parts(config)
     train, valid = (frames_from_data(data, cutoff=config.potential.cutoff) for data in (parts.train, parts.validation))
-    model = build_force_field(config, parts, train, network_arguments(config, train))
+    model = build_force_field(config, parts, train, network_arguments(config, train, potentials), potentials)
     relax_constraints(model, initial_std=config.relaxation.initial_std, generator=torch.Generator().manual_seed(0))
     loader = Loader(train, batch_size=config.training.batch_size, seed=config.training.seed)
     task = ForceMatching(loader, valid, config.training)
@@ -45,7 +46,7 @@ def trainer(config: Config, folder: Path) -> Trainer:
 
 def run(content: dict[str, Any], folder: Path) -> Outcome:
     """A whole run."""
-    return run_training(load_config(content), folder)
+    return run_training(load_config(content), folder, potentials)
 
 
 # --- what is validated and selected -----------------------------------------------------------------------------------
@@ -138,7 +139,9 @@ def _kept(batch: Any, to: list[torch.Tensor]) -> Any:
 def test_the_last_step_is_equivariant(tmp_path, source):
     """theta follows the triangle over the optimiser steps and is 0 in the last."""
     heard: list[float] = []
-    run_training(load_config(document(source)), tmp_path, listener=lambda progress: heard.append(progress.theta))
+    run_training(
+        load_config(document(source)), tmp_path, potentials, listener=lambda progress: heard.append(progress.theta)
+    )
     assert heard == pytest.approx([2 * min(s / 23, 1 - s / 23) for s in range(24)])
     assert heard[-1] == 0.0
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from mdrelax.method.free_map_log import activation_lie_squares, last_inputs
 from mdrelax.method.relaxation import is_relaxed, relax_constraints
-from mdrelax.runs.config import OptimisationConfig, RelaxationConfig
 from mdrelax.training.checkpoint import load_checkpoint
 from mdrelax.training.optimizers import OPTIMIZERS
+from mdrelax.training.settings import OptimisationConfig, RelaxationConfig
 from mdrelax.training.trainer import Progress, Trainer
 
 IRREPS = o3.Irreps("3x0e+2x1e")

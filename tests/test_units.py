@@ -4,15 +4,8 @@ import ase.units
 import pytest
 from scipy import constants
 
-from mdrelax.base.units import (
-    ELEMENTARY_CHARGE,
-    ENERGY_UNITS,
-    EV_PER_KCAL_MOL,
-    LENGTH_UNITS,
-    energy_unit,
-    length_unit,
-    nearest_name,
-)
+from mdrelax.base.names import nearest_name
+from mdrelax.base.units import ELEMENTARY_CHARGE, ENERGY_UNITS, EV_PER_KCAL_MOL, LENGTH_UNITS, energy_unit, length_unit
 
 ADJUSTMENT = 1e-7  # CODATA 2014 (ASE), 2018 (ours) and 2022 (scipy) differ in the ninth digit
 

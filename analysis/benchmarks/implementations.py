@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from mdrelax.analysis.benchmarks.peers.protocol import Structure
 from mdrelax.analysis.benchmarks.structures import MOLECULES, shaken, to_structure, water_box
-from mdrelax.base.units import nearest_name
+from mdrelax.base.names import nearest_name
 
 __all__ = [
     "CASES",

@@ -39,9 +39,9 @@ from mdrelax.engines.ase import MDRelaxCalculator
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.method.projection import project
 from mdrelax.method.relaxation import PenaltyKind, penalty, relax_constraints, set_theta
+from mdrelax.packs.nbody.networks import NBodySEGNN
 from mdrelax.potentials import build_potential, preset
 from mdrelax.potentials.equiformer import Equiformer
-from mdrelax.potentials.segnn import NBodySEGNN
 from mdrelax.structures.common_edges import shared_edges, with_edges
 from mdrelax.structures.graph import Graph, collate
 from mdrelax.structures.neighbors import build_graph

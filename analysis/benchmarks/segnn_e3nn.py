@@ -12,8 +12,9 @@ from e3nn.nn import Gate
 from torch import Tensor, nn
 
 from mdrelax.base import o3
+from mdrelax.packs.nbody.networks import NBodySEGNN
 from mdrelax.potentials.attributes import GatedProduct, SteerableProduct
-from mdrelax.potentials.segnn import SEGNN, Layer, NBodySEGNN
+from mdrelax.potentials.segnn import SEGNN, Layer
 
 __all__ = ["E3nnNBodySEGNN", "gate"]
 

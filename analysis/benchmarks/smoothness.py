@@ -30,9 +30,10 @@ from matplotlib.figure import Figure
 
 from mdrelax.analysis.drawing import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, WIDTH, styled
 from mdrelax.analysis.studies.compare import read_results, run_all
-from mdrelax.base.units import nearest_name
+from mdrelax.base.names import nearest_name
+from mdrelax.base.sections import ConfigError
 from mdrelax.engines.ase import MDRelaxCalculator
-from mdrelax.runs.config import ConfigError, load_config
+from mdrelax.runs.config import load_config
 
 __all__ = ["DISPLACEMENTS", "NETWORKS", "copper_frames", "draw_smoothness", "force_constants", "train_on_copper"]
 

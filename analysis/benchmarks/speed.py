@@ -19,7 +19,7 @@ from mdrelax.analysis.benchmarks.speed_report import page
 from mdrelax.analysis.benchmarks.workers import Worker, start
 from mdrelax.analysis.drawing import NothingToDrawError, png
 from mdrelax.analysis.tables import write_table
-from mdrelax.training.checkpoint import write_atomically
+from mdrelax.base.files import write_atomically
 
 __all__ = [
     "Speed",

@@ -27,12 +27,13 @@ import pandas as pd
 import yaml
 
 from mdrelax.analysis.studies.statistics import half_interval
+from mdrelax.base.files import write_atomically
+from mdrelax.base.names import nearest_name
 from mdrelax.base.provenance import portable
-from mdrelax.base.units import nearest_name
-from mdrelax.runs.config import ConfigError, load_config
+from mdrelax.base.sections import ConfigError
+from mdrelax.runs.config import load_config
 from mdrelax.runs.config_changes import changed_keys, read_saved
 from mdrelax.runs.jobs import run_side_by_side
-from mdrelax.training.checkpoint import write_atomically
 
 __all__ = [
     "ARMS",

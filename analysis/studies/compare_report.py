@@ -16,8 +16,8 @@ from mdrelax.analysis.report import read_run
 from mdrelax.analysis.studies.arm_figures import RunTables, in_order, learning_curves, lie_derivatives
 from mdrelax.analysis.studies.compare import PairedRun
 from mdrelax.analysis.studies.compare_figures import errors_of_arms, projection_gaps, simulations
+from mdrelax.base.files import write_atomically
 from mdrelax.base.provenance import portable
-from mdrelax.training.checkpoint import write_atomically
 
 __all__ = ["unstable", "verdict", "write_report"]
 

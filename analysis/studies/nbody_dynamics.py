@@ -23,10 +23,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mdrelax.analysis.drawing import BLUE, GREY, VERMILION, panels, shared_legend, styled
+from mdrelax.base.files import write_atomically
 from mdrelax.base.provenance import environment
 from mdrelax.datasets.nbody_frames import SOFTENING, SPECIES, NBodyCalculator
 from mdrelax.datasets.nbody_simulator import PROTOCOLS, simulate
-from mdrelax.training.checkpoint import write_atomically
 
 __all__ = ["compare_dynamics", "dynamics_figure", "starts", "write_comparison"]
 

@@ -15,9 +15,9 @@ import pandas as pd
 import yaml
 from pydantic import ValidationError
 
-from mdrelax.base.units import nearest_name
+from mdrelax.base.names import nearest_name
+from mdrelax.base.sections import ConfigError, apply_overrides, explain
 from mdrelax.packs.nbody.run import ARMS, NBodyRun, prepare_folder, read_result
-from mdrelax.runs.config import ConfigError, apply_overrides, explain
 from mdrelax.runs.jobs import run_side_by_side
 
 __all__ = ["ERRORS", "Grid", "collect", "plan", "recipe", "run_all", "summarize"]

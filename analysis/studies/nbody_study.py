@@ -28,11 +28,11 @@ from mdrelax.analysis.studies.nbody_figures import arms_overview, main_setting, 
 from mdrelax.analysis.studies.nbody_grid import ERRORS, KEYS, collect, summarize
 from mdrelax.analysis.studies.nbody_report import page
 from mdrelax.analysis.studies.statistics import half_interval
+from mdrelax.base.files import write_atomically
 from mdrelax.base.provenance import portable
 from mdrelax.datasets.nbody import SYSTEMS
 from mdrelax.packs.nbody.run import ARMS, read_result
 from mdrelax.runs.config_changes import changed_keys
-from mdrelax.training.checkpoint import write_atomically
 
 __all__ = ["PUBLISHED", "paired_differences", "write_study"]
 

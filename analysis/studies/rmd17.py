@@ -31,10 +31,10 @@ from mdrelax.analysis.studies.compare import (
     without_folders,
 )
 from mdrelax.analysis.studies.rmd17_report import molecule_curves, page
-from mdrelax.base.units import nearest_name
-from mdrelax.runs.config import ConfigError
+from mdrelax.base.files import write_atomically
+from mdrelax.base.names import nearest_name
+from mdrelax.base.sections import ConfigError
 from mdrelax.runs.config_changes import refuse_changes, with_defaults
-from mdrelax.training.checkpoint import write_atomically
 
 __all__ = ["MOLECULES", "StudyRun", "collect", "plan_study", "run_study", "summarize_study", "write_study"]
 

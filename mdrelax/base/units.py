@@ -4,10 +4,9 @@ Constants are CODATA 2018 values (https://physics.nist.gov/cuu/Constants), excep
 4.184 J by definition.
 """
 
-__all__ = ["ENERGY_UNITS", "EV_PER_KCAL_MOL", "LENGTH_UNITS", "energy_unit", "length_unit", "nearest_name"]
+__all__ = ["ENERGY_UNITS", "EV_PER_KCAL_MOL", "LENGTH_UNITS", "energy_unit", "length_unit"]
 
-import difflib
-from collections.abc import Iterable
+from mdrelax.base.names import nearest_name
 
 AVOGADRO = 6.02214076e23  # 1/mol, exact
 ELEMENTARY_CHARGE = 1.602176634e-19  # J per eV, exact
@@ -35,14 +34,6 @@ def energy_unit(name: str) -> float:
 def length_unit(name: str) -> float:
     """The size of a length unit in Angstrom; raises ``ValueError`` naming the known ones."""
     return _lookup("length unit", name, LENGTH_UNITS)
-
-
-def nearest_name(name: str, known: Iterable[str]) -> str:
-    """A clause for error messages: the known name nearest to a misspelt one, and all the known names."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean `{close[0]}`? " if close else ""
-    return f"{hint}Known: {', '.join(names)}."
 
 
 def _lookup(kind: str, name: str, table: dict[str, float]) -> float:

@@ -99,11 +99,11 @@ def home_left_alone() -> Iterator[None]:
 def _explain(error: Exception) -> None:
     if os.environ.get("MDRELAX_DEBUG"):
         traceback.print_exc()
+    from mdrelax.base.sections import ConfigError
     from mdrelax.compiled import CompileError
     from mdrelax.engines.md import ExplodedError
-    from mdrelax.method.projection import CertificateError
+    from mdrelax.method.certificate import CertificateError
     from mdrelax.modelfile import ModelFileError
-    from mdrelax.runs.config import ConfigError
     from mdrelax.training.checkpoint import CheckpointError
     from mdrelax.training.trainer import TrainingError
 

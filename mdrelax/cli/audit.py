@@ -35,7 +35,7 @@ def audit(
     A model file is compared with its certificate, and the command fails when it does not pass. Of a run folder, the
     last checkpoint is measured with its free maps at the given theta, and what projection would take away is said.
     """
-    from mdrelax.training.checkpoint import write_atomically
+    from mdrelax.base.files import write_atomically
 
     if model.name == "last.pt" and model.parent.name == "checkpoints":
         model = model.parent.parent
@@ -55,7 +55,7 @@ def _of_file(
     path: Path, data: str | None, structures: int, operations: int, seed: int
 ) -> "tuple[ForceField, Graph, dict[str, Any]]":
     """A finished model beside its certificate."""
-    from mdrelax.method.projection import certify
+    from mdrelax.forces.symmetry import certify
     from mdrelax.modelfile import load_model
 
     loaded = load_model(path)
@@ -73,13 +73,14 @@ def _of_run(
     folder: Path, data: str | None, structures: int, operations: int, seed: int, theta: float
 ) -> "tuple[ForceField, Graph, dict[str, Any]]":
     """The last checkpoint of a run with its free maps, beside what remains when they are projected."""
+    from mdrelax import potentials
     from mdrelax.forces.loader import join
-    from mdrelax.forces.symmetry import equivariance_error
-    from mdrelax.method.projection import certify, projected_copy
+    from mdrelax.forces.symmetry import certify, equivariance_error
+    from mdrelax.method.projection import projected_copy
     from mdrelax.method.relaxation import is_relaxed, set_theta
     from mdrelax.runs.train import unprojected
 
-    config, network, frames = unprojected(folder)
+    config, network, frames = unprojected(folder, potentials)
     if is_relaxed(network):
         set_theta(network, theta)
     graph = join(frames.validation[:structures]).graph if data is None else _graph(network, data, structures, seed)
@@ -127,7 +128,7 @@ def _say_layers(layers: "list[Any]") -> None:
 
 
 def _require(found: dict[str, Any]) -> None:
-    from mdrelax.method.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, Certificate, require
+    from mdrelax.method.certificate import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, Certificate, require
 
     require(Certificate.from_dict(found))
     typer.echo(f"PASSED: under {LARGEST_ERROR_FLOAT64:.0e} in float64 and {LARGEST_ERROR_FLOAT32:.0e} in float32.")
@@ -139,7 +140,7 @@ def _write_details(
     """audit.json, layers.csv, angles.csv, and their pictures."""
     from mdrelax.analysis import audit as measure
     from mdrelax.analysis.drawing import NothingToDrawError, png
-    from mdrelax.training.checkpoint import write_atomically
+    from mdrelax.base.files import write_atomically
 
     folder.mkdir(parents=True, exist_ok=True)
     layers = {name: measure.layer_errors(force_field, graph, dtype=dtype, n_operations=operations, seed=seed)

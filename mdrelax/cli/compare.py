@@ -83,8 +83,9 @@ def _gaps(folder: Path, finished: "list[PairedRun]") -> "dict[str, list[pd.DataF
     """The projection gap of every relaxed run among the finished ones; each is measured once and kept in its folder."""
     import pandas as pd
 
+    from mdrelax import potentials
+    from mdrelax.base.files import write_atomically
     from mdrelax.runs.train import projection_gap
-    from mdrelax.training.checkpoint import write_atomically
 
     gaps: dict[str, list[pd.DataFrame]] = {}
     for run in finished:
@@ -93,6 +94,6 @@ def _gaps(folder: Path, finished: "list[PairedRun]") -> "dict[str, list[pd.DataF
             continue
         path = place / "projection_gap.csv"
         if not path.is_file():
-            write_atomically(path, projection_gap(place, THETAS).to_csv(index=False).encode())
+            write_atomically(path, projection_gap(place, THETAS, potentials).to_csv(index=False).encode())
         gaps.setdefault(run.arm, []).append(pd.read_csv(path))
     return gaps

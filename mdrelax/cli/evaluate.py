@@ -94,7 +94,7 @@ def evaluate(
 
 def _check(folder: Path, *, frames: int | None, overwrite: bool, reference: Path | None, nve: float) -> None:
     """Raise ``ConfigError`` for what cannot be, before anything takes time."""
-    from mdrelax.runs.config import ConfigError
+    from mdrelax.base.sections import ConfigError
 
     if frames is not None and frames < 1:
         raise ConfigError(f"`--frames` must be at least 1, got {frames}.")
@@ -122,8 +122,8 @@ def _identity(model: Path) -> dict[str, Any]:
 def _recorded(path: Path, interval_fs: float | None, like: "Atoms") -> "pd.DataFrame":
     """The velocity spectrum of a trajectory that somebody else ran; raises ``ConfigError`` where it has none."""
     from mdrelax.analysis.spectra import velocity_spectrum
+    from mdrelax.base.sections import ConfigError
     from mdrelax.datasets.structure_files import read_structures
-    from mdrelax.runs.config import ConfigError
 
     frames = read_structures(path)
     if frames[0].numbers.tolist() != like.numbers.tolist():
@@ -140,9 +140,9 @@ def _recorded(path: Path, interval_fs: float | None, like: "Atoms") -> "pd.DataF
 
 def _errors(folder: Path, calculator: "MDRelaxCalculator", structures: "list[Data]", worst: int) -> dict[str, float]:
     """The errors, told, with their tables, pictures and worst structures in the folder."""
-    from mdrelax.analysis.evaluation import predictions_of
     from mdrelax.forces import metrics
     from mdrelax.forces.loader import frames_from_data
+    from mdrelax.forces.predict import predictions_of
 
     batches = frames_from_data(structures, cutoff=calculator.force_field.cutoff)
     stress = any("stress" in frame for frame in structures)
@@ -254,7 +254,7 @@ def _dynamics(
 
 
 def _write(path: Path, text: str) -> None:
-    from mdrelax.training.checkpoint import write_atomically
+    from mdrelax.base.files import write_atomically
 
     write_atomically(path, text.encode())
 

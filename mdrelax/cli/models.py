@@ -26,9 +26,10 @@ def project(
     output: Annotated[Path, typer.Option(help="The model file to write.")] = Path("model.safetensors"),
 ) -> None:
     """Project the best network of a run's last checkpoint, certify it and write a model file."""
+    from mdrelax import potentials
     from mdrelax.runs.train import project_checkpoint
 
-    certificate = project_checkpoint(run, output)
+    certificate = project_checkpoint(run, output, potentials)
     typer.echo(f"Certificate passed ({certificate.symmetry}); model: {output}")
 
 
@@ -46,9 +47,9 @@ def export(
     """
     import time
 
+    from mdrelax.base.sections import ConfigError
     from mdrelax.compiled import export_model, file_hash
     from mdrelax.modelfile import load_model
-    from mdrelax.runs.config import ConfigError
 
     if to != "pt2":
         raise ConfigError(f"`--to` must be pt2, got {to!r}.")

@@ -13,8 +13,8 @@ def runs(
     """List training runs, best validation error first, with the settings in which they differ."""
     from mdrelax.analysis.runs import find_runs, layers_of_runs, table_of_runs
     from mdrelax.analysis.tables import write_table
+    from mdrelax.base.files import write_atomically
     from mdrelax.base.provenance import command_line
-    from mdrelax.training.checkpoint import write_atomically
 
     places = find_runs(folders)
     table = table_of_runs(places)

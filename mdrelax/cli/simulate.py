@@ -30,10 +30,10 @@ def md(
     """Run NVE or NVT molecular dynamics; report the energy drift and the first bond that broke."""
     from rich.progress import Progress
 
+    from mdrelax.base.sections import ConfigError
     from mdrelax.datasets.structure_files import read_structures
     from mdrelax.engines.ase import MDRelaxCalculator
     from mdrelax.engines.md import ExplodedError, run_md
-    from mdrelax.runs.config import ConfigError
 
     if ensemble not in ("nve", "nvt"):
         raise ConfigError(f"`--ensemble` must be nve or nvt, got {ensemble!r}.")
@@ -73,7 +73,7 @@ def md(
 
 def refuse_existing(*outputs: Path) -> None:
     """Raise ``ConfigError`` for a file that a new run would replace."""
-    from mdrelax.runs.config import ConfigError
+    from mdrelax.base.sections import ConfigError
 
     for path in outputs:
         if path.exists():

@@ -31,7 +31,7 @@ def train(
     tensorboard: Annotated[bool, typer.Option(help="Write logs for TensorBoard (extra `tensorboard`).")] = False,
 ) -> None:
     """Train a potential, project it to exact equivariance, certify, test and report it."""
-    from mdrelax.runs.config import ConfigError
+    from mdrelax.base.sections import ConfigError
     from mdrelax.runs.inputs import open_config
 
     if restart not in ("auto", "never"):
@@ -49,12 +49,13 @@ def train(
 
 
 def _train(settings: "Config", folder: Path, *, restart: str, tensorboard: bool, log: "_Log") -> None:
+    from mdrelax import potentials
     from mdrelax.runs.inputs import check_folder
     from mdrelax.runs.train import run_training, write_results
 
     check_folder(settings, folder, restart=restart == "auto")  # refuses before anything is started
     with _standard_arm(settings, folder, restart=restart) as standard, _progress_bar(folder, tensorboard) as listener:
-        outcome = run_training(settings, folder, restart=restart == "auto", tell=log, listener=listener)
+        outcome = run_training(settings, folder, potentials, restart=restart == "auto", tell=log, listener=listener)
         standard_results = standard()
     results = outcome.results
     if standard_results and "test" in standard_results:
@@ -203,7 +204,7 @@ def _tensorboard(folder: Path) -> Any:
 
 def _certificate_text(outcome: "Outcome") -> str:
     """The certificate in a few lines."""
-    from mdrelax.method.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64
+    from mdrelax.method.certificate import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64
 
     certificate = outcome.certificate
     verdict: Literal["PASSED", "FAILED"] = "PASSED" if certificate.passed else "FAILED"

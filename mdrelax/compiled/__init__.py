@@ -1,4 +1,4 @@
-"""deploy: a force field in the form that simulations run fastest, compiled ahead of time to machine code.
+"""compiled: a force field in the form that simulations run fastest, compiled ahead of time to machine code.
 
 `compile_force_field` compiles in memory for one process, `export_model` writes a `.pt2` file and `load_compiled` reads
 one. Only the network's energies and their gradient are compiled; forces, stress, reference energies and the refusal of

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from mdrelax.base.files import write_atomically
 from mdrelax.compiled.files import seal
 from mdrelax.compiled.inference import CompiledPotential, compile_potential, load_library
 from mdrelax.compiled.parity import Parity, arguments_of, example_graphs, measure_parity, require_parity
@@ -11,7 +12,6 @@ from mdrelax.compiled.training import CompileError
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.method.relaxation import is_relaxed
 from mdrelax.modelfile import LoadedModel, frozen_copy
-from mdrelax.training.checkpoint import write_atomically
 
 __all__ = ["compile_force_field", "export_model"]
 

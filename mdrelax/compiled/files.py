@@ -28,7 +28,7 @@ import torch
 
 from mdrelax.compiled.inference import CompiledPotential, load_library
 from mdrelax.forces.forcefield import ForceField
-from mdrelax.method.projection import Certificate, require
+from mdrelax.method.certificate import Certificate, require
 from mdrelax.modelfile import DTYPES, LoadedModel, ModelFileError, warn_if_rough
 
 __all__ = ["file_hash", "load_compiled", "seal", "this_machine"]

@@ -23,7 +23,7 @@ from ase.io.trajectory import Trajectory
 from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
 
-from mdrelax.base.units import nearest_name
+from mdrelax.base.names import nearest_name
 
 __all__ = [
     "LOG_COLUMNS",

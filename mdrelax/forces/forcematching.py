@@ -5,25 +5,29 @@ they count) stress. The best network is the one with the smallest force error on
 energy error where these have no forces.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mdrelax.compiled.training import ForceGraph
-from mdrelax.forces.forcefield import ForceField, Prediction
-from mdrelax.forces.loader import Batch, Loader, join, rotate_batch, split_batch
+from mdrelax.forces.forcefield import ForceField, Network, Prediction
+from mdrelax.forces.loader import Batch, Loader, rotate_batch, split_batch
 from mdrelax.forces.loss import LossWeights, Targets, task_loss
-from mdrelax.runs.config import TrainingConfig
+from mdrelax.forces.predict import predict
+from mdrelax.forces.settings import TrainingConfig
 from mdrelax.structures.common_edges import shared_edges, with_edges
 
-__all__ = ["ForceMatching", "predict", "validation_errors"]
+__all__ = ["Compiler", "ForceMatching", "validation_errors"]
 
-EVALUATION_EDGES = 20_000  # edges evaluated at once where no gradient with respect to weights is kept
+Compiler = Callable[[nn.Module, Tensor | None], Network]  # a potential, the edges (2, E) it is compiled for
 
 
 class ForceMatching:
-    """A ``Task`` of the trainer; raises ``ValueError`` when no validation frame has a label to select the best by."""
+    """A ``Task`` of the trainer; raises ``ValueError`` when no validation frame has a label to select the best by.
+
+    Where the settings ask for a compiled step, ``compiler(potential, edge_index)`` returns the network to train with,
+    for those edges only, or for any where ``edge_index`` is None (``mdrelax.compiled.training``).
+    """
 
     train_columns = ("train_energy_mae_meV_per_atom", "train_forces_mae_meV_per_A")
     validation_columns = (
@@ -31,17 +35,26 @@ class ForceMatching:
         "val_forces_mae_meV_per_A", "val_forces_rmse_meV_per_A", "val_stress_mae_meV_per_A3",
     )  # fmt: skip
 
-    def __init__(self, loader: Loader, validation: Sequence[Batch], settings: TrainingConfig) -> None:
+    def __init__(
+        self,
+        loader: Loader,
+        validation: Sequence[Batch],
+        settings: TrainingConfig,
+        *,
+        compiler: Compiler | None = None,
+    ) -> None:
         if not any(_has_labels(frame) for frame in validation):
             raise ValueError(
                 "There are no validation frames with labels to choose the best network on; set `data.validation` to a "
                 "number of frames above 0."
             )
-        self.loader, self.validation, self.settings = loader, validation, settings
+        if settings.compile and compiler is None:
+            raise ValueError("The settings ask for a compiled step (`compile: true`), but no `compiler` is given.")
+        self.loader, self.validation, self.settings, self.compiler = loader, validation, settings, compiler
         self.weights = LossWeights(
             settings.energy_weight, settings.forces_weight, settings.stress_weight, settings.huber_delta
         )
-        self.graph: ForceGraph | None = None  # compiled; made of the network of the first step
+        self.network: Network | None = None  # compiled; made of the network of the first step
         self.edges: Tensor | None = None  # of each structure, where the compiled code is for these
         forces = any(not frame.targets.forces.isnan().all() for frame in validation)
         self.selected = "val_forces_mae_meV_per_A" if forces else "val_energy_mae_meV_per_atom"
@@ -64,13 +77,13 @@ class ForceMatching:
             batch = rotate_batch(batch, seed=settings.seed, step=step)
         batch = batch.to(settings.device)
         parts = split_batch(batch, settings.micro_batch_size or batch.graph.n_graphs)
-        if settings.compile and self.graph is None:
-            self._prepare_graph(model, parts[0])
+        if self.compiler is not None and settings.compile and self.network is None:
+            self._compile(self.compiler, model, parts[0])
         stress = self._wants_stress(batch.targets)
         total, predictions = torch.zeros((), dtype=torch.float64, device=settings.device), []
         for number, part in enumerate(parts):
             graph = part.graph if self.edges is None else with_edges(part.graph, self.edges)
-            prediction = model(graph, stress=stress, create_graph=True, network=self.graph)
+            prediction = model(graph, stress=stress, create_graph=True, network=self.network)
             weights = self.weights.for_part(part.targets, batch.targets)
             loss = task_loss(prediction, part.targets, part.graph, kind=settings.loss, weights=weights)
             predictions.append(prediction.detach())
@@ -80,13 +93,12 @@ class ForceMatching:
             total = total + loss
         return total, _batch_errors(Prediction.join(predictions), batch)
 
-    def _prepare_graph(self, model: ForceField, part: Batch) -> None:
+    def _compile(self, compiler: Compiler, model: ForceField, part: Batch) -> None:
         """Compile for the edges of one molecule where all frames are that, and batches count structures, not edges."""
         if self.loader.max_edges is None:
             self.edges = shared_edges([frame.graph for frame in self.loader.frames])
-        self.graph = ForceGraph(
-            model.potential, None if self.edges is None else with_edges(part.graph, self.edges).edge_index
-        )
+        fixed = None if self.edges is None else with_edges(part.graph, self.edges).edge_index
+        self.network = compiler(model.potential, fixed)
 
     def validate(self, model: ForceField) -> dict[str, float]:
         """The errors on the validation frames."""
@@ -94,18 +106,6 @@ class ForceMatching:
 
     def _wants_stress(self, targets: Targets) -> bool:
         return self.weights.stress > 0 and targets.has_stress()
-
-
-def predict(force_field: ForceField, frames: Sequence[Batch], *, stress: bool = False) -> tuple[Prediction, Batch]:
-    """Predictions on many frames, evaluated a few thousand edges at a time, and the frames as one batch."""
-    device = force_field.reference_energies.device
-    batch_size = max(1, EVALUATION_EDGES // max(1, max(f.graph.edge_index.shape[1] for f in frames)))
-    parts = [
-        force_field(join(frames[k : k + batch_size]).graph.to(device), stress=stress)
-        for k in range(0, len(frames), batch_size)
-    ]
-    joined = Prediction.join(parts)
-    return Prediction(*(None if t is None else t.cpu() for t in joined)), join(frames)  # type: ignore[arg-type]
 
 
 def validation_errors(force_field: ForceField, frames: Sequence[Batch], *, stress: bool = False) -> dict[str, float]:

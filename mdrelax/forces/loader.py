@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mdrelax.forces.loss import Targets
-from mdrelax.forces.symmetry import random_rotations
-from mdrelax.structures.graph import Graph, collate, rotate
+from mdrelax.structures.graph import Graph, collate
 from mdrelax.structures.neighbors import build_graph
+from mdrelax.structures.rotate import random_rotations, rotate
 
 __all__ = ["Batch", "Loader", "distinct_elements", "frames_from_data", "join", "rotate_batch", "split_batch"]
 

@@ -13,42 +13,17 @@ the two numbers counts.
 """
 
 import copy
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mdrelax.forces.forcefield import ForceField, Magnitudes, Prediction
-from mdrelax.structures.graph import Graph, rotate
+from mdrelax.method.certificate import Certificate, EquivarianceError, certificate_of
+from mdrelax.method.projection import LayerRecord
+from mdrelax.structures.graph import Graph
+from mdrelax.structures.rotate import random_rotations, rotate
 
-__all__ = ["EquivarianceError", "equivariance_error", "network_in", "random_rotations", "relative_error"]
-
-
-class EquivarianceError(NamedTuple):
-    """Largest relative errors over the structures and operations that were tried; dimensionless."""
-
-    rotation: float
-    reflection: float
-    translation: float
-    permutation: float
-
-    def worst(self, *, reflections: bool) -> float:
-        """The largest error over the symmetries that the network claims (``reflections`` for E(3), not for SE(3))."""
-        errors = [self.rotation, self.translation, self.permutation] + [self.reflection] * reflections
-        return max(errors) if all(np.isfinite(errors)) else float("inf")
-
-
-def random_rotations(n: int, generator: torch.Generator) -> Tensor:
-    """``n`` rotation matrices (n, 3, 3), float64, uniform over SO(3) (from unit quaternions)."""
-    quaternion = torch.randn(n, 4, dtype=torch.float64, generator=generator)
-    w, x, y, z = (quaternion / quaternion.norm(dim=1, keepdim=True)).unbind(1)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
-    return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
+__all__ = ["certify", "equivariance_error", "network_in", "relative_error"]
 
 
 def equivariance_error(
@@ -76,6 +51,26 @@ def equivariance_error(
         ]
         errors = torch.maximum(errors, torch.stack(tried).cpu())
     return EquivarianceError(*errors.tolist())
+
+
+def certify(
+    force_field: ForceField,
+    graph: Graph,
+    *,
+    layers: list[LayerRecord] | None = None,
+    n_operations: int = 8,
+    seed: int = 0,
+) -> Certificate:
+    """Measure a projected force field on real structures; raises ``ValueError`` when it still has free maps.
+
+    The certificate may not pass: ``mdrelax.method.certificate.require`` raises then.
+    """
+
+    def measure(dtype: torch.dtype) -> EquivarianceError:
+        return equivariance_error(force_field, graph, dtype=dtype, n_operations=n_operations, seed=seed)
+
+    symmetry = str(getattr(force_field.potential, "symmetry", "SE(3)"))
+    return certificate_of(force_field, measure, symmetry=symmetry, n_structures=graph.n_graphs, layers=layers)
 
 
 def network_in(force_field: ForceField, dtype: torch.dtype) -> ForceField:

@@ -1,27 +1,24 @@
-"""Projection: from the relaxed network back to an exactly equivariant one, with a certificate that anyone can check.
+"""Projection: from the relaxed network back to an exactly equivariant one.
 
 `drop` removes the free maps (theta = 0). `fold` first adds theta P(W), the nearest equivariant map to the free one, to
 layers that can hold a linear map; other layers drop theirs. Both give back the original modules, parameter names and
-speed. The certificate states per layer
+speed. The record of each layer states
 
     ||W||      ||W - P(W)||  <=  sqrt(LD(W) / 2)      the symmetry spectrum ||W_J||^2
 
-and for the whole network the largest relative error of energy and forces over rotations, reflections, translations and
-permutations of real structures, in float64 and in float32.
+and goes into the network's certificate (``mdrelax.method.certificate``).
 """
 
 import copy
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mdrelax.base import o3
-from mdrelax.base.units import nearest_name
-from mdrelax.forces.forcefield import ForceField
-from mdrelax.forces.symmetry import EquivarianceError, equivariance_error
+from mdrelax.base.names import nearest_name
 from mdrelax.method.groups import (
     IrrepsRepresentation,
     commutators,
@@ -29,28 +26,17 @@ from mdrelax.method.groups import (
     equivariant_part,
     symmetry_spectrum,
 )
-from mdrelax.method.relaxation import Relaxed, is_relaxed, relaxed_layers
-from mdrelax.structures.graph import Graph
+from mdrelax.method.relaxation import Relaxed, relaxed_layers
 
 __all__ = [
-    "Certificate",
-    "CertificateError",
     "LayerRecord",
     "ProjectionKind",
-    "certify",
     "project",
     "projected_copy",
-    "require",
 ]
 
 ProjectionKind = Literal["drop", "fold"]
 Model = TypeVar("Model", bound=nn.Module)
-LARGEST_ERROR_FLOAT64 = 1e-9  # relative to the terms that are summed, see `equivariance`
-LARGEST_ERROR_FLOAT32 = 1e-4
-
-
-class CertificateError(RuntimeError):
-    """The network is not equivariant: it is refused, not saved."""
 
 
 class LayerRecord(NamedTuple):
@@ -63,47 +49,6 @@ class LayerRecord(NamedTuple):
     spectrum: list[float]  # ||W_J||^2, J = 0, 1, ...
     theta: float
     how: str  # "dropped" or "folded"
-
-
-class Certificate(NamedTuple):
-    """The proof that travels with a model file; ``symmetry`` is "E(3)" or "SE(3)" (no reflections)."""
-
-    symmetry: str
-    float64: EquivarianceError
-    float32: EquivarianceError
-    n_structures: int
-    layers: list[LayerRecord]
-
-    @property
-    def passed(self) -> bool:
-        """Whether both precisions stay under their limits (1e-9 and 1e-4 of the terms that are summed)."""
-        reflections = self.symmetry == "E(3)"
-        return (
-            self.float64.worst(reflections=reflections) < LARGEST_ERROR_FLOAT64
-            and self.float32.worst(reflections=reflections) < LARGEST_ERROR_FLOAT32
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers for JSON."""
-        return {
-            "symmetry": self.symmetry,
-            "float64": self.float64._asdict(),
-            "float32": self.float32._asdict(),
-            "n_structures": self.n_structures,
-            "layers": [layer._asdict() for layer in self.layers],
-            "passed": self.passed,
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "Certificate":
-        """The inverse of ``to_dict``; "passed" is judged again from the numbers."""
-        return cls(
-            data["symmetry"],
-            EquivarianceError(**data["float64"]),
-            EquivarianceError(**data["float32"]),
-            data["n_structures"],
-            [LayerRecord(**layer) for layer in data["layers"]],
-        )
 
 
 def project(model: nn.Module, *, how: ProjectionKind = "drop") -> list[LayerRecord]:
@@ -136,42 +81,6 @@ def projected_copy(
     prepare(twin)
     records = project(twin, how=how)
     return twin.eval(), records
-
-
-def certify(
-    force_field: ForceField,
-    graph: Graph,
-    *,
-    layers: list[LayerRecord] | None = None,
-    n_operations: int = 8,
-    seed: int = 0,
-) -> Certificate:
-    """Measure a projected force field on real structures; raises ``ValueError`` when it still has free maps.
-
-    The certificate may not pass: ``require`` raises then.
-    """
-    if is_relaxed(force_field):
-        raise ValueError("The model still has free maps; `project` it before it is certified.")
-    errors = [
-        equivariance_error(force_field, graph, dtype=dtype, n_operations=n_operations, seed=seed)
-        for dtype in (torch.float64, torch.float32)
-    ]
-    symmetry = str(getattr(force_field.potential, "symmetry", "SE(3)"))
-    return Certificate(symmetry, errors[0], errors[1], graph.n_graphs, layers or [])
-
-
-def require(certificate: Certificate) -> Certificate:
-    """The certificate itself when it passed; raises ``CertificateError`` with the numbers when it did not."""
-    if certificate.passed:
-        return certificate
-    reflections = certificate.symmetry == "E(3)"
-    raise CertificateError(
-        f"The network is not {certificate.symmetry}-equivariant: largest relative error "
-        f"{certificate.float64.worst(reflections=reflections):.1e} in float64 (limit {LARGEST_ERROR_FLOAT64:.0e}) and "
-        f"{certificate.float32.worst(reflections=reflections):.1e} in float32 (limit {LARGEST_ERROR_FLOAT32:.0e}). "
-        "Either (a) a layer of the potential breaks the symmetry, or (b) the network's numbers overflow; "
-        "`mdrelax audit` shows which."
-    )
 
 
 def _record(name: str, layer: Relaxed, how: str) -> LayerRecord:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from mdrelax.base import o3
-from mdrelax.base.units import nearest_name
+from mdrelax.base.names import nearest_name
 from mdrelax.method.groups import IrrepsRepresentation, Layout, Representation, commutator_norm
 
 __all__ = [

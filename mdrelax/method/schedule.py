@@ -16,7 +16,7 @@ schedule is a pure function; nothing has to be saved to resume it.
 import math
 from typing import Literal, NamedTuple, get_args
 
-from mdrelax.base.units import nearest_name
+from mdrelax.base.names import nearest_name
 
 __all__ = ["Schedule", "ScheduleKind"]
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mdrelax.base.migrations import with_published_norm
-from mdrelax.runs.config import ConfigError, load_config, read_yaml
+from mdrelax.base.sections import ConfigError, read_yaml
+from mdrelax.runs.config import load_config
 
 __all__ = [
     "changed_keys",

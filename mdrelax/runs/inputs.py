@@ -12,12 +12,13 @@ import yaml
 from torch_geometric.data import Data
 
 from mdrelax import datasets
-from mdrelax.training.checkpoint import write_atomically
-from mdrelax.runs.config import Config, ConfigError, DataConfig, load_config, read_yaml
-from mdrelax.datasets import Frames, Split
+from mdrelax.base.files import write_atomically
+from mdrelax.base.names import nearest_name
 from mdrelax.base.provenance import environment
+from mdrelax.base.sections import ConfigError, read_yaml
+from mdrelax.datasets import Frames, Split
+from mdrelax.runs.config import Config, DataConfig, load_config
 from mdrelax.runs.config_changes import read_saved, refuse_changes
-from mdrelax.base.units import nearest_name
 
 MAY_CHANGE = ("md_picoseconds",)  # keys that a resumed run may be given anew; nothing that changes a number
 

@@ -5,33 +5,47 @@ data -> split -> network -> relaxation -> training -> projection -> certificate 
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
-from mdrelax.forces import metrics
-from mdrelax import datasets, potentials
-from mdrelax.analysis.evaluation import predictions_of
-from mdrelax.training.checkpoint import write_atomically
-from mdrelax.runs.inputs import Parts, check_device, check_labels, load_parts, prepare_folder
+from mdrelax import datasets
+from mdrelax.base.allocator import peak_memory
+from mdrelax.base.files import write_atomically
+from mdrelax.base.provenance import environment
+from mdrelax.base.sections import ConfigError
+from mdrelax.compiled.training import ForceGraph
 from mdrelax.datasets.structure_files import spread
-from mdrelax.runs.config import Config, ConfigError, load_config
+from mdrelax.forces import metrics
 from mdrelax.forces.forcefield import ForceField, fit_reference_energies
 from mdrelax.forces.forcematching import ForceMatching, validation_errors
 from mdrelax.forces.loader import Batch, Loader, distinct_elements, frames_from_data, join
-from mdrelax.base.allocator import peak_memory
-from mdrelax.modelfile import save_model
-from mdrelax.method.projection import Certificate, certify, require
-from mdrelax.base.provenance import environment
+from mdrelax.forces.predict import predictions_of
+from mdrelax.forces.symmetry import certify
+from mdrelax.method.certificate import Certificate, require
 from mdrelax.method.relaxation import relax_constraints, relaxed_layers, set_theta
+from mdrelax.modelfile import save_model
+from mdrelax.runs.config import Config, load_config
 from mdrelax.runs.config_changes import read_saved
+from mdrelax.runs.inputs import Parts, check_device, check_labels, load_parts, prepare_folder
 from mdrelax.training.trainer import FitResult, Progress, Trainer
 
 CERTIFIED_STRUCTURES = 8
+
+
+class Networks(Protocol):
+    """A registry of potentials; the module ``mdrelax.potentials`` is one."""
+
+    def preset(self, potential: str, name: str) -> dict[str, Any]:
+        """The arguments of a preset; raises ``ValueError`` naming the nearest known one."""
+
+    def build_potential(self, name: str, n_species: int, arguments: Mapping[str, Any]) -> nn.Module:
+        """A network for that many elements; raises ``ValueError`` for unknown names and impossible arguments."""
 
 
 class Frames(NamedTuple):
@@ -51,12 +65,12 @@ class Outcome(NamedTuple):
     parts: Parts
 
 
-def network_arguments(config: Config, frames: Sequence[Batch]) -> dict[str, Any]:
+def network_arguments(config: Config, frames: Sequence[Batch], networks: Networks) -> dict[str, Any]:
     """The arguments of the network: preset, the config's own, cut-off and the neighbours of the training set."""
     edges = sum(frame.graph.edge_index.shape[1] for frame in frames)
     atoms = sum(len(frame.graph.numbers) for frame in frames)
     try:
-        preset = potentials.preset(config.potential.name, config.potential.preset)
+        preset = networks.preset(config.potential.name, config.potential.preset)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return {
@@ -67,13 +81,15 @@ def network_arguments(config: Config, frames: Sequence[Batch]) -> dict[str, Any]
     }
 
 
-def build_force_field(config: Config, parts: Parts, frames: Sequence[Batch], arguments: dict[str, Any]) -> ForceField:
+def build_force_field(
+    config: Config, parts: Parts, frames: Sequence[Batch], arguments: dict[str, Any], networks: Networks
+) -> ForceField:
     """The untrained force field: seeded weights, reference energies, scale (RMS force of the training set)."""
     elements = distinct_elements([frame.graph.numbers for frame in frames])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         try:
-            network = potentials.build_potential(config.potential.name, len(elements), arguments)
+            network = networks.build_potential(config.potential.name, len(elements), arguments)
         except ValueError as error:
             raise ConfigError(str(error)) from error
     forces = torch.cat([frame.targets.forces for frame in frames])
@@ -110,12 +126,16 @@ def _references(config: Config, parts: Parts, frames: Sequence[Batch], elements:
 def run_training(
     config: Config,
     folder: Path,
+    networks: Networks,
     *,
     restart: bool = False,
     tell: Callable[[str], None] = lambda line: None,
     listener: Callable[[Progress], None] = lambda progress: None,
 ) -> Outcome:
-    """Train, project, certify, save and test one network in ``folder``; ``tell`` hears one line a stage."""
+    """Train, project, certify, save and test one network in ``folder``; ``tell`` hears one line per stage.
+
+    ``networks`` is the registry that builds the network, for instance the module ``mdrelax.potentials``.
+    """
     check_device(config.training.device)
     resume = prepare_folder(config, folder, restart=restart)
     parts = load_parts(config)
@@ -123,8 +143,8 @@ def run_training(
     check_labels(config, parts)
     _keep_split(parts, folder, resume=resume)
     frames = _frames(config, parts)
-    arguments = network_arguments(config, frames.train)
-    force_field = build_force_field(config, parts, frames.train, arguments)
+    arguments = network_arguments(config, frames.train, networks)
+    force_field = build_force_field(config, parts, frames.train, arguments, networks)
     n_parameters = sum(p.numel() for p in force_field.parameters())
     trainer = _trainer(config, force_field, frames, folder, listener)
     if resume:
@@ -203,7 +223,7 @@ def _trainer(
         except ValueError as error:
             raise ConfigError(f"`relaxation.where`: {error}") from error
     loader = Loader(frames.train, batch_size=training.batch_size, max_edges=training.max_edges, seed=training.seed)
-    task = ForceMatching(loader, frames.validation, training)
+    task = ForceMatching(loader, frames.validation, training, compiler=ForceGraph)
     return Trainer(force_field, task, training=training, relaxation=relaxation, folder=folder, listener=listener)
 
 
@@ -242,9 +262,9 @@ def _mean_baseline(parts: Parts) -> metrics.Predictions:
     return metrics.mean_baseline(train, test._replace(forces=forces, stress=stress))
 
 
-def project_checkpoint(folder: Path, output: Path) -> Certificate:
+def project_checkpoint(folder: Path, output: Path, networks: Networks) -> Certificate:
     """Project and save the best network of the last checkpoint in a run folder; raises on a failed certificate."""
-    config, frames, trainer, arguments = _resumed(folder)
+    config, frames, trainer, arguments = _resumed(folder, networks)
     fit = trainer.result()
     certificate = require(certify(fit.model, _to_certify(frames), layers=fit.layers))
     save_model(
@@ -254,12 +274,12 @@ def project_checkpoint(folder: Path, output: Path) -> Certificate:
     return certificate
 
 
-def projection_gap(folder: Path, thetas: Sequence[float]) -> pd.DataFrame:
+def projection_gap(folder: Path, thetas: Sequence[float], networks: Networks) -> pd.DataFrame:
     """Validation errors of the last checkpoint's averaged, unprojected network at each theta.
 
     Columns ``theta``, ``forces`` (meV/A) and ``energy`` (meV). Raises ``ValueError`` where nothing was relaxed.
     """
-    _, network, frames = unprojected(folder)
+    _, network, frames = unprojected(folder, networks)
     rows = []
     for theta in thetas:
         set_theta(network, theta)
@@ -268,21 +288,21 @@ def projection_gap(folder: Path, thetas: Sequence[float]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["theta", "forces", "energy"])
 
 
-def unprojected(folder: Path) -> tuple[Config, ForceField, Frames]:
+def unprojected(folder: Path, networks: Networks) -> tuple[Config, ForceField, Frames]:
     """A run's config, its last checkpoint's averaged network with free maps, in evaluation mode, and its frames."""
-    config, frames, trainer, _ = _resumed(folder)
+    config, frames, trainer, _ = _resumed(folder, networks)
     network = trainer.model.eval()
     trainer.ema.copy_to(network)
     return config, network, frames
 
 
-def _resumed(folder: Path) -> tuple[Config, Frames, Trainer[ForceField], dict[str, Any]]:
+def _resumed(folder: Path, networks: Networks) -> tuple[Config, Frames, Trainer[ForceField], dict[str, Any]]:
     """The config of a run folder, its frames, the trainer at its last checkpoint and the network's arguments."""
     config = load_config(read_saved(folder / "config.yaml"))
     parts = load_parts(config)
     frames = _frames(config, parts)
-    arguments = network_arguments(config, frames.train)
-    force_field = build_force_field(config, parts, frames.train, arguments)
+    arguments = network_arguments(config, frames.train, networks)
+    force_field = build_force_field(config, parts, frames.train, arguments, networks)
     trainer = _trainer(config, force_field, frames, folder, lambda progress: None)
     trainer.resume()
     return config, frames, trainer, arguments

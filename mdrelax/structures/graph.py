@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Graph", "collate", "edge_vectors", "neighbor_table", "rotate"]
+__all__ = ["Graph", "collate", "edge_vectors", "neighbor_table"]
 
 
 class Graph(NamedTuple):
@@ -82,10 +82,3 @@ def collate(graphs: Sequence[Graph]) -> Graph:
         edge_shift=torch.cat([graph.edge_shift for graph in graphs]),
         batch=torch.cat([g.batch + k for g, k in zip(graphs, graph_offset, strict=True)]),
     )
-
-
-def rotate(graph: Graph, rotations: Tensor) -> Graph:
-    """Each structure turned by its own matrix: ``rotations`` is (G, 3, 3), acting as x -> R x on positions and cell."""
-    per_atom = rotations[graph.batch]  # (N, 3, 3)
-    positions = (per_atom @ graph.positions.unsqueeze(-1)).squeeze(-1)
-    return graph._replace(positions=positions, cell=graph.cell @ rotations.transpose(1, 2))

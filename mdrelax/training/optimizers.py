@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from mdrelax.base.units import nearest_name
+from mdrelax.base.names import nearest_name
 from mdrelax.method.relaxation import relaxed_layers
 from mdrelax.training.matrix_optimizers import Muon, NormalisedAdam, is_matrix
 

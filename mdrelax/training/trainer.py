@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from mdrelax.base.allocator import keep_freed_memory
+from mdrelax.base.files import write_atomically
 from mdrelax.method.free_map_log import LAYER_COLUMNS, activation_lie_squares, last_inputs, layer_rows
 from mdrelax.method.projection import LayerRecord, projected_copy
 from mdrelax.method.relaxation import is_relaxed, penalty, set_theta
 from mdrelax.method.schedule import Schedule
-from mdrelax.runs.config import OptimisationConfig, RelaxationConfig
-from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, write_atomically
+from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from mdrelax.training.optimizers import Ema, LearningRate, make_optimizer, set_rate
+from mdrelax.training.settings import OptimisationConfig, RelaxationConfig
 
 __all__ = ["FitResult", "Progress", "Task", "Trainer", "TrainingError"]
 

@@ -99,8 +99,8 @@ def backbones(
 
 def _case(name: str) -> str:
     from mdrelax.analysis.benchmarks.implementations import CASES
-    from mdrelax.base.units import nearest_name
-    from mdrelax.runs.config import ConfigError
+    from mdrelax.base.names import nearest_name
+    from mdrelax.base.sections import ConfigError
 
     known = [each for each, case in CASES.items() if case.kind in ("training", "md")]
     if name not in known:
@@ -109,7 +109,7 @@ def _case(name: str) -> str:
 
 
 def _dtype(name: str) -> str:
-    from mdrelax.runs.config import ConfigError
+    from mdrelax.base.sections import ConfigError
 
     if name not in ("float32", "float64"):
         raise ConfigError(f"`--dtype` must be float32 or float64, got `{name}`.")

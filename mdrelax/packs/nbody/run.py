@@ -17,12 +17,14 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
+from mdrelax.base.files import write_atomically
 from mdrelax.base.provenance import environment
+from mdrelax.base.sections import Section, explain, read_yaml
 from mdrelax.datasets.nbody import load_nbody
-from mdrelax.forces.symmetry import EquivarianceError
-from mdrelax.method.projection import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, CertificateError
+from mdrelax.method.certificate import Certificate, EquivarianceError, certificate_of, require
 from mdrelax.method.relaxation import relax_constraints, relaxed_layers
 from mdrelax.packs.nbody.egnn import EGNN
+from mdrelax.packs.nbody.networks import NBodySEGNN
 from mdrelax.packs.nbody.task import (
     Displacement,
     Systems,
@@ -31,10 +33,8 @@ from mdrelax.packs.nbody.task import (
     mean_squared_error,
     prepare,
 )
-from mdrelax.potentials.segnn import NBodySEGNN
-from mdrelax.runs.config import OptimisationConfig, RelaxationConfig, Section, explain, read_yaml
 from mdrelax.runs.config_changes import refuse_changes
-from mdrelax.training.checkpoint import write_atomically
+from mdrelax.training.settings import OptimisationConfig, RelaxationConfig
 from mdrelax.training.trainer import FitResult, Progress, Trainer
 
 __all__ = ["ARMS", "ArmName", "NBodyRun", "load_run", "prepare_folder", "read_result", "run_nbody"]
@@ -105,7 +105,7 @@ def run_nbody(
     if (folder / "checkpoints" / "last.pt").exists():
         trainer.resume()
     fit = trainer.run()
-    single, double = _certified(fit.model, test)
+    certificate = _certified(fit, test)
     result = {
         "run": run.model_dump(mode="json"),
         "n_parameters": n_parameters,
@@ -113,8 +113,8 @@ def run_nbody(
         **error_profile(fit.model, test),
         "validation_mse": mean_squared_error(fit.model, validation),
         **_story(fit),
-        "equivariance_error_float64": double._asdict(),
-        "equivariance_error_float32": single._asdict(),
+        "equivariance_error_float64": certificate.float64._asdict(),
+        "equivariance_error_float32": certificate.float32._asdict(),
         "environment": environment(device=run.training.device, seed=run.training.seed),
     }
     write_atomically(folder / RESULT, json.dumps(result, indent=2).encode())
@@ -188,16 +188,12 @@ def _trainer(
     return Trainer(model, task, training=settings, relaxation=run.relaxation, folder=folder, listener=listener)
 
 
-def _certified(model: nn.Module, test: Systems) -> tuple[EquivarianceError, EquivarianceError]:
-    """The projected network's equivariance errors in float32 and float64; refused above the limits of a model file."""
+def _certified(fit: FitResult[nn.Module], test: Systems) -> Certificate:
+    """The certificate of the projected network, with the limits of a model file; raises ``CertificateError``."""
     some = test.take(slice(0, CERTIFIED_SYSTEMS))
-    errors = (displacement_error(model, some, dtype=dtype) for dtype in (torch.float32, torch.float64))
-    single, double = errors
-    worst = single.worst(reflections=True), double.worst(reflections=True)
-    if worst[0] >= LARGEST_ERROR_FLOAT32 or worst[1] >= LARGEST_ERROR_FLOAT64:
-        raise CertificateError(
-            f"The projected network is not E(3)-equivariant: largest relative error {worst[1]:.1e} in float64 (limit "
-            f"{LARGEST_ERROR_FLOAT64:.0e}) and {worst[0]:.1e} in float32 (limit {LARGEST_ERROR_FLOAT32:.0e}); a layer "
-            "breaks the symmetry."
-        )
-    return single, double
+
+    def measure(dtype: torch.dtype) -> EquivarianceError:
+        return displacement_error(fit.model, some, dtype=dtype)
+
+    certificate = certificate_of(fit.model, measure, symmetry="E(3)", n_structures=len(some.charges), layers=fit.layers)
+    return require(certificate, cause="A layer breaks the symmetry.")

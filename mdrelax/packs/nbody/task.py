@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mdrelax.datasets.nbody import NBodySplit
-from mdrelax.forces.symmetry import EquivarianceError, random_rotations
+from mdrelax.method.certificate import EquivarianceError
+from mdrelax.structures.rotate import random_rotations
 
 __all__ = ["Displacement", "Systems", "displacement_error", "error_profile", "mean_squared_error", "prepare"]
 

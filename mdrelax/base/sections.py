@@ -1,0 +1,97 @@
+"""Sections: typed settings read from YAML, with one sentence for each mistake.
+
+An unknown key is an error that names the nearest known one. A document is data, never code.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mdrelax.base.names import nearest_name
+
+__all__ = ["ConfigError", "Section", "apply_overrides", "explain", "read_yaml"]
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message names the key, the value and the remedy."""
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, no infinite numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The document of a YAML file, which must be a mapping; raises ``ConfigError`` with the place otherwise."""
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The config `{path}` cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The config `{path}` is no text file ({error.reason}).") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The config `{path}` is not valid YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"The config `{path}` is empty or no mapping; `mdrelax config template` prints one.")
+    return document
+
+
+def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of a document with ``section.key=value`` overrides applied; raises ``ConfigError`` on other text."""
+    merged: dict[str, Any] = copy.deepcopy(dict(document))
+    for override in overrides:
+        _override(merged, override)
+    return merged
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> ConfigError:
+    """What pydantic found in a document for ``model``, a sentence a key, as an error to raise."""
+    first = {_place(e): e for e in reversed(error.errors())}  # alternatives of a type fail one by one
+    return ConfigError("\n".join(_sentence(e, model) for e in reversed(first.values())))
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"An override is written section.key=value, got `{override}`.")
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        document[parent] = {} if document.get(parent) is None else document[parent]
+        document = document[parent]
+        if not isinstance(document, dict):
+            raise ConfigError(f"`{path}` cannot be set: `{parent}` is no section.")
+    try:
+        document[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The value of the override `{override}` is not valid YAML.") from error
+
+
+def _place(error: Any) -> tuple[str, ...]:
+    """Section and key; pydantic adds which alternative of a type it tried."""
+    return tuple(str(part) for part in error["loc"] if part not in ("int", "float"))
+
+
+def _sentence(error: Any, model: type[BaseModel]) -> str:
+    """One pydantic error as a sentence."""
+    place = _place(error)
+    where = ".".join(place) or "config"
+    if error["type"] == "extra_forbidden":
+        return f"Unknown config key `{where}`; {nearest_name(place[-1], _keys(place[:-1], model))}"
+    if error["type"] == "missing":
+        return f"The config key `{where}` is missing; `mdrelax config template` shows all keys."
+    message = error["msg"].removeprefix("Value error, ").removesuffix(", unable to parse string as a number")
+    given = "" if error["type"] == "value_error" else f", got {error['input']!r}"
+    return f"`{where}`: {message[0].lower() + message[1:]}{given}."
+
+
+def _keys(sections: Sequence[str], root: type[BaseModel]) -> list[str]:
+    model: Any = root
+    for section in sections:
+        field = model.model_fields.get(section)
+        model = field.annotation if field else root
+    return list(getattr(model, "model_fields", {}))

@@ -1,0 +1,123 @@
+"""Certificate: the measured proof that a projected network is equivariant, which travels with its model file.
+
+It states for the whole network the largest relative error under rotations, reflections, translations and permutations
+of real inputs, in float64 and in float32, and for each relaxed layer what its free map was when it was projected. The
+error is measured by a function of the task: ``mdrelax.forces.symmetry`` for force fields.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from mdrelax.method.projection import LayerRecord
+from mdrelax.method.relaxation import is_relaxed
+
+__all__ = [
+    "LARGEST_ERROR_FLOAT32",
+    "LARGEST_ERROR_FLOAT64",
+    "Certificate",
+    "CertificateError",
+    "EquivarianceError",
+    "certificate_of",
+    "require",
+]
+
+LARGEST_ERROR_FLOAT64 = 1e-9  # relative to the terms that a prediction is summed from, see `forces.symmetry`
+LARGEST_ERROR_FLOAT32 = 1e-4
+LIKELY_CAUSES = (
+    "Either (a) a layer of the potential breaks the symmetry, or (b) the network's numbers overflow; `mdrelax audit` "
+    "shows which."
+)
+
+
+class CertificateError(RuntimeError):
+    """The network is not equivariant: it is refused, not saved."""
+
+
+class EquivarianceError(NamedTuple):
+    """Largest relative errors over the structures and operations that were tried; dimensionless."""
+
+    rotation: float
+    reflection: float
+    translation: float
+    permutation: float
+
+    def worst(self, *, reflections: bool) -> float:
+        """The largest error over the symmetries that the network claims (``reflections`` for E(3), not for SE(3))."""
+        errors = [self.rotation, self.translation, self.permutation] + [self.reflection] * reflections
+        return max(errors) if all(map(math.isfinite, errors)) else float("inf")
+
+
+class Certificate(NamedTuple):
+    """The proof that travels with a model file; ``symmetry`` is "E(3)" or "SE(3)" (no reflections)."""
+
+    symmetry: str
+    float64: EquivarianceError
+    float32: EquivarianceError
+    n_structures: int
+    layers: list[LayerRecord]
+
+    @property
+    def passed(self) -> bool:
+        """Whether both precisions stay under their limits (1e-9 and 1e-4 of the terms that are summed)."""
+        reflections = self.symmetry == "E(3)"
+        return (
+            self.float64.worst(reflections=reflections) < LARGEST_ERROR_FLOAT64
+            and self.float32.worst(reflections=reflections) < LARGEST_ERROR_FLOAT32
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers for JSON."""
+        return {
+            "symmetry": self.symmetry,
+            "float64": self.float64._asdict(),
+            "float32": self.float32._asdict(),
+            "n_structures": self.n_structures,
+            "layers": [layer._asdict() for layer in self.layers],
+            "passed": self.passed,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Certificate":
+        """The inverse of ``to_dict``; "passed" is judged again from the numbers."""
+        return cls(
+            data["symmetry"],
+            EquivarianceError(**data["float64"]),
+            EquivarianceError(**data["float32"]),
+            data["n_structures"],
+            [LayerRecord(**layer) for layer in data["layers"]],
+        )
+
+
+def certificate_of(
+    model: nn.Module,
+    measure: Callable[[torch.dtype], EquivarianceError],
+    *,
+    symmetry: str,
+    n_structures: int,
+    layers: list[LayerRecord] | None = None,
+) -> Certificate:
+    """The certificate of a projected model; raises ``ValueError`` when it still has free maps.
+
+    ``measure(dtype)`` returns the model's errors on ``n_structures`` real inputs with its weights in ``dtype``. The
+    certificate may not pass: ``require`` raises then.
+    """
+    if is_relaxed(model):
+        raise ValueError("The model still has free maps; `project` it before it is certified.")
+    return Certificate(symmetry, measure(torch.float64), measure(torch.float32), n_structures, layers or [])
+
+
+def require(certificate: Certificate, *, cause: str = LIKELY_CAUSES) -> Certificate:
+    """The certificate itself when it passed; raises ``CertificateError`` with the numbers and ``cause`` otherwise."""
+    if certificate.passed:
+        return certificate
+    reflections = certificate.symmetry == "E(3)"
+    raise CertificateError(
+        f"The network is not {certificate.symmetry}-equivariant: largest relative error "
+        f"{certificate.float64.worst(reflections=reflections):.1e} in float64 (limit {LARGEST_ERROR_FLOAT64:.0e}) and "
+        f"{certificate.float32.worst(reflections=reflections):.1e} in float32 (limit {LARGEST_ERROR_FLOAT32:.0e}). "
+        f"{cause}"
+    )

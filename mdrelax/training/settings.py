@@ -1,0 +1,72 @@
+"""Settings of the trainer: how the constraint is relaxed and how the network is optimised, whatever is trained."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from mdrelax.base.sections import Section
+from mdrelax.method.schedule import ScheduleKind
+
+__all__ = ["OptimisationConfig", "RelaxationConfig"]
+
+OptimizerKind = Literal["adam", "adamw", "muon", "normalised", "soap"]
+
+
+class RelaxationConfig(Section):
+    """The relaxed constraint: schedule `off` trains the standard, always equivariant network."""
+
+    schedule: Annotated[ScheduleKind, BeforeValidator(lambda value: "off" if value is False else value)] = Field(
+        "triangle", description="theta over the training time; off: never relaxed (YAML reads a bare off as false)."
+    )
+    peak: float = Field(1.0, gt=0, le=1, description="Largest theta.")
+    ramp: float = Field(0.2, gt=0, le=0.5, description="Rise and fall of the trapezoid, as a fraction of the schedule.")
+    end: float = Field(1.0, gt=0, le=1, description="Fraction of the training after which theta is 0 for good.")
+    where: list[str] | None = Field(None, description="Name patterns of the layers; none: the paper's places.")
+    initial_std: float = Field(1e-4, ge=0, description="Standard deviation of the free maps at the start.")
+    penalty: Literal["activation", "weight"] = Field("activation", description="The paper's, or the closed form in W.")
+    optimizer: OptimizerKind | None = Field(None, description="The free maps' optimiser; none: the network's.")
+    learning_rate_fraction: float = Field(
+        1.0, gt=0, le=1, description="The free maps' learning rate as a fraction of the network's."
+    )
+    penalty_rows: int | None = Field(
+        None, ge=1, description="activation: rows of a layer's input it is taken at, evenly spaced; none: all of them."
+    )
+    weight: float = Field(0.01, ge=0, description="lambda, the weight of the penalty in the loss.")
+    projection: Literal["drop", "fold"] = Field("drop", description="How the network becomes equivariant again.")
+
+
+class OptimisationConfig(Section):
+    """Optimisation, for whatever is trained."""
+
+    steps: int | None = Field(None, ge=1, description="Optimiser steps (REQUIRED: this or `epochs`).")
+    epochs: int | None = Field(None, ge=1, description="Passes over the training set, instead of `steps`.")
+    batch_size: int = Field(8, ge=1, description="Structures a batch.")
+    optimizer: OptimizerKind = Field(
+        "adamw",
+        description="How a step is made, see `mdrelax.training.optimizers`; what a good rate is depends on it.",
+    )
+    learning_rate: float = Field(5e-3, gt=0, description="Peak learning rate.")
+    vector_rate_fraction: float = Field(
+        0.2, gt=0, le=1, description="muon: the rate of what is no matrix, as a fraction of the matrices'."
+    )
+    learning_rate_schedule: Literal["constant", "cosine", "plateau"] = Field("cosine", description="After warm-up.")
+    warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
+    final_learning_rate: float = Field(0.01, ge=0, le=1, description="Last rate of the cosine, a fraction of the peak.")
+    plateau_factor: float = Field(0.5, gt=0, lt=1, description="Reduction at a plateau.")
+    plateau_patience: int = Field(10, ge=1, description="Validations without improvement before a reduction.")
+    betas: tuple[float, float] = Field((0.9, 0.99), description="Decays of the first moment (momentum) and the second.")
+    weight_decay: float = Field(1e-6, ge=0, description="Decay of weight matrices; `adam`: of all weights.")
+    ema: float = Field(0.999, ge=0, lt=1, description="Decay of the weights' moving average; 0 turns it off.")
+    gradient_clip: float = Field(10.0, gt=0, description="Largest norm of the gradient.")
+    early_stopping: int | None = Field(None, ge=1, description="Stop after so many validations without improvement.")
+    validate_every: int = Field(500, ge=1, description="Steps between validations, each with a checkpoint.")
+    rotate: bool = Field(True, description="Turn each structure at random in each batch.")
+    dtype: Literal["float32", "float64"] = Field("float32", description="The network's precision.")
+    device: str = Field("cpu", description="`cpu` or `cuda`.")
+    seed: int = Field(0, ge=0, description="Seed of the weights, the order of frames and the rotations.")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"give either `steps` or `epochs`, got {self.steps} and {self.epochs}")
+        return self
