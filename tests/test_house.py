@@ -13,7 +13,7 @@ FLOORS: list[set[str]] = [
     {"relaxation", "neighbors", "forcefield", "equivariance", "config", "savedconfig", "sharededges"},
     {"projection", "forcegraph", "layerlog", "loss", "loader", "blockwise", "optim", "checkpoint", "modelfile"},
     {"forcematching", "training"},
-    {"calculator", "deploy", "dynamics"},
+    {"calculator", "deploy", "dynamics", "hessian"},
 ]
 DOOR = {"cli", "__main__"}
 

@@ -1,0 +1,107 @@
+"""Hessian: exact second derivatives of the energy, for vibrations and phonons.
+
+    H[k, a, l, b] = d2E / dx_ka dx_lb = -dF_ka / dx_lb            eV/A^2, float64
+
+A potential is a function of the edge vectors r = x_j - x_i + S h, which are linear in the positions. So a row of H is
+the gradient of one force component by the edge vectors (a second backward pass), summed over the edges of each atom.
+
+    symbol   argument   shape
+    k, a     ``rows``   (R,), and its three directions
+    l, b                N atoms, 3 directions
+    r        vectors    (E, 3)
+
+One row costs about as much as two evaluations of the forces, as central differences do, and has no step size. Several
+rows of a small structure share a pass, which saves the time that Python takes; docs/vibrations.md has timings.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mdrelax.forcefield import ForceField
+from mdrelax.graph import Graph
+from mdrelax.modelfile import frozen_copy
+
+__all__ = ["hessian"]
+
+ROWS_TIMES_EDGES = 4096  # that share a pass; measured: larger batches gain nothing, and memory grows with them
+
+Array = npt.NDArray[np.float64]
+
+
+def hessian(force_field: ForceField, graph: Graph, rows: Sequence[int] | None = None) -> Array:
+    """Second derivatives (R, 3, N, 3) of the energy by the positions, in eV/A^2, for the atoms ``rows`` (default: all).
+
+    Computed in a float64 copy of the network. In a periodic structure ``x_l`` moves every image of atom l, so this is
+    the sum over images that a phonon calculation of a supercell needs.
+
+    Raises ``ValueError`` for a batch of several structures, for rows that are no atoms, and for a model whose second
+    derivatives cannot be had: one with direct forces, or a compiled one. ``UnknownElementError`` as in ``ForceField``.
+    """
+    _check(force_field, graph)
+    n_atoms, device = len(graph.numbers), graph.positions.device
+    chosen = list(range(n_atoms)) if rows is None else [int(row) for row in rows]
+    if not all(0 <= row < n_atoms for row in chosen):
+        raise ValueError(f"`rows` must be atoms from 0 to {n_atoms - 1}, got {chosen}.")
+    own = frozen_copy(force_field, "float64")
+    found = torch.zeros(3 * len(chosen), n_atoms, 3, dtype=torch.float64, device=device)
+    with torch.enable_grad():
+        forces, vectors = _differentiable_forces(own, graph)
+        if vectors is not None and forces.requires_grad:
+            wanted = forces[torch.tensor(chosen, device=device)].flatten()  # (3 R,)
+            found = torch.cat([_by_positions(graph, slopes) for slopes in _slopes(wanted, vectors)])
+    return found.view(len(chosen), 3, n_atoms, 3).cpu().numpy()
+
+
+def _check(force_field: ForceField, graph: Graph) -> None:
+    if not force_field.conservative:
+        raise ValueError(
+            "This model predicts forces directly (`forces: direct`): they are the gradient of no energy, so there is "
+            "no Hessian. Use finite differences (`--method finite`), or train with `forces: gradient`."
+        )
+    if hasattr(force_field.potential, "energies_and_gradient"):
+        raise ValueError(
+            "A compiled model has no second derivatives: use the model that it was made from (the .safetensors file, "
+            "without `compile`), or finite differences."
+        )
+    if graph.n_graphs != 1:
+        raise ValueError(f"`hessian` takes one structure at a time, got a batch of {graph.n_graphs}.")
+
+
+def _differentiable_forces(force_field: ForceField, graph: Graph) -> tuple[Tensor, Tensor | None]:
+    """Forces (N, 3) and the edge vectors (E, 3) that they can be differentiated by; None where there are no edges."""
+    leaves: list[Tensor] = []
+
+    def network(species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> tuple[Tensor, Tensor]:
+        vectors = edge_vectors.detach().requires_grad_()
+        energies = force_field.potential(species, edge_index, vectors)
+        if not len(vectors) or not energies.requires_grad:
+            return energies, torch.zeros_like(edge_vectors)
+        (slope,) = torch.autograd.grad(energies.sum(), vectors, create_graph=True)
+        leaves.append(vectors)
+        return energies, slope
+
+    forces = force_field(graph, create_graph=True, network=network).forces
+    return forces, leaves[0] if leaves else None
+
+
+def _slopes(wanted: Tensor, vectors: Tensor) -> Iterator[Tensor]:
+    """Gradients (r, E, 3) of the force components (3 R,) by the edge vectors, few at a time."""
+    at_once = max(1, ROWS_TIMES_EDGES // len(vectors))
+    for part in wanted.split(at_once):
+        if len(part) == 1:
+            (slope,) = torch.autograd.grad(part, vectors, retain_graph=True)
+            yield slope.unsqueeze(0)
+        else:
+            one_each = torch.eye(len(part), dtype=part.dtype, device=part.device)
+            yield torch.autograd.grad(part, vectors, one_each, retain_graph=True, is_grads_batched=True)[0]
+
+
+def _by_positions(graph: Graph, slopes: Tensor) -> Tensor:
+    """-dF/dx (r, N, 3) of gradients dF/dr (r, E, 3): r grows with its source's position and falls with its target's."""
+    source, target = graph.edge_index
+    zeros = slopes.new_zeros(len(slopes), len(graph.numbers), 3)
+    return zeros.index_add_(1, target, slopes).index_add_(1, source, slopes, alpha=-1)
