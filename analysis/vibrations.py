@@ -39,7 +39,6 @@ __all__ = [
 Array = npt.NDArray[np.float64]
 
 HBAR_OMEGA = units._hbar * units.m / np.sqrt(units._e * units._amu)  # eV of omega^2 = 1 eV/(A^2 amu), as in ASE
-PER_CM_OF_MEV = 1e-3 / units.invcm
 THZ_OF_EV = units._e / units._hplanck * 1e-12
 LINEAR = 1e-3  # a molecule is linear where its atoms are nearer to the axis than this part of its length
 MOVES_MOST = 0.5  # atoms that move at least this part of the largest displacement are named
@@ -61,7 +60,7 @@ class NormalModes(NamedTuple):
 
     @property
     def is_vibration(self) -> npt.NDArray[np.bool_]:
-        """(3N,)"""
+        """Which of the 3N modes are vibrations, (3N,)."""
         return np.array([kind == "vibration" for kind in self.kinds])
 
     @property

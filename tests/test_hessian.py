@@ -59,7 +59,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("make", [ethanol, co_crystal])
 def test_the_hessian_of_a_network_is_that_of_its_forces(name: str, make: Callable[[], Atoms]) -> None:
-    """Exact against central differences (3e-4 of the largest entry: their own error), symmetric to rounding, each row summing to zero."""
+    """Exact against central differences (3e-4 of the largest entry: their own error); symmetric; rows sum to zero."""
     atoms = make()
     atoms.rattle(0.05, seed=3)
     atoms.calc = MDRelaxCalculator(ForceField(NETWORKS[name](), elements=ELEMENTS))
