@@ -46,6 +46,7 @@ def bands_and_dos(bands: pd.DataFrame, dos: pd.DataFrame, *, title: str = "phono
     """Bands along the path with the names of its points, and the density of states on the same frequency axis."""
     figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3.4, 1))
+    figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr]  # the last name and the first number apart
     names = [name for name in bands if name.endswith("_THz")]
     for _, part in bands.groupby("segment"):
         left.plot(part.distance_per_A, part[names], color=BLUE, linewidth=1.1)

@@ -28,6 +28,7 @@ __all__ = [
     "density_of_states",
     "describe_imaginary",
     "find_imaginary",
+    "lowest_frequency",
     "mesh_size",
     "sample_mesh",
     "sound_velocities",
@@ -109,6 +110,12 @@ def mesh_size(phonon: "Phonopy") -> Size:
 def sample_mesh(phonon: "Phonopy", mesh: Size) -> None:
     """Take the frequencies on a mesh of wave vectors around Gamma, which the functions below use."""
     phonon.run_mesh(mesh, is_gamma_center=True)
+
+
+def lowest_frequency(phonon: "Phonopy", bands: pd.DataFrame) -> float:
+    """The lowest frequency of path and mesh, THz."""
+    grid: Any = phonon.mesh
+    return float(min(bands["branch_1_THz"].min(), grid.frequencies.min()))
 
 
 def density_of_states(phonon: "Phonopy") -> pd.DataFrame:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mdrelax.cli.data import EnergyKey, EnergyUnit, ForcesKey, LengthUnit, StressKey
+from mdrelax.cli.harmonic import OF_HARMONIC, wanted_reference
+from mdrelax.cli.harmonic import harmonic as compare_vibrations
 from mdrelax.cli.simulate import refuse_existing
 from mdrelax.cli.structures import spread
 
@@ -49,6 +51,10 @@ def evaluate(
     reference_interval: Annotated[
         float | None, typer.Option(help="fs between the frames of `--reference`; default: by its time_fs.")
     ] = None,
+    harmonic: Annotated[
+        str | None,
+        typer.Option(help="Vibrations to compare with: a .json or .csv file, or computed: GFN2-xTB, PBE/def2-SVP, ..."),
+    ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile first (minutes), then step faster.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older evaluation in the folder.")] = False,
     format: Annotated[str | None, typer.Option(help="`extxyz` or `md17`, when the ending does not tell.")] = None,
@@ -59,7 +65,7 @@ def evaluate(
     energy_unit: EnergyUnit = None,
     length_unit: LengthUnit = None,
 ) -> None:
-    """Measure errors by element, kind of structure and percentile; run NVE, compare its bonds with the data's."""
+    """Measure errors by element, kind of structure and percentile; compare vibrations; run NVE, compare its bonds."""
     from mdrelax import datasets
     from mdrelax.calculator import MDRelaxCalculator
     from mdrelax.provenance import command_line, environment
@@ -73,6 +79,7 @@ def evaluate(
     typer.echo(loaded.report)
     structures = loaded.data if frames is None else spread(loaded.data, frames)
     atoms = [datasets.to_atoms(frame) for frame in structures]
+    wanted = None if harmonic is None else wanted_reference(harmonic, atoms[0])
     recorded = None if reference is None else _recorded(reference, reference_interval, atoms[0])
     summary: dict[str, Any] = {
         "command": command_line(), "environment": environment(device="cpu", seed=seed), "model": model.name,
@@ -82,8 +89,11 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     summary["errors"] = _errors(folder, calculator, structures, worst)
     _write(folder / "eval.json", json.dumps(summary, indent=2))  # what is known, before dynamics that may take hours
-    for name in OF_DYNAMICS if overwrite else ():  # an older model's may not stand beside these errors
+    for name in (*OF_DYNAMICS, *OF_HARMONIC) if overwrite else ():  # an older model's may not stand beside these errors
         (folder / name).unlink(missing_ok=True)
+    if wanted is not None:
+        summary["harmonic"] = compare_vibrations(folder, model, wanted)
+        _write(folder / "eval.json", json.dumps(summary, indent=2))
     if nve > 0:
         summary["md"] = _dynamics(
             folder, calculator, atoms, recorded, picoseconds=nve, temperature=temperature, seed=seed
