@@ -4,7 +4,7 @@ Forces in eV/A, lengths in A. The structures that come in stay as they are.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
@@ -53,7 +53,8 @@ def relax(atoms: Atoms, calculator: Calculator, *, fmax: float, cell: bool = Fal
         raise ValueError(f"`fmax` must be a force > 0 in eV/A, got {fmax}; 1e-4 suits vibrations and phonons.")
     own = bare(atoms)
     own.calc = calculator
-    optimiser = BFGS(FrechetCellFilter(own) if cell else own, logfile=None)
+    moving: Any = FrechetCellFilter(own) if cell else own
+    optimiser = BFGS(moving, logfile=None)
     converged = optimiser.run(fmax=fmax, steps=steps)
     force = largest_force(own)
     if not converged:

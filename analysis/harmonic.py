@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +22,11 @@ import pandas as pd
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.io import read, write
-from ase.vibrations import VibrationsData
 from scipy.optimize import linear_sum_assignment
 
 from mdrelax.analysis.geometry import relax
 from mdrelax.analysis.superposition import Superposition, superpose
-from mdrelax.analysis.vibrations import NormalModes, finite_vibrations, normal_modes
+from mdrelax.analysis.vibrations import NormalModes, finite_vibrations, normal_modes, read_hessian, write_hessian
 from mdrelax.datasets.labelling import Labeller, make_labeller
 
 __all__ = ["Comparison", "Reference", "compare", "errors", "level_of_theory", "read_reference", "relaxed_level"]
@@ -59,14 +58,13 @@ def read_reference(path: Path, n_atoms: int) -> Reference:
     """
     wavenumbers = _from_table(path, n_atoms) if path.suffix == ".csv" else _from_summary(path)
     if wavenumbers is None:
-        modes = normal_modes(_read_hessian(path))
-        return Reference(path.name, modes.vibrations, modes)
+        own = normal_modes(read_hessian(path))
+        return Reference(path.name, own.vibrations, own)
     wavenumbers = np.sort(wavenumbers)
     beside = path.with_name("hessian.json")
-    modes = normal_modes(_read_hessian(beside)) if path.suffix == ".json" and beside.is_file() else None
-    if modes is not None and not _agree(modes.vibrations, wavenumbers):
-        modes = None
-    return Reference(path.name, wavenumbers, modes)
+    modes = normal_modes(read_hessian(beside)) if path.suffix == ".json" and beside.is_file() else None
+    belongs = modes is not None and _agree(modes.vibrations, wavenumbers)
+    return Reference(path.name, wavenumbers, modes if belongs else None)
 
 
 def _from_summary(path: Path) -> Array | None:
@@ -77,15 +75,6 @@ def _from_summary(path: Path) -> Array | None:
         raise ValueError(f"`{path}` is neither JSON nor a CSV file ({error}).") from error
     found = content.get("wavenumbers_per_cm") if isinstance(content, dict) else None
     return None if found is None else np.array(found, dtype=float)
-
-
-def _read_hessian(path: Path) -> VibrationsData:
-    try:
-        return VibrationsData.read(str(path))
-    except Exception as error:  # ASE's reader lets out whatever a foreign JSON provokes
-        raise ValueError(
-            f"`{path}` holds no vibrations: neither those of `mdrelax vibrations` nor ASE's VibrationsData."
-        ) from error
 
 
 def _from_table(path: Path, n_atoms: int) -> Array:
@@ -128,7 +117,7 @@ class _Level(Calculator):
     ) -> None:
         """Energy and forces."""
         super().calculate(atoms, list(properties), list(system_changes))
-        energy, forces = self.labeller(self.atoms)
+        energy, forces = self.labeller(cast("Atoms", self.atoms))
         self.results = {"energy": energy, "forces": forces}
 
 
@@ -153,11 +142,11 @@ def relaxed_level(method: str, calculator: Calculator, start: Atoms, folder: Pat
         for part in forces.glob("*.json"):
             if not part.stat().st_size:  # ASE's mark of a calculation that was interrupted
                 part.unlink()
-        finite_vibrations(minimum, calculator, delta=DELTA, cache=str(forces)).write(str(path))
+        write_hessian(finite_vibrations(minimum, calculator, delta=DELTA, cache=str(forces)), path)
         for part in (*forces.glob("*.json"), geometry):
             part.unlink()
         forces.rmdir()
-    modes = normal_modes(_read_hessian(path))
+    modes = normal_modes(read_hessian(path))
     return Reference(method, modes.vibrations, modes), path
 
 
@@ -217,14 +206,14 @@ def errors(comparison: Comparison) -> dict[str, Any]:
     """Mean absolute error, mean signed error and largest error (1/cm), with the reference's wavenumber of the worst."""
     table = comparison.table
     difference = table["difference_per_cm"]
-    worst = int(difference.abs().idxmax())
+    worst = int(difference.abs().to_numpy().argmax())
     overlap = table["overlap"]
     return {
         "n_vibrations": len(table),
         "mae_per_cm": float(difference.abs().mean()),
         "mean_error_per_cm": float(difference.mean()),
         "largest_error_per_cm": float(difference[worst]),
-        "largest_error_at_per_cm": float(table.loc[worst, "reference_per_cm"]),
+        "largest_error_at_per_cm": float(table["reference_per_cm"].to_numpy()[worst]),
         "paired_by": "order" if overlap.isna().any() else "overlap",
         "lowest_overlap": None if overlap.isna().any() else float(overlap.min()),
         "largest_distance_of_an_atom_A": comparison.distance,

@@ -5,6 +5,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from mdrelax.analysis.drawing import BLACK, BLUE, GREY, VERMILION, WIDTH, NothingToDrawError, styled
 
@@ -44,10 +45,9 @@ def sticks(wavenumbers: Array, *, title: str = "vibrations") -> Figure:
 @styled
 def bands_and_dos(bands: pd.DataFrame, dos: pd.DataFrame, *, title: str = "phonons") -> Figure:
     """Bands along the path with the names of its points, and the density of states on the same frequency axis."""
-    figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.0), layout=ConstrainedLayoutEngine(wspace=0.06))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3.4, 1))
-    figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr]  # the last name and the first number apart
-    names = [name for name in bands if name.endswith("_THz")]
+    names = list(bands.filter(like="_THz"))
     for _, part in bands.groupby("segment"):
         left.plot(part.distance_per_A, part[names], color=BLUE, linewidth=1.1)
     places = _ticks(bands)
@@ -70,8 +70,9 @@ def bands_and_dos(bands: pd.DataFrame, dos: pd.DataFrame, *, title: str = "phono
 def _ticks(bands: pd.DataFrame) -> dict[float, str]:
     """Distances of the named points; where the path jumps, both names: U|K."""
     places: dict[float, str] = {}
-    for row in bands[bands.label != ""].itertuples():
-        x, name = round(float(row.distance_per_A), 9), "Γ" if row.label == "G" else str(row.label)
+    named = bands[bands.label != ""]
+    for distance, label in zip(named.distance_per_A.to_numpy(dtype=float), named.label, strict=True):
+        x, name = round(float(distance), 9), "Γ" if label == "G" else str(label)
         before = places.get(x)
         places[x] = name if before in (None, name) else f"{before}|{name}"
     return places

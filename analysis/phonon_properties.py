@@ -25,6 +25,7 @@ __all__ = [
     "NOISE_THZ",
     "Imaginary",
     "band_table",
+    "check_path",
     "density_of_states",
     "describe_imaginary",
     "find_imaginary",
@@ -51,6 +52,11 @@ class Imaginary(NamedTuple):
     label: str  # of a special point; empty for others
     frequency_THz: float  # negative
     atoms: list[str]  # of the primitive cell, those that move most
+
+
+def check_path(phonon: "Phonopy", path: str | None) -> None:
+    """Raise ``ValueError`` for a path with points that the lattice does not have, before anything is computed."""
+    _segments(Cell(phonon.primitive.cell), path)
 
 
 def band_table(phonon: "Phonopy", path: str | None = None) -> pd.DataFrame:
@@ -175,24 +181,28 @@ def find_imaginary(phonon: "Phonopy", bands: pd.DataFrame) -> list[Imaginary]:
 
     The mesh is the one that ``sample_mesh`` took. Modes above -0.05 THz are not counted.
     """
-    lowest = bands["branch_1_THz"]
-    named = bands[(bands.label != "") & (lowest < -NOISE_THZ)]
-    places = {(row.qa, row.qb, row.qc): str(row.label) for row in named.itertuples()}
+    lowest, q = bands["branch_1_THz"].to_numpy(), bands[["qa", "qb", "qc"]].to_numpy()  # (Q,), (Q, 3)
+    labels = bands["label"].to_numpy()
+    places = {_triple(q[k]): str(labels[k]) for k in np.flatnonzero((labels != "") & (lowest < -NOISE_THZ))}
     grid: Any = phonon.mesh
-    on_path, on_mesh = bands.loc[lowest.idxmin(), ["qa", "qb", "qc"]], grid.frequencies.min(axis=1).argmin()
-    for q in (on_path, grid.qpoints[on_mesh]):
-        places.setdefault(tuple(map(float, q)), "")
-    found = [_lowest_mode(phonon, q, label) for q, label in places.items()]
+    for place in (q[lowest.argmin()], grid.qpoints[grid.frequencies.min(axis=1).argmin()]):
+        places.setdefault(_triple(place), "")
+    found = [_lowest_mode(phonon, place, label) for place, label in places.items()]
     found = [mode for mode in found if mode.frequency_THz < -NOISE_THZ]
     return sorted(found, key=lambda mode: mode.frequency_THz)
 
 
-def _lowest_mode(phonon: "Phonopy", q: Any, label: str) -> Imaginary:
+def _triple(q: Array) -> tuple[float, float, float]:
+    a, b, c = (float(value) for value in q)
+    return a, b, c
+
+
+def _lowest_mode(phonon: "Phonopy", q: tuple[float, float, float], label: str) -> Imaginary:
     result: Any = phonon.run_qpoints([q], with_eigenvectors=True)
     vector = np.asarray(result.eigenvectors)[0][:, 0].reshape(-1, 3)  # mass-weighted, of the lowest branch
     moved = np.linalg.norm(np.abs(vector), axis=1) / np.sqrt(phonon.primitive.masses)
     names = [f"{phonon.primitive.symbols[k]}{k}" for k in np.argsort(-moved) if moved[k] >= 0.5 * moved.max()]
-    return Imaginary(tuple(map(float, q)), label, float(result.frequencies[0].min()), names[:6])  # type: ignore[arg-type]
+    return Imaginary(q, label, float(result.frequencies[0].min()), names[:6])
 
 
 def describe_imaginary(modes: list[Imaginary]) -> list[str]:

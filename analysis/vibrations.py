@@ -13,6 +13,7 @@ where the geometry is not quite relaxed, and what is left in the 6 (zero at a mi
 """
 
 import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,10 +21,12 @@ import numpy.typing as npt
 import pandas as pd
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator
+from ase.io import jsonio, write
 from ase.thermochemistry import HarmonicThermo
 from ase.vibrations import Vibrations, VibrationsData
 
 from mdrelax.calculator import MDRelaxCalculator
+from mdrelax.checkpoint import write_atomically
 
 __all__ = [
     "NormalModes",
@@ -33,6 +36,8 @@ __all__ = [
     "harmonic_thermochemistry",
     "mode_table",
     "normal_modes",
+    "read_hessian",
+    "write_hessian",
     "write_modes",
 ]
 
@@ -182,16 +187,16 @@ def harmonic_thermochemistry(modes: NormalModes, temperature: float) -> dict[str
     energies = modes.vibrations[modes.vibrations > 0] * units.invcm  # eV
     found = {"temperature_K": temperature, "zero_point_energy_eV": modes.zero_point_energy}
     if temperature == 0 or not len(energies):
-        zero_point = modes.zero_point_energy
-        values = (zero_point, 0.0, 0.0, zero_point)
+        values = (modes.zero_point_energy, 0.0, 0.0, modes.zero_point_energy)
     else:
-        thermo = HarmonicThermo(energies)
-        values = (
-            thermo.get_internal_energy(temperature, verbose=False),
-            thermo.get_entropy(temperature, verbose=False),
-            _heat_capacity(energies, temperature),
-            thermo.get_helmholtz_energy(temperature, verbose=False),
-        )
+        thermo = HarmonicThermo(energies.tolist())
+        with np.errstate(over="ignore"):  # exp(energy / kT) of a cold vibration is infinite, and its term zero
+            values = (
+                thermo.get_internal_energy(temperature, verbose=False),
+                thermo.get_entropy(temperature, verbose=False),
+                _heat_capacity(energies, temperature),
+                thermo.get_helmholtz_energy(temperature, verbose=False),
+            )
     names = ("vibrational_energy_eV", "entropy_eV_per_K", "heat_capacity_eV_per_K", "free_energy_eV")
     return found | dict(zip(names, map(float, values), strict=True))
 
@@ -202,10 +207,26 @@ def _heat_capacity(energies: Array, temperature: float) -> float:
     return float(units.kB * ((x / (2 * np.sinh(x / 2))) ** 2).sum())
 
 
-def write_modes(modes: NormalModes, path: str) -> None:
-    """An extxyz with one frame per vibration, its displacements beside the positions: Jmol, OVITO and ASE read it."""
-    from ase.io import write
+def write_hessian(data: VibrationsData, path: Path) -> None:
+    """Write the JSON that ``VibrationsData.read`` of ASE takes, whole or not at all."""
+    write_atomically(path, jsonio.encode(data).encode())
 
+
+def read_hessian(path: Path) -> VibrationsData:
+    """Read what ``write_hessian``, or ASE, wrote; raises ``ValueError`` for anything else."""
+    try:
+        found = jsonio.read_json(path)
+    except Exception as error:  # ASE's reader lets out whatever a foreign JSON provokes
+        found = error
+    if not isinstance(found, VibrationsData):
+        raise ValueError(
+            f"`{path}` holds no vibrations: neither those of `mdrelax vibrations` nor ASE's VibrationsData."
+        )
+    return found
+
+
+def write_modes(modes: NormalModes, path: Path) -> None:
+    """An extxyz with one frame per vibration, its displacements beside the positions: Jmol, OVITO and ASE read it."""
     frames = []
     for mode in np.flatnonzero(modes.is_vibration):
         frame = Atoms(modes.atoms.numbers, modes.atoms.positions)

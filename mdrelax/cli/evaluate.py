@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mdrelax.cli.data import EnergyKey, EnergyUnit, ForcesKey, LengthUnit, StressKey
-from mdrelax.cli.harmonic import OF_HARMONIC, wanted_reference
+from mdrelax.cli.harmonic import OF_HARMONIC, Harmonic, wanted_reference
 from mdrelax.cli.harmonic import harmonic as compare_vibrations
 from mdrelax.cli.simulate import refuse_existing
 from mdrelax.cli.structures import spread
@@ -23,6 +23,18 @@ if TYPE_CHECKING:
     from mdrelax.analysis.metrics import Predictions
     from mdrelax.calculator import MDRelaxCalculator
 
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder for tables and pictures; default: runs/eval-NAME of the file, or of its run folder."),
+]
+ReferenceTrajectory = Annotated[
+    Path | None,
+    typer.Option(help="A trajectory of the same atoms with velocities: its vibrations are drawn beside."),
+]
+ReferenceInterval = Annotated[
+    float | None, typer.Option(help="fs between the frames of `--reference`; default: by its time_fs.")
+]
+
 EQUILIBRATION_PS = 1.0
 TIMESTEP_FS = 0.5
 INTERVAL = 4  # steps between frames: 2 fs, enough for a C-H stretch
@@ -35,26 +47,15 @@ OF_DYNAMICS = (
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A model file (.safetensors).")],
     data: Annotated[str, typer.Argument(help="Labelled structures: a file, `sample:ethanol`, `rmd17:ethanol`, ...")],
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for tables and pictures; default: runs/eval-NAME of the file, or of its run folder."),
-    ] = None,
+    out: Out = None,
     frames: Annotated[int | None, typer.Option(help="At most so many structures, spread over the set.")] = None,
     worst: Annotated[int, typer.Option(help="Structures that go to worst.extxyz, with the largest force errors.")] = 10,
     nve: Annotated[float, typer.Option(help="ps of NVE dynamics from the first structure; 0: none.")] = 0.0,
     temperature: Annotated[float, typer.Option(help="K, of the dynamics.")] = 300.0,
     seed: Annotated[int, typer.Option(help="Seed of the dynamics' momenta and noise.")] = 0,
-    reference: Annotated[
-        Path | None,
-        typer.Option(help="A trajectory of the same atoms with velocities: its vibrations are drawn beside."),
-    ] = None,
-    reference_interval: Annotated[
-        float | None, typer.Option(help="fs between the frames of `--reference`; default: by its time_fs.")
-    ] = None,
-    harmonic: Annotated[
-        str | None,
-        typer.Option(help="Vibrations to compare with: a .json or .csv file, or computed: GFN2-xTB, PBE/def2-SVP, ..."),
-    ] = None,
+    reference: ReferenceTrajectory = None,
+    reference_interval: ReferenceInterval = None,
+    harmonic: Harmonic = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile first (minutes), then step faster.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older evaluation in the folder.")] = False,
     format: Annotated[str | None, typer.Option(help="`extxyz` or `md17`, when the ending does not tell.")] = None,

@@ -1,7 +1,7 @@
 """`mdrelax eval --harmonic`: the vibrations of a model beside those of a file or of a level of theory."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
     from mdrelax.analysis.harmonic import Reference
 
+Harmonic = Annotated[
+    str | None,
+    typer.Option(help="Vibrations to compare with: a .json or .csv file, or computed: GFN2-xTB, PBE/def2-SVP, ..."),
+]
 OF_HARMONIC = ("harmonic.csv", "harmonic.png")
 FMAX = 1e-4  # eV/A, of the model's own minimum
 

@@ -50,6 +50,7 @@ def phonons(
     overwrite: Overwrite = False,
 ) -> None:
     """Relax a crystal and compute its phonons; imaginary modes are named. Needs the extra `phonons`."""
+    from mdrelax.analysis.phonon_properties import check_path
     from mdrelax.analysis.phonons import drift, make_phonopy, require_phonopy
 
     folder = out or Path("runs") / f"phonons-{structure.stem}"
@@ -66,6 +67,7 @@ def phonons(
     found = geometry(atoms, calculator, relax=relax, fmax=fmax, cell=calculator.force_field.conservative)
     repeats = repeats or _default_supercell(found.atoms, calculator)
     phonon = make_phonopy(found.atoms, repeats)
+    check_path(phonon, path)
     n_displacements = _force_constants(phonon, calculator, method=method, delta=delta)
     before = drift(phonon)
     phonon.symmetrize_force_constants(show_drift=False)

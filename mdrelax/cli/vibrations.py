@@ -41,7 +41,7 @@ def vibrations(
     overwrite: Overwrite = False,
 ) -> None:
     """Relax a molecule and compute its vibrations: wavenumbers, modes, zero-point energy; imaginary modes are named."""
-    from mdrelax.analysis.vibrations import exact_vibrations, finite_vibrations, normal_modes
+    from mdrelax.analysis.vibrations import exact_vibrations, finite_vibrations, normal_modes, write_hessian
     from mdrelax.config import ConfigError
 
     folder = out or Path("runs") / f"vibrations-{structure.stem}"
@@ -62,7 +62,7 @@ def vibrations(
     modes = normal_modes(data)
     summary = provenance(model, structure, found, method=method, delta=delta) | _results(modes, temperature)
     folder.mkdir(parents=True, exist_ok=True)
-    data.write(str(folder / "hessian.json"))
+    write_hessian(data, folder / "hessian.json")
     _write(folder, modes, summary)
     _tell(modes, summary)
     typer.echo(f"Tables, modes and picture: {folder}")
@@ -96,7 +96,7 @@ def _write(folder: Path, modes: "NormalModes", summary: dict[str, Any]) -> None:
     from mdrelax.analysis.vibrations import mode_table, write_modes
 
     write_text(folder / "vibrations.csv", mode_table(modes).to_csv(index=False))
-    write_modes(modes, str(folder / "modes.xyz"))
+    write_modes(modes, folder / "modes.xyz")
     title = f"vibrations of {summary['formula']}"
     drawing.save(folder / "vibrations.png", lambda: harmonic_figures.sticks(modes.vibrations, title=title))
     write_text(folder / "vibrations.json", json.dumps(summary, indent=2))
