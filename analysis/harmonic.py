@@ -12,7 +12,7 @@ negative where imaginary.
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -29,7 +29,16 @@ from mdrelax.analysis.superposition import Superposition, superpose
 from mdrelax.analysis.vibrations import NormalModes, finite_vibrations, normal_modes, read_hessian, write_hessian
 from mdrelax.datasets.labelling import Labeller, make_labeller
 
-__all__ = ["Comparison", "Reference", "compare", "errors", "level_of_theory", "read_reference", "relaxed_level"]
+__all__ = [
+    "Comparison",
+    "Level",
+    "Reference",
+    "compare",
+    "errors",
+    "level_of_theory",
+    "read_reference",
+    "relaxed_level",
+]
 
 Array = npt.NDArray[np.float64]
 
@@ -100,14 +109,16 @@ def _agree(one: Array, other: Array) -> bool:
 # --- references at a level of theory ---
 
 
-class _Level(Calculator):
-    """A labeller as an ASE calculator."""
+class Level(Calculator):
+    """A labeller as an ASE calculator; ``progress(n)`` hears of the n-th evaluation."""
 
     implemented_properties = ["energy", "forces"]  # noqa: RUF012 - ASE's interface
 
     def __init__(self, labeller: Labeller) -> None:
         super().__init__()
         self.labeller = labeller
+        self.progress: Callable[[int], None] = lambda n: None
+        self.evaluations = 0
 
     def calculate(
         self,
@@ -119,11 +130,13 @@ class _Level(Calculator):
         super().calculate(atoms, list(properties), list(system_changes))
         energy, forces = self.labeller(cast("Atoms", self.atoms))
         self.results = {"energy": energy, "forces": forces}
+        self.evaluations += 1
+        self.progress(self.evaluations)
 
 
-def level_of_theory(method: str, atoms: Atoms) -> Calculator:
+def level_of_theory(method: str, atoms: Atoms) -> Level:
     """``GFN2-xTB`` or ``FUNCTIONAL/BASIS`` as a calculator; raises the errors of ``datasets.labelling``."""
-    return _Level(make_labeller(method, symbols=sorted(set(atoms.symbols))))
+    return Level(make_labeller(method, symbols=sorted(set(atoms.symbols))))
 
 
 def relaxed_level(method: str, calculator: Calculator, start: Atoms, folder: Path) -> tuple[Reference, Path]:

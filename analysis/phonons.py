@@ -18,7 +18,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 
 from mdrelax.calculator import MDRelaxCalculator
-from mdrelax.hessian import hessian
+from mdrelax.hessian import hessian_products
 from mdrelax.neighbors import build_graph
 
 if TYPE_CHECKING:
@@ -86,13 +86,22 @@ def _to_ase(cell: Any) -> Atoms:
 # --- force constants ---
 
 
-def exact_force_constants(phonon: "Phonopy", calculator: MDRelaxCalculator) -> None:
-    """Set the compact force constants (P, S, 3, 3) by automatic differentiation: P atoms against S of the supercell."""
+def exact_force_constants(phonon: "Phonopy", calculator: MDRelaxCalculator) -> int:
+    """Set the compact force constants (P, S, 3, 3) by automatic differentiation; returns how many directions it took.
+
+    phonopy names the fewest displacements u whose forces give all by symmetry; these forces are -H u exactly.
+    """
+    phonon.generate_displacements(distance=1.0, is_plusminus=False)  # linear in u, so that its length is no matter
     atoms = _to_ase(phonon.supercell)  # phonopy's own order of atoms
+    dataset: Any = phonon.dataset
+    directions = np.zeros((len(dataset["first_atoms"]), len(atoms), 3))
+    for direction, each in zip(directions, dataset["first_atoms"], strict=True):
+        direction[each["number"]] = each["displacement"]
     field = calculator.force_field
     graph = build_graph(atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc, field.cutoff)
-    rows = hessian(field, graph.to(calculator.device), phonon.primitive.p2s_map.tolist())  # (P, 3, S, 3)
-    phonon.force_constants = rows.transpose(0, 2, 1, 3)
+    phonon.forces = -hessian_products(field, graph.to(calculator.device), directions)
+    phonon.produce_force_constants(calculate_full_force_constants=False, show_drift=False)
+    return len(directions)
 
 
 def finite_force_constants(phonon: "Phonopy", calculator: Calculator, *, delta: float = 0.01) -> int:

@@ -10,11 +10,12 @@ the gradient of one force component by the edge vectors (a second backward pass)
     l, b                N atoms, 3 directions
     r        vectors    (E, 3)
 
-One row costs about as much as two evaluations of the forces, as central differences do, and has no step size. Several
-rows of a small structure share a pass, which saves the time that Python takes; docs/vibrations.md has timings.
+One row costs about as much as two evaluations of the forces, as central differences do, and has no step size. So does
+the product of H with any one direction. Several rows of a small structure share a pass, which saves the time that
+Python takes; docs/vibrations.md has timings.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ from mdrelax.forcefield import ForceField
 from mdrelax.graph import Graph
 from mdrelax.modelfile import frozen_copy
 
-__all__ = ["hessian"]
+__all__ = ["hessian", "hessian_products"]
 
 ROWS_TIMES_EDGES = 4096  # that share a pass; measured: larger batches gain nothing, and memory grows with them
 
@@ -41,19 +42,34 @@ def hessian(force_field: ForceField, graph: Graph, rows: Sequence[int] | None = 
     Raises ``ValueError`` for a batch of several structures, for rows that are no atoms, and for a model whose second
     derivatives cannot be had: one with direct forces, or a compiled one. ``UnknownElementError`` as in ``ForceField``.
     """
-    _check(force_field, graph)
-    n_atoms, device = len(graph.numbers), graph.positions.device
+    n_atoms = len(graph.numbers)
     chosen = list(range(n_atoms)) if rows is None else [int(row) for row in rows]
     if not all(0 <= row < n_atoms for row in chosen):
         raise ValueError(f"`rows` must be atoms from 0 to {n_atoms - 1}, got {chosen}.")
-    own = frozen_copy(force_field, "float64")
-    found = torch.zeros(3 * len(chosen), n_atoms, 3, dtype=torch.float64, device=device)
+    found = _minus_gradients(force_field, graph, lambda forces: forces[chosen].flatten(), 3 * len(chosen))
+    return found.reshape(len(chosen), 3, n_atoms, 3)
+
+
+def hessian_products(force_field: ForceField, graph: Graph, directions: npt.ArrayLike) -> Array:
+    """Products H u (R, N, 3) with directions u (R, N, 3): minus the forces, per length, when all atoms move along u.
+
+    In eV/A^2; errors as in ``hessian``.
+    """
+    u = torch.as_tensor(np.asarray(directions, dtype=float), device=graph.positions.device)
+    if u.shape[1:] != graph.positions.shape:
+        raise ValueError(f"`directions` must have shape (R, {len(graph.numbers)}, 3), got {tuple(u.shape)}.")
+    return _minus_gradients(force_field, graph, lambda forces: torch.einsum("rnx,nx->r", u, forces), len(u))
+
+
+def _minus_gradients(force_field: ForceField, graph: Graph, combine: Callable[[Tensor], Tensor], count: int) -> Array:
+    """-df/dx (count, N, 3) of combinations f (count,) of the forces (N, 3), from a float64 copy of the network."""
+    _check(force_field, graph)
     with torch.enable_grad():
-        forces, vectors = _differentiable_forces(own, graph)
-        if vectors is not None and forces.requires_grad:
-            wanted = forces[torch.tensor(chosen, device=device)].flatten()  # (3 R,)
-            found = torch.cat([_by_positions(graph, slopes) for slopes in _slopes(wanted, vectors)])
-    return found.view(len(chosen), 3, n_atoms, 3).cpu().numpy()
+        forces, vectors = _differentiable_forces(frozen_copy(force_field, "float64"), graph)
+        if vectors is None or not forces.requires_grad:
+            return np.zeros((count, len(graph.numbers), 3))
+        parts = [_by_positions(graph, slopes) for slopes in _slopes(combine(forces), vectors)]
+    return torch.cat(parts).cpu().numpy()
 
 
 def _check(force_field: ForceField, graph: Graph) -> None:
@@ -89,7 +105,7 @@ def _differentiable_forces(force_field: ForceField, graph: Graph) -> tuple[Tenso
 
 
 def _slopes(wanted: Tensor, vectors: Tensor) -> Iterator[Tensor]:
-    """Gradients (r, E, 3) of the force components (3 R,) by the edge vectors, few at a time."""
+    """Gradients (r, E, 3) of combinations of forces (R,) by the edge vectors, few at a time."""
     at_once = max(1, ROWS_TIMES_EDGES // len(vectors))
     for part in wanted.split(at_once):
         if len(part) == 1:

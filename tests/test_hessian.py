@@ -13,7 +13,7 @@ from lennard_jones import EPSILON, SIGMA, cluster, crystal, lj_calculator, lj_fo
 from mdrelax import hessian as module
 from mdrelax.calculator import MDRelaxCalculator
 from mdrelax.forcefield import ForceField
-from mdrelax.hessian import hessian
+from mdrelax.hessian import hessian, hessian_products
 from molecules import ELEMENTS, batch_of, ethanol, graph_of, tiny_equiformer, tiny_equiformer_pytorch, tiny_segnn
 from molecules import crystal as co_crystal
 
@@ -80,6 +80,16 @@ def test_rows_one_by_one_and_many_at_once_are_the_same(name: str, monkeypatch: p
     monkeypatch.setattr(module, "ROWS_TIMES_EDGES", 1)
     np.testing.assert_allclose(hessian(field, graph, [7, 0]), together, atol=1e-13 * np.abs(together).max())
     np.testing.assert_allclose(hessian(field, graph)[[7, 0]], together, atol=1e-13 * np.abs(together).max())
+
+
+def test_products_are_those_of_the_matrix() -> None:
+    """H u without H: random directions, and a shape that does not fit."""
+    field, graph = lj_force_field(), graph_of(cluster())
+    directions = np.random.default_rng(0).normal(size=(4, 6, 3))
+    wanted = np.einsum("iajb,rjb->ria", hessian(field, graph), directions)
+    np.testing.assert_allclose(hessian_products(field, graph, directions), wanted, atol=1e-12 * np.abs(wanted).max())
+    with pytest.raises(ValueError, match=r"`directions` must have shape \(R, 6, 3\), got \(4, 3\)"):
+        hessian_products(field, graph, directions[:, 0])
 
 
 def test_a_float32_model_is_differentiated_in_float64() -> None:

@@ -9,9 +9,8 @@ from mdrelax.cli.geometries import double_precision, geometry, write_text
 
 if TYPE_CHECKING:
     from ase import Atoms
-    from ase.calculators.calculator import Calculator
 
-    from mdrelax.analysis.harmonic import Reference
+    from mdrelax.analysis.harmonic import Level, Reference
 
 Harmonic = Annotated[
     str | None,
@@ -27,7 +26,7 @@ class Wanted(NamedTuple):
     name: str
     start: "Atoms"
     read: "Reference | None"
-    level: "Calculator | None"
+    level: "Level | None"
 
 
 def wanted_reference(reference: str, start: "Atoms") -> Wanted:
@@ -97,7 +96,13 @@ def _reference(folder: Path, wanted: Wanted) -> "Reference":
         return wanted.read
     if wanted.level is None:
         raise ValueError(f"The reference {wanted.name} has neither a file nor a level of theory.")
-    typer.echo(f"Vibrations at {wanted.name}: relaxing, then {6 * len(wanted.start)} forces ...")
-    reference, path = relaxed_level(wanted.name, wanted.level, wanted.start, folder)
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    what = f"{wanted.name}: relaxation and {6 * len(wanted.start) + 1} forces"
+    columns = (TextColumn("{task.description}"), TextColumn("{task.completed} evaluations"), TimeElapsedColumn())
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        wanted.level.progress = lambda n: bar.update(task, completed=n)
+        reference, path = relaxed_level(wanted.name, wanted.level, wanted.start, folder)
     typer.echo(f"Kept in {path}: `--harmonic {path}` takes it for another model.")
     return reference

@@ -139,14 +139,13 @@ def _default_supercell(atoms: "Atoms", calculator: "MDRelaxCalculator") -> Size:
     return size
 
 
-def _force_constants(phonon: "Phonopy", calculator: "MDRelaxCalculator", *, method: str, delta: float) -> int | None:
-    """Set them; returns the number of displaced supercells where there were any."""
+def _force_constants(phonon: "Phonopy", calculator: "MDRelaxCalculator", *, method: str, delta: float) -> int:
+    """Set them; returns the number of displacements."""
     from mdrelax.analysis.phonons import exact_force_constants, finite_force_constants
 
     if method == "finite":
         return finite_force_constants(phonon, calculator, delta=delta)
-    exact_force_constants(phonon, calculator)
-    return None
+    return exact_force_constants(phonon, calculator)
 
 
 def _analyse(
