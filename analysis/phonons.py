@@ -29,8 +29,10 @@ __all__ = [
     "exact_force_constants",
     "finite_force_constants",
     "make_phonopy",
+    "moving_atom",
     "primitive_cell",
     "require_phonopy",
+    "supercell_atoms",
     "supercell_size",
 ]
 
@@ -74,6 +76,19 @@ def make_phonopy(atoms: Atoms, supercell: Size) -> "Phonopy":
         return Phonopy(cell, supercell_matrix=np.diag(supercell), primitive_matrix="auto")
 
 
+def supercell_atoms(phonon: "Phonopy") -> Atoms:
+    """The supercell, atoms in phonopy's order."""
+    return _to_ase(phonon.supercell)
+
+
+def moving_atom(phonon: "Phonopy") -> Array:
+    """The first of phonopy's displacements, (S, 3), with length 1: an atom on its own."""
+    dataset: Any = phonon.dataset
+    first, direction = dataset["first_atoms"][0], np.zeros((len(phonon.supercell), 3))
+    direction[first["number"]] = np.asarray(first["displacement"]) / np.linalg.norm(first["displacement"])
+    return direction
+
+
 def primitive_cell(phonon: "Phonopy") -> Atoms:
     """The primitive cell, atoms in phonopy's order."""
     return _to_ase(phonon.primitive)
@@ -92,7 +107,7 @@ def exact_force_constants(phonon: "Phonopy", calculator: MDRelaxCalculator) -> i
     phonopy names the fewest displacements u whose forces give all by symmetry; these forces are -H u exactly.
     """
     phonon.generate_displacements(distance=1.0, is_plusminus=False)  # linear in u, so that its length is no matter
-    atoms = _to_ase(phonon.supercell)  # phonopy's own order of atoms
+    atoms = supercell_atoms(phonon)
     dataset: Any = phonon.dataset
     directions = np.zeros((len(dataset["first_atoms"]), len(atoms), 3))
     for direction, each in zip(directions, dataset["first_atoms"], strict=True):

@@ -28,7 +28,7 @@ from mdrelax.modelfile import frozen_copy
 
 __all__ = ["hessian", "hessian_products"]
 
-ROWS_TIMES_EDGES = 4096  # that share a pass; measured: larger batches gain nothing, and memory grows with them
+ROWS_TIMES_EDGES = 2048  # that share a pass; measured: larger batches gain nothing, and memory grows with them
 
 Array = npt.NDArray[np.float64]
 

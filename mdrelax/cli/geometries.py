@@ -78,6 +78,22 @@ def geometry(
     return geometries.Relaxed(own, force, 0)
 
 
+def smoothness(atoms: "Atoms", calculator: "MDRelaxCalculator", direction: Any = None) -> dict[str, float]:
+    """The stiffness along one direction at zero and over 0.02 A; a warning where they differ. Empty: direct forces."""
+    from mdrelax.analysis.smoothness import describe_roughness, random_direction, stiffness
+
+    if not calculator.force_field.conservative:
+        return {}
+    found = stiffness(atoms, calculator, random_direction(len(atoms)) if direction is None else direction)
+    if sentence := describe_roughness(found):
+        typer.echo(sentence)
+    return {
+        "at_zero_eV_per_A2": found.at_zero,
+        "displaced_eV_per_A2": found.displaced,
+        "displacement_A": found.displacement,
+    }
+
+
 def provenance(model: Path, structure: Path, found: "Relaxed", *, method: str, delta: float) -> dict[str, Any]:
     """What the JSON of both verbs begins with: the command, versions, model, structure and how it was treated."""
     from mdrelax.modelfile import load_model

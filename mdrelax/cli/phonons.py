@@ -19,6 +19,7 @@ from mdrelax.cli.geometries import (
     geometry,
     only_structure,
     provenance,
+    smoothness,
     write_text,
 )
 from mdrelax.cli.simulate import refuse_existing
@@ -51,7 +52,7 @@ def phonons(
 ) -> None:
     """Relax a crystal and compute its phonons; imaginary modes are named. Needs the extra `phonons`."""
     from mdrelax.analysis.phonon_properties import check_path
-    from mdrelax.analysis.phonons import drift, make_phonopy, require_phonopy
+    from mdrelax.analysis.phonons import drift, make_phonopy, moving_atom, require_phonopy, supercell_atoms
 
     folder = out or Path("runs") / f"phonons-{structure.stem}"
     check_options(method=method, delta=delta, fmax=fmax)
@@ -70,6 +71,7 @@ def phonons(
     check_path(phonon, path)
     n_displacements = _force_constants(phonon, calculator, method=method, delta=delta)
     before = drift(phonon)
+    stiffness = smoothness(supercell_atoms(phonon), calculator, moving_atom(phonon))
     phonon.symmetrize_force_constants(show_drift=False)
     typer.echo(
         f"{len(phonon.primitive)} atoms in the primitive cell, {len(phonon.supercell)} in the supercell. The force "
@@ -78,7 +80,7 @@ def phonons(
     summary = provenance(model, structure, found, method=method, delta=delta) | {
         "supercell": list(repeats), "atoms_in_primitive_cell": len(phonon.primitive),
         "atoms_in_supercell": len(phonon.supercell), "displacements": n_displacements,
-        "cell_A": found.atoms.cell.tolist(), "acoustic_sum_rule_violation_eV_per_A2": before,
+        "cell_A": found.atoms.cell.tolist(), "stiffness": stiffness, "acoustic_sum_rule_violation_eV_per_A2": before,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     _analyse(folder, phonon, summary, path=path, mesh=points, temperatures=temperatures)

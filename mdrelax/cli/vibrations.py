@@ -19,6 +19,7 @@ from mdrelax.cli.geometries import (
     geometry,
     only_structure,
     provenance,
+    smoothness,
     write_text,
 )
 from mdrelax.cli.simulate import refuse_existing
@@ -61,6 +62,7 @@ def vibrations(
     )
     modes = normal_modes(data)
     summary = provenance(model, structure, found, method=method, delta=delta) | _results(modes, temperature)
+    summary["stiffness"] = smoothness(found.atoms, calculator)
     folder.mkdir(parents=True, exist_ok=True)
     write_hessian(data, folder / "hessian.json")
     _write(folder, modes, summary)
