@@ -21,7 +21,7 @@ from mdrelax.cli import CERTIFICATE, CONFIG, DATA, run
 from mdrelax.modelfile import load_model
 from small_runs import clusters, document, write_config, write_frames
 
-VERBS = ("train", "data", "config", "md", "audit", "project", "predict", "report", "info")
+VERBS = ("train", "data", "config", "md", "vibrations", "phonons", "audit", "project", "predict", "report", "info")
 
 
 @pytest.fixture(scope="module")
