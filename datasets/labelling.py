@@ -42,7 +42,7 @@ def xtb_calculator(spin: int = 0) -> Any:
     try:
         from tblite.ase import TBLite
     except ImportError as error:
-        raise ImportError("`data generate` needs tblite; install it with `pip install 'mdrelax[generate]'`.") from error
+        raise ImportError("GFN2-xTB needs tblite; install it with `pip install 'mdrelax[generate]'`.") from error
     return TBLite(method=XTB, verbosity=0, multiplicity=spin + 1)
 
 

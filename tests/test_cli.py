@@ -22,7 +22,7 @@ from mdrelax.modelfile import load_model
 from mdrelax.runs import train
 from small_runs import clusters, document, write_config, write_frames
 
-VERBS = ("train", "data", "config", "md", "audit", "project", "predict", "report", "info")
+VERBS = ("train", "data", "config", "md", "vibrations", "phonons", "audit", "project", "predict", "report", "info")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,20 @@ from pathlib import Path
 
 import typer
 
-from mdrelax.cli import audit, bench, compare, configs, data, evaluate, models, runs, simulate, train
+from mdrelax.cli import (
+    audit,
+    bench,
+    compare,
+    configs,
+    data,
+    evaluate,
+    models,
+    phonons,
+    runs,
+    simulate,
+    train,
+    vibrations,
+)
 
 __all__ = ["app", "main", "stop_when_terminated"]
 
@@ -32,6 +45,8 @@ app.add_typer(data.app, name="data")
 app.add_typer(configs.app, name="config")
 app.add_typer(bench.app, name="bench")
 app.command("md")(simulate.md)
+app.command("vibrations")(vibrations.vibrations)
+app.command("phonons")(phonons.phonons)
 app.command("audit")(audit.audit)
 app.command("eval")(evaluate.evaluate)
 app.command("project")(models.project)
@@ -99,6 +114,7 @@ def home_left_alone() -> Iterator[None]:
 def _explain(error: Exception) -> None:
     if os.environ.get("MDRELAX_DEBUG"):
         traceback.print_exc()
+    from mdrelax.analysis.geometry import NotRelaxedError
     from mdrelax.base.sections import ConfigError
     from mdrelax.compiled import CompileError
     from mdrelax.engines.md import ExplodedError
@@ -117,7 +133,7 @@ def _explain(error: Exception) -> None:
         _fail(str(error), DATA)
     if isinstance(error, OSError) and error.strerror and error.filename is None:  # a sentence of our own
         _fail(error.strerror, OTHER)
-    own = (CheckpointError, CompileError, ExplodedError, ModelFileError, TrainingError)
+    own = (CheckpointError, CompileError, ExplodedError, ModelFileError, NotRelaxedError, TrainingError)
     _fail(str(error) if isinstance(error, own) else f"{type(error).__name__}: {error}", OTHER)
 
 

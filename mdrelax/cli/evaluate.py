@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mdrelax.cli.data import EnergyKey, EnergyUnit, ForcesKey, LengthUnit, StressKey
+from mdrelax.cli.harmonic import OF_HARMONIC, Harmonic, wanted_reference
+from mdrelax.cli.harmonic import harmonic as compare_vibrations
 from mdrelax.cli.simulate import refuse_existing
 
 if TYPE_CHECKING:
@@ -20,6 +22,18 @@ if TYPE_CHECKING:
     from mdrelax.engines.ase import MDRelaxCalculator
     from mdrelax.forces.metrics import Predictions
 
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder for tables and pictures; default: runs/eval-NAME of the file, or of its run folder."),
+]
+ReferenceTrajectory = Annotated[
+    Path | None,
+    typer.Option(help="A trajectory of the same atoms with velocities: its vibrations are drawn beside."),
+]
+ReferenceInterval = Annotated[
+    float | None, typer.Option(help="fs between the frames of `--reference`; default: by its time_fs.")
+]
+
 EQUILIBRATION_PS = 1.0
 TIMESTEP_FS = 0.5
 INTERVAL = 4  # steps between frames: 2 fs, enough for a C-H stretch
@@ -32,22 +46,15 @@ OF_DYNAMICS = (
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A model file (.safetensors).")],
     data: Annotated[str, typer.Argument(help="Labelled structures: a file, `sample:ethanol`, `rmd17:ethanol`, ...")],
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for tables and pictures; default: runs/eval-NAME of the file, or of its run folder."),
-    ] = None,
+    out: Out = None,
     frames: Annotated[int | None, typer.Option(help="At most so many structures, spread over the set.")] = None,
     worst: Annotated[int, typer.Option(help="Structures that go to worst.extxyz, with the largest force errors.")] = 10,
     nve: Annotated[float, typer.Option(help="ps of NVE dynamics from the first structure; 0: none.")] = 0.0,
     temperature: Annotated[float, typer.Option(help="K, of the dynamics.")] = 300.0,
     seed: Annotated[int, typer.Option(help="Seed of the dynamics' momenta and noise.")] = 0,
-    reference: Annotated[
-        Path | None,
-        typer.Option(help="A trajectory of the same atoms with velocities: its vibrations are drawn beside."),
-    ] = None,
-    reference_interval: Annotated[
-        float | None, typer.Option(help="fs between the frames of `--reference`; default: by its time_fs.")
-    ] = None,
+    reference: ReferenceTrajectory = None,
+    reference_interval: ReferenceInterval = None,
+    harmonic: Harmonic = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile first (minutes), then step faster.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older evaluation in the folder.")] = False,
     format: Annotated[str | None, typer.Option(help="`extxyz` or `md17`, when the ending does not tell.")] = None,
@@ -58,7 +65,7 @@ def evaluate(
     energy_unit: EnergyUnit = None,
     length_unit: LengthUnit = None,
 ) -> None:
-    """Measure errors by element, kind of structure and percentile; run NVE, compare its bonds with the data's."""
+    """Measure errors by element, kind of structure and percentile; compare vibrations; run NVE, compare its bonds."""
     from mdrelax import datasets
     from mdrelax.base.provenance import command_line, environment
     from mdrelax.datasets.structure_files import spread
@@ -73,6 +80,7 @@ def evaluate(
     typer.echo(loaded.report)
     structures = loaded.data if frames is None else spread(loaded.data, frames)
     atoms = [datasets.to_atoms(frame) for frame in structures]
+    wanted = None if harmonic is None else wanted_reference(harmonic, atoms[0])
     recorded = None if reference is None else _recorded(reference, reference_interval, atoms[0])
     summary: dict[str, Any] = {
         "command": command_line(), "environment": environment(device="cpu", seed=seed), "model": model.name,
@@ -82,8 +90,11 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     summary["errors"] = _errors(folder, calculator, structures, worst)
     _write(folder / "eval.json", json.dumps(summary, indent=2))  # what is known, before dynamics that may take hours
-    for name in OF_DYNAMICS if overwrite else ():  # an older model's may not stand beside these errors
+    for name in (*OF_DYNAMICS, *OF_HARMONIC) if overwrite else ():  # an older model's may not stand beside these errors
         (folder / name).unlink(missing_ok=True)
+    if wanted is not None:
+        summary["harmonic"] = compare_vibrations(folder, model, wanted)
+        _write(folder / "eval.json", json.dumps(summary, indent=2))
     if nve > 0:
         summary["md"] = _dynamics(
             folder, calculator, atoms, recorded, picoseconds=nve, temperature=temperature, seed=seed

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
@@ -20,6 +21,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from mdrelax.base.allocator import keep_freed_memory
 from mdrelax.compiled import compile_force_field, load_compiled
+from mdrelax.engines.hessian import hessian
 from mdrelax.forces.forcefield import ForceField, Prediction
 from mdrelax.method.relaxation import relaxed_layers
 from mdrelax.modelfile import frozen_copy, load_model
@@ -157,6 +159,19 @@ class MDRelaxCalculator(Calculator):
             graphs = [build_graph(a.positions, a.numbers, a.cell.array, a.pbc, self.neighbors.cutoff) for a in chunk]
             results += self._evaluate(collate(graphs), chunk)
         return results
+
+    def get_hessian(self, atoms: Atoms | None = None) -> npt.NDArray[np.float64]:
+        """Exact second derivatives (N, 3, N, 3) of the energy by the positions, in eV/A^2, whatever the ``dtype``.
+
+        ``VibrationsData(atoms, calculator.get_hessian(atoms))`` gives frequencies, and ``.reshape(3 * N, 3 * N)`` a
+        matrix. Constraints are not considered. Raises ``ValueError`` for models with direct forces and compiled models.
+        """
+        structure = self.atoms if atoms is None else atoms
+        if structure is None:
+            raise ValueError("`get_hessian` needs a structure: pass `atoms`.")
+        _refuse_empty(structure, "The structure")
+        graph = self.neighbors.graph(structure.positions, structure.numbers, structure.cell.array, structure.pbc)
+        return hessian(self.force_field, graph.to(self.device))
 
     def _evaluate(self, graph: Graph, structures: Sequence[Atoms]) -> list[Results]:
         volumes = [self.force_field.conservative and _has_volume(atoms) for atoms in structures]

@@ -1,0 +1,67 @@
+"""Smoothness: whether a model is harmonic at all where its force constants are taken.
+
+    k(0) = u . H u,      k(d) = -(F(x + d u) - F(x - d u)) . u / 2 d
+
+are equal to a few percent for a smooth energy. A network that divides a feature by its own size is rough where symmetry
+makes that feature vanish: k then grows without bound as d goes to zero, and no force constant means anything
+(eSEN, arXiv 2502.12147).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from ase import Atoms
+
+from mdrelax.engines.ase import MDRelaxCalculator
+from mdrelax.engines.hessian import hessian_products
+from mdrelax.structures.neighbors import build_graph
+
+__all__ = ["Stiffness", "describe_roughness", "random_direction", "stiffness"]
+
+Array = npt.NDArray[np.float64]
+
+LARGEST_CHANGE = 0.1  # anharmonic bonds change by less than 1 % at the displacement below
+DISPLACEMENT = 0.02  # A
+
+
+class Stiffness(NamedTuple):
+    """The curvature of the energy along one direction, eV/A^2."""
+
+    at_zero: float
+    displaced: float
+    displacement: float  # A, of the atom that moves most
+
+
+def random_direction(n_atoms: int, seed: int = 0) -> Array:
+    """All atoms move (N, 3), the one that moves most by 1."""
+    u = np.random.default_rng(seed).normal(size=(n_atoms, 3))
+    return u / np.linalg.norm(u, axis=1).max()
+
+
+def stiffness(
+    atoms: Atoms, calculator: MDRelaxCalculator, direction: Array, displacement: float = DISPLACEMENT
+) -> Stiffness:
+    """Exact and by differences, of a structure along a direction (N, 3) whose longest displacement is 1."""
+    field = calculator.force_field
+    graph = build_graph(atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc, field.cutoff)
+    (product,) = hessian_products(field, graph.to(calculator.device), direction[None])
+    forces = []
+    for sign in (1, -1):
+        moved = atoms.copy()
+        moved.positions += sign * displacement * direction
+        moved.calc = calculator
+        forces.append(moved.get_forces())
+    difference = -(forces[0] - forces[1]) / (2 * displacement)
+    return Stiffness(float((direction * product).sum()), float((direction * difference).sum()), displacement)
+
+
+def describe_roughness(found: Stiffness) -> str:
+    """A sentence where the two differ by more than 10 %; empty for a smooth model."""
+    if abs(found.at_zero - found.displaced) <= LARGEST_CHANGE * max(abs(found.at_zero), abs(found.displaced)):
+        return ""
+    return (
+        f"Warning: the model is not smooth here. Along one direction its stiffness is {found.at_zero:.4g} eV/A^2 at "
+        f"this geometry and {found.displaced:.4g} over {found.displacement:g} A, so its frequencies depend on the "
+        "displacement and mean little."
+    )

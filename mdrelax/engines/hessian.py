@@ -1,0 +1,123 @@
+"""Hessian: exact second derivatives of the energy, for vibrations and phonons.
+
+    H[k, a, l, b] = d2E / dx_ka dx_lb = -dF_ka / dx_lb            eV/A^2, float64
+
+A potential is a function of the edge vectors r = x_j - x_i + S h, which are linear in the positions. So a row of H is
+the gradient of one force component by the edge vectors (a second backward pass), summed over the edges of each atom.
+
+    symbol   argument   shape
+    k, a     ``rows``   (R,), and its three directions
+    l, b                N atoms, 3 directions
+    r        vectors    (E, 3)
+
+One row costs about as much as two evaluations of the forces, as central differences do, and has no step size. So does
+the product of H with any one direction. Several rows of a small structure share a pass, which saves the time that
+Python takes; docs/vibrations.md has timings.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mdrelax.forces.forcefield import ForceField
+from mdrelax.modelfile import frozen_copy
+from mdrelax.structures.graph import Graph
+
+__all__ = ["hessian", "hessian_products"]
+
+ROWS_TIMES_EDGES = 2048  # that share a pass; measured: larger batches gain nothing, and memory grows with them
+
+Array = npt.NDArray[np.float64]
+
+
+def hessian(force_field: ForceField, graph: Graph, rows: Sequence[int] | None = None) -> Array:
+    """Second derivatives (R, 3, N, 3) of the energy by the positions, in eV/A^2, for the atoms ``rows`` (default: all).
+
+    Computed in a float64 copy of the network. In a periodic structure ``x_l`` moves every image of atom l, so this is
+    the sum over images that a phonon calculation of a supercell needs.
+
+    Raises ``ValueError`` for a batch of several structures, for rows that are no atoms, and for a model whose second
+    derivatives cannot be had: one with direct forces, or a compiled one. ``UnknownElementError`` as in ``ForceField``.
+    """
+    n_atoms = len(graph.numbers)
+    chosen = list(range(n_atoms)) if rows is None else [int(row) for row in rows]
+    if not all(0 <= row < n_atoms for row in chosen):
+        raise ValueError(f"`rows` must be atoms from 0 to {n_atoms - 1}, got {chosen}.")
+    found = _minus_gradients(force_field, graph, lambda forces: forces[chosen].flatten(), 3 * len(chosen))
+    return found.reshape(len(chosen), 3, n_atoms, 3)
+
+
+def hessian_products(force_field: ForceField, graph: Graph, directions: npt.ArrayLike) -> Array:
+    """Products H u (R, N, 3) with directions u (R, N, 3): minus the forces, per length, when all atoms move along u.
+
+    In eV/A^2; errors as in ``hessian``.
+    """
+    u = torch.as_tensor(np.asarray(directions, dtype=float), device=graph.positions.device)
+    if u.shape[1:] != graph.positions.shape:
+        raise ValueError(f"`directions` must have shape (R, {len(graph.numbers)}, 3), got {tuple(u.shape)}.")
+    return _minus_gradients(force_field, graph, lambda forces: torch.einsum("rnx,nx->r", u, forces), len(u))
+
+
+def _minus_gradients(force_field: ForceField, graph: Graph, combine: Callable[[Tensor], Tensor], count: int) -> Array:
+    """-df/dx (count, N, 3) of combinations f (count,) of the forces (N, 3), from a float64 copy of the network."""
+    _check(force_field, graph)
+    with torch.enable_grad():
+        forces, vectors = _differentiable_forces(frozen_copy(force_field, "float64"), graph)
+        if vectors is None or not forces.requires_grad:
+            return np.zeros((count, len(graph.numbers), 3))
+        parts = [_by_positions(graph, slopes) for slopes in _slopes(combine(forces), vectors)]
+    return torch.cat(parts).cpu().numpy()
+
+
+def _check(force_field: ForceField, graph: Graph) -> None:
+    if not force_field.conservative:
+        raise ValueError(
+            "This model predicts forces directly (`forces: direct`): they are the gradient of no energy, so there is "
+            "no Hessian. Use finite differences (`--method finite`), or train with `forces: gradient`."
+        )
+    if hasattr(force_field.potential, "energies_and_gradient"):
+        raise ValueError(
+            "A compiled model has no second derivatives: use the model that it was made from (the .safetensors file, "
+            "without `compile`), or finite differences."
+        )
+    if graph.n_graphs != 1:
+        raise ValueError(f"`hessian` takes one structure at a time, got a batch of {graph.n_graphs}.")
+
+
+def _differentiable_forces(force_field: ForceField, graph: Graph) -> tuple[Tensor, Tensor | None]:
+    """Forces (N, 3) and the edge vectors (E, 3) that they can be differentiated by; None where there are no edges."""
+    leaves: list[Tensor] = []
+
+    def network(species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> tuple[Tensor, Tensor]:
+        vectors = edge_vectors.detach().requires_grad_()
+        energies = force_field.potential(species, edge_index, vectors)
+        if not len(vectors) or not energies.requires_grad:
+            return energies, torch.zeros_like(edge_vectors)
+        (slope,) = torch.autograd.grad(energies.sum(), vectors, create_graph=True)
+        leaves.append(vectors)
+        return energies, slope
+
+    forces = force_field(graph, create_graph=True, network=network).forces
+    return forces, leaves[0] if leaves else None
+
+
+def _slopes(wanted: Tensor, vectors: Tensor) -> Iterator[Tensor]:
+    """Gradients (r, E, 3) of combinations of forces (R,) by the edge vectors, few at a time."""
+    at_once = max(1, ROWS_TIMES_EDGES // len(vectors))
+    for part in wanted.split(at_once):
+        if len(part) == 1:
+            (slope,) = torch.autograd.grad(part, vectors, retain_graph=True)
+            yield slope.unsqueeze(0)
+        else:
+            one_each = torch.eye(len(part), dtype=part.dtype, device=part.device)
+            yield torch.autograd.grad(part, vectors, one_each, retain_graph=True, is_grads_batched=True)[0]
+
+
+def _by_positions(graph: Graph, slopes: Tensor) -> Tensor:
+    """-dF/dx (r, N, 3) of gradients dF/dr (r, E, 3): r grows with its source's position and falls with its target's."""
+    source, target = graph.edge_index
+    zeros = slopes.new_zeros(len(slopes), len(graph.numbers), 3)
+    return zeros.index_add_(1, target, slopes).index_add_(1, source, slopes, alpha=-1)
