@@ -206,3 +206,28 @@ def test_the_tables_of_the_speed_page_stand_in_the_stored_ones():
     assert len(shown) > 20
     missing = [row for row in shown if row not in stored]
     assert not missing
+
+
+SILICON = ROOT / "docs/results/phonons/silicon"
+# column of the page: special point, branch from the lowest one up
+SILICON_BRANCHES = [("G", 4), ("X", 1), ("X", 3), ("X", 5), ("L", 1), ("L", 3), ("L", 4), ("L", 5)]
+
+
+def _bands(name: str) -> pd.DataFrame:
+    return pd.read_csv(SILICON / name).filter(like="_THz")
+
+
+def test_the_phonons_of_silicon_in_the_page_are_the_stored_ones():
+    """The row of the model, no imaginary mode, and bands that do not depend on the displacement."""
+    (row,) = re.findall(r"^\| `silicon`, 2,000 steps \|(.*)\|$", (ROOT / "docs/vibrations.md").read_text(), re.MULTILINE)
+    labelled = pd.read_csv(SILICON / "bands.csv").dropna(subset="label").drop_duplicates("label").set_index("label")
+    stored = [f"{labelled.loc[point, f'branch_{branch}_THz']:.2f}" for point, branch in SILICON_BRANCHES]
+    assert [cell.strip() for cell in row.split("|")] == stored
+    exact, near, far = (_bands(name) for name in ("bands.csv", "bands-finite-0.003.csv", "bands-finite-0.03.csv"))
+    assert (near - exact).abs().max(axis=None) < 1e-4
+    assert (far - near).abs().max(axis=None) < 0.01
+    assert exact.min(axis=None) > -1e-3
+    for path in SILICON.glob("*.json"):
+        document = json.loads(path.read_text())
+        assert document["command"].startswith("mdrelax phonons ")
+        assert {"torch", "platform", "date", "seed"} <= document["environment"].keys()
