@@ -219,7 +219,8 @@ def _bands(name: str) -> pd.DataFrame:
 
 def test_the_phonons_of_silicon_in_the_page_are_the_stored_ones():
     """The row of the model, no imaginary mode, and bands that do not depend on the displacement."""
-    (row,) = re.findall(r"^\| `silicon`, 2,000 steps \|(.*)\|$", (ROOT / "docs/vibrations.md").read_text(), re.MULTILINE)
+    text = (ROOT / "docs/vibrations.md").read_text()
+    (row,) = re.findall(r"^\| `silicon`, 2,000 steps \|(.*)\|$", text, re.MULTILINE)
     labelled = pd.read_csv(SILICON / "bands.csv").dropna(subset="label").drop_duplicates("label").set_index("label")
     stored = [f"{labelled.loc[point, f'branch_{branch}_THz']:.2f}" for point, branch in SILICON_BRANCHES]
     assert [cell.strip() for cell in row.split("|")] == stored
@@ -231,3 +232,20 @@ def test_the_phonons_of_silicon_in_the_page_are_the_stored_ones():
         document = json.loads(path.read_text())
         assert document["command"].startswith("mdrelax phonons ")
         assert {"torch", "platform", "date", "seed"} <= document["environment"].keys()
+
+
+def test_the_table_of_the_smoothness_page_is_the_stored_one():
+    """k(d), test error and float32 forces of every network, as printed."""
+    stored = json.loads((ROOT / "docs/results/smoothness/smoothness.json").read_text())
+    printed = {
+        row[0].strip("`"): row[1:] for row in rows_of((ROOT / "docs/smoothness.md").read_text()) if "." in row[1]
+    }
+    assert printed.keys() == {row["network"] for row in stored["rows"]}
+    for row in stored["rows"]:
+        constants = [f"{value:.3f}" for key, value in row.items() if key.startswith("k(")]
+        errors = ["", ""] if row["network"] == "EMT" else [
+            f"{row['force_mae_meV_per_A']:.2f}", f"{row['float32_force_eV_per_A']:.1e}",
+        ]  # fmt: skip
+        assert list(printed[row["network"]]) == [*constants, *errors]
+    assert stored["command"].startswith("mdrelax bench smoothness")
+    assert {"torch", "platform", "date"} <= stored["environment"].keys()

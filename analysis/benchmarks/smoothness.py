@@ -164,7 +164,7 @@ def _columns(constants: np.ndarray) -> dict[str, float]:
 
 @styled
 def draw_smoothness(table: pd.DataFrame) -> Figure:
-    """k(d) against d, both on log scales; EMT in black."""
+    """k(d) against d on a log scale; EMT in black. What lies far from EMT's leaves the picture."""
     figure = Figure(figsize=(0.7 * WIDTH, 3.4), layout="constrained")
     ax = figure.add_subplot()
     colours = dict(zip(NETWORKS, (BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE), strict=True))
@@ -174,7 +174,10 @@ def draw_smoothness(table: pd.DataFrame) -> Figure:
         style = {"color": BLACK, "linestyle": "--"} if emt else {"color": colours[row["network"]], "marker": "o"}
         label = ("EMT, what was learnt" if emt else row["network"]) if first else None
         ax.plot(DISPLACEMENTS, [row[c] for c in columns], label=label, markersize=4, **style)
-    ax.set(xscale="log", yscale="log", xlabel="displacement d (A)", ylabel="k(d) (eV/A^2)")
+    right = table.loc[table.network == "EMT", columns].to_numpy(dtype=float).max()
+    low, high = np.nanmin(table[columns]), np.nanmax(table[columns])
+    ylim = (max(0.98 * min(low, 0.95 * right), -right), min(1.02 * max(high, 1.05 * right), 3 * right))
+    ax.set(xscale="log", ylim=ylim, xlabel="displacement d (A)", ylabel="k(d) (eV/A^2)")
     ax.set_title("force constant of an atom in perfect fcc copper")
     ax.legend()
     return figure
