@@ -219,7 +219,9 @@ def _bands(name: str) -> pd.DataFrame:
 
 def test_the_phonons_of_silicon_in_the_page_are_the_stored_ones():
     """The row of the model, no imaginary mode, and bands that do not depend on the displacement."""
-    (row,) = re.findall(r"^\| `silicon`, 2,000 steps \|(.*)\|$", (ROOT / "docs/vibrations.md").read_text(), re.MULTILINE)
+    (row,) = re.findall(
+        r"^\| `silicon`, 2,000 steps \|(.*)\|$", (ROOT / "docs/vibrations.md").read_text(), re.MULTILINE
+    )
     labelled = pd.read_csv(SILICON / "bands.csv").dropna(subset="label").drop_duplicates("label").set_index("label")
     stored = [f"{labelled.loc[point, f'branch_{branch}_THz']:.2f}" for point, branch in SILICON_BRANCHES]
     assert [cell.strip() for cell in row.split("|")] == stored
