@@ -1,7 +1,5 @@
 """Array cache: arrays that a computation gives again at will, kept in npz files beside the downloads."""
 
-import os
-import tempfile
 import warnings
 import zipfile
 import zlib
@@ -9,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from mdrelax.base.files import whole_file
 
 __all__ = ["cached_arrays"]
 
@@ -30,8 +30,9 @@ def cached_arrays(path: Path, compute: Callable[[], Arrays]) -> Arrays:
     try:
         _write(path, arrays)
     except OSError as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         warnings.warn(
-            f"`{path}` could not be written ({error.strerror or error}), so the data will be computed again next time; "
+            f"`{path}` could not be written ({cause.strerror or cause}), so the data will be computed again next time; "
             "name a folder that can be written to with MDRELAX_CACHE.",
             UserWarning,
             stacklevel=2,
@@ -50,15 +51,6 @@ def _read(path: Path) -> Arrays | None:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    """Write beside ``path`` under a name of its own, so that two processes do not meet, and move it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    """Several processes may compute the same arrays at once: each writes a file of its own."""
+    with whole_file(path, shared=True) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]

@@ -10,7 +10,8 @@ Frames with ``config_type=IsolatedAtom`` become reference energies. Stress is a 
 (xx, yy, zz, yz, xz, xy), in ASE's sign.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +20,10 @@ from ase import Atoms, io
 from torch_geometric.data import Data
 
 from mdrelax.base import units
+from mdrelax.base.files import whole_file
 from mdrelax.datasets.frames import Frames, LabelReport, make_frame, require_finite, summarize
 
-__all__ = ["load_extxyz", "read_atoms"]
+__all__ = ["load_extxyz", "read_atoms", "write_extxyz"]
 
 ISOLATED = "IsolatedAtom"
 NO_LABEL = "none"
@@ -254,3 +256,11 @@ def _add_isolated(energies: dict[int, float], atoms: Atoms, keys: dict[str, str]
             f"`{place.source}` has two isolated {atoms.symbols[0]} atoms of different energy: {energies[number]} and "
             f"{energy} eV; keep one."
         )
+
+
+def write_extxyz(path: Path, frames: Sequence[Atoms]) -> None:
+    """Write frames as they are; the file replaces ``path`` only when it is whole."""
+    with whole_file(path) as file:
+        text = StringIO()
+        io.write(text, frames, format="extxyz")
+        file.write(text.getvalue().encode())

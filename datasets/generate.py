@@ -24,7 +24,9 @@ import numpy as np
 from ase import Atoms, io
 from ase import units as ase_units
 
-from mdrelax.datasets.journal import Journal, write_whole
+from mdrelax.base.files import locked
+from mdrelax.datasets.extxyz import write_extxyz
+from mdrelax.datasets.journal import Journal
 from mdrelax.datasets.labelling import XTB, Label, Labeller, make_labeller, xtb_calculator
 
 __all__ = ["GenerateSettings", "generate", "starting_geometry"]
@@ -61,7 +63,8 @@ def generate(
 
     ``source`` is a file that ASE reads or a name that ASE knows ("CH3CH2OH"). ``progress(stage, done, total)`` is
     called after each frame. Raises ``ImportError`` when the extra ``generate`` is missing, ``ValueError`` on
-    impossible settings and when a journal beside ``out`` was made with other settings.
+    impossible settings and when a journal beside ``out`` was made with other settings, ``FolderInUseError`` while
+    another process makes ``out``.
     """
     settings = GenerateSettings() if settings is None else settings
     _check(settings)
@@ -74,13 +77,14 @@ def generate(
         "start": start.positions.tolist(),
         "symbols": start.get_chemical_formula(),
     }
-    journal = Journal(out.with_name(out.name + ".journal"), header)
-    frames = list(_sample(start, settings, journal, progress))
-    isolated = [Atoms(symbol, [[0.0, 0.0, 0.0]]) for symbol in symbols]
-    todo = isolated + frames
-    labels = list(_label(todo, labeller, journal, progress))
-    _write(out, todo, labels, n_isolated=len(isolated), provenance=_provenance(settings, source))
-    journal.path.unlink()
+    with locked(out.parent, output=out.name):
+        journal = Journal(out.with_name(out.name + ".journal"), header)
+        frames = list(_sample(start, settings, journal, progress))
+        isolated = [Atoms(symbol, [[0.0, 0.0, 0.0]]) for symbol in symbols]
+        todo = isolated + frames
+        labels = list(_label(todo, labeller, journal, progress))
+        _write(out, todo, labels, n_isolated=len(isolated), provenance=_provenance(settings, source))
+        journal.path.unlink()
     return out
 
 
@@ -219,4 +223,4 @@ def _write(out: Path, frames: list[Atoms], labels: list[Label], *, n_isolated: i
         atoms.info["config_type"] = "IsolatedAtom" if index < n_isolated else "langevin"
         atoms.arrays["REF_forces"] = forces
     frames[0].info["provenance"] = json.dumps(provenance)
-    write_whole(out, lambda file: io.write(file, frames, format="extxyz"))
+    write_extxyz(out, frames)

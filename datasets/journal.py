@@ -1,13 +1,11 @@
-"""Journal: an append-only file of JSON lines, so that an interrupted job goes on where it stopped; and whole files."""
+"""Journal: an append-only file of JSON lines, so that an interrupted job resumes where it stopped."""
 
-import contextlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-__all__ = ["Journal", "write_whole"]
+__all__ = ["Journal"]
 
 
 class Journal:
@@ -39,30 +37,6 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         self.lines.append(row)
-
-
-def write_whole(path: Path, write: Callable[[TextIO], Any]) -> None:
-    """Replace ``path`` by the text that ``write`` puts into a file; it is on the disk before the old one goes.
-
-    On any failure the old file stays and nothing else is left; ``OSError`` (a full disk) says why in its ``strerror``.
-    """
-    part = path.with_name(f".{path.name}.part")  # always the same name: what a killed job leaves is overwritten
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error)
-            raise OSError(
-                error.errno, f"`{path}` could not be written ({reason}); an older one is untouched."
-            ) from error
-        raise
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from ase import Atoms, io
+from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from torch_geometric.data import Data
 
+from mdrelax.datasets.extxyz import write_extxyz
 from mdrelax.datasets.frames import to_atoms
-from mdrelax.datasets.journal import write_whole
 
 __all__ = ["write_predictions"]
 
@@ -40,7 +40,7 @@ def write_predictions(
             atoms.arrays["mdrelax_forces"] = _forces(forces[index], len(atoms), index)
         if stresses is not None:
             atoms.info["mdrelax_stress"] = np.array(stresses[index], dtype=np.float64).reshape(3, 3)
-    write_whole(path, lambda file: io.write(file, written, format="extxyz"))
+    write_extxyz(path, written)
     return path
 
 

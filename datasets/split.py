@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mdrelax.base.files import write_atomically
 from mdrelax.datasets.catalogue import is_name
 from mdrelax.datasets.download import cached_path
 from mdrelax.datasets.indices import read_index_file
-from mdrelax.datasets.journal import write_whole
 
 __all__ = ["Split", "index_split", "load_split", "random_split", "read_indices", "save_split"]
 
@@ -87,7 +87,7 @@ def read_indices(source: str | Path) -> list[int]:
 def save_split(path: str | Path, split: Split, *, data_hash: str = "") -> None:
     """Write the indices as JSON, with the hash of the data they belong to; ``OSError`` leaves an older file."""
     content = json.dumps({"data_hash": data_hash, **split._asdict()}) + "\n"
-    write_whole(Path(path), lambda file: file.write(content))
+    write_atomically(Path(path), content.encode())
 
 
 def load_split(path: str | Path, *, data_hash: str = "") -> Split:

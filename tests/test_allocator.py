@@ -9,7 +9,7 @@ from mdrelax.base.allocator import keep_freed_memory
 
 STEPS = """
 import resource, torch
-from mdrelax.memory import keep_freed_memory
+from mdrelax.base.allocator import keep_freed_memory
 
 def step():
     tensors = [torch.ones(1 << 18) for _ in range(100)]  # 100 MiB in blocks of 1 MiB

@@ -9,7 +9,7 @@ import time
 CONTROLLER = """
 import sys
 from pathlib import Path
-from mdrelax.analysis.benchmarks.nbody_grid import Grid, plan, recipe, run_all
+from mdrelax.analysis.studies.nbody_grid import Grid, plan, recipe, run_all
 from mdrelax.cli import stop_when_terminated
 
 child = "import os, sys, time; open(sys.argv[1] + '/pid', 'w').write(str(os.getpid())); time.sleep(60)"

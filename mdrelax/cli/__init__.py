@@ -115,6 +115,7 @@ def _explain(error: Exception) -> None:
     if os.environ.get("MDRELAX_DEBUG"):
         traceback.print_exc()
     from mdrelax.analysis.geometry import NotRelaxedError
+    from mdrelax.base.files import FolderInUseError
     from mdrelax.base.sections import ConfigError
     from mdrelax.compiled import CompileError
     from mdrelax.engines.md import ExplodedError
@@ -133,7 +134,9 @@ def _explain(error: Exception) -> None:
         _fail(str(error), DATA)
     if isinstance(error, OSError) and error.strerror and error.filename is None:  # a sentence of our own
         _fail(error.strerror, OTHER)
-    own = (CheckpointError, CompileError, ExplodedError, ModelFileError, NotRelaxedError, TrainingError)
+    own = (
+        CheckpointError, CompileError, ExplodedError, FolderInUseError, ModelFileError, NotRelaxedError, TrainingError,
+    )  # fmt: skip
     _fail(str(error) if isinstance(error, own) else f"{type(error).__name__}: {error}", OTHER)
 
 

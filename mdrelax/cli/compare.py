@@ -41,6 +41,7 @@ def compare(
     Killed at any time, the same command goes on.
     """
     from mdrelax.analysis.studies.compare import plan, run_all, split_arms
+    from mdrelax.base.files import locked
     from mdrelax.runs.inputs import open_config, whole_numbers
     from mdrelax.runs.jobs import cores
 
@@ -50,11 +51,12 @@ def compare(
     runs = plan(base, arms=split_arms(arms), seeds=numbers)
     folder = out or Path("runs") / f"compare-{Path(config).stem}{'-quick' if quick else ''}"
     typer.echo(f"{len(runs)} runs in {folder}")
-    try:
-        if not only_report:
-            run_all({folder / run.name: run.config for run in runs}, jobs=jobs or cores(), tell=typer.echo)
-    finally:  # also where some failed, or the user stops: what the others found is not lost
-        _write(folder, runs)
+    with locked(folder):
+        try:
+            if not only_report:
+                run_all({folder / run.name: run.config for run in runs}, jobs=jobs or cores(), tell=typer.echo)
+        finally:  # also where some failed, or the user stops: what the others found is not lost
+            _write(folder, runs)
 
 
 def _write(folder: Path, runs: "list[PairedRun]") -> None:

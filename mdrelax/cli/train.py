@@ -31,29 +31,30 @@ def train(
     tensorboard: Annotated[bool, typer.Option(help="Write logs for TensorBoard (extra `tensorboard`).")] = False,
 ) -> None:
     """Train a potential, project it to exact equivariance, certify, test and report it."""
+    from mdrelax.base.files import locked
     from mdrelax.base.sections import ConfigError
-    from mdrelax.runs.inputs import open_config
+    from mdrelax.runs.inputs import check_folder, open_config
 
     if restart not in ("auto", "never"):
         raise ConfigError(f"`--restart` must be auto or never, got {restart!r}.")
     settings = open_config(config, override or [])
     folder = out or Path("runs") / Path(config).stem
     log = _Log(folder)
-    try:
-        _train(settings, folder, restart=restart, tensorboard=tensorboard, log=log)
-    except ConfigError:
-        raise
-    except Exception:
-        log.keep(traceback.format_exc())  # the user sees the sentence, the log has the whole story
-        raise
+    check_folder(settings, folder, restart=restart == "auto")  # refuses before anything is started
+    with locked(folder):
+        try:
+            _train(settings, folder, restart=restart, tensorboard=tensorboard, log=log)
+        except ConfigError:
+            raise
+        except Exception:
+            log.keep(traceback.format_exc())  # the user sees the sentence, the log has the whole story
+            raise
 
 
 def _train(settings: "Config", folder: Path, *, restart: str, tensorboard: bool, log: "_Log") -> None:
     from mdrelax import potentials
-    from mdrelax.runs.inputs import check_folder
     from mdrelax.runs.train import run_training, write_results
 
-    check_folder(settings, folder, restart=restart == "auto")  # refuses before anything is started
     with _standard_arm(settings, folder, restart=restart) as standard, _progress_bar(folder, tensorboard) as listener:
         outcome = run_training(settings, folder, potentials, restart=restart == "auto", tell=log, listener=listener)
         standard_results = standard()

@@ -16,9 +16,10 @@ from torch import nn
 
 from mdrelax import datasets
 from mdrelax.base.allocator import peak_memory
-from mdrelax.base.files import write_atomically
+from mdrelax.base.files import locked, write_atomically
 from mdrelax.base.provenance import environment
 from mdrelax.base.sections import ConfigError
+from mdrelax.base.seeds import generator
 from mdrelax.compiled.training import ForceGraph
 from mdrelax.datasets.structure_files import spread
 from mdrelax.forces import metrics
@@ -32,7 +33,7 @@ from mdrelax.method.relaxation import relax_constraints, relaxed_layers, set_the
 from mdrelax.modelfile import save_model
 from mdrelax.runs.config import Config, load_config
 from mdrelax.runs.config_changes import read_saved
-from mdrelax.runs.inputs import Parts, check_device, check_labels, load_parts, prepare_folder
+from mdrelax.runs.inputs import Parts, check_device, check_folder, check_labels, load_parts, prepare_folder
 from mdrelax.training.trainer import FitResult, Progress, Trainer
 
 CERTIFIED_STRUCTURES = 8
@@ -134,9 +135,25 @@ def run_training(
 ) -> Outcome:
     """Train, project, certify, save and test one network in ``folder``; ``tell`` hears one line per stage.
 
-    ``networks`` is the registry that builds the network, for instance the module ``mdrelax.potentials``.
+    ``networks`` is the registry that builds the network, for instance the module ``mdrelax.potentials``. Raises
+    ``FolderInUseError`` while another process works in ``folder``.
     """
     check_device(config.training.device)
+    check_folder(config, folder, restart=restart)
+    with locked(folder):
+        return _run_in(folder, config, networks, restart=restart, tell=tell, listener=listener)
+
+
+def _run_in(
+    folder: Path,
+    config: Config,
+    networks: Networks,
+    *,
+    restart: bool,
+    tell: Callable[[str], None],
+    listener: Callable[[Progress], None],
+) -> Outcome:
+    """``run_training`` in a folder that is locked."""
     resume = prepare_folder(config, folder, restart=restart)
     parts = load_parts(config)
     tell(parts.report)
@@ -215,11 +232,11 @@ def _trainer(
     """Relax the force field where the schedule asks for it, and hand everything to the trainer."""
     relaxation, training = config.relaxation, config.training
     if relaxation.schedule != "off":
-        generator = torch.Generator().manual_seed(training.seed)
         try:
             relax_constraints(
-                force_field, where=relaxation.where, initial_std=relaxation.initial_std, generator=generator
-            )
+                force_field, where=relaxation.where, initial_std=relaxation.initial_std,
+                generator=generator(training.seed, "free maps"),
+            )  # fmt: skip
         except ValueError as error:
             raise ConfigError(f"`relaxation.where`: {error}") from error
     loader = Loader(frames.train, batch_size=training.batch_size, max_edges=training.max_edges, seed=training.seed)

@@ -97,6 +97,21 @@ def backbones(
         typer.echo(path)
 
 
+def hessians(
+    out: Annotated[Path, typer.Option(help="Folder for hessians.csv and hessians.json.")] = Path("runs/speed"),
+    repeats: Annotated[int, typer.Option(min=1, help="Times that each is computed, in turns.")] = 5,
+) -> None:
+    """Time rows of Hessians: by automatic differentiation, and by central differences of the forces."""
+    from mdrelax.analysis.benchmarks.hessians import hessian_times
+    from mdrelax.analysis.tables import write_table
+    from mdrelax.base.provenance import command_line
+
+    table = hessian_times(repeats=repeats, tell=typer.echo)
+    work = "rows of the Hessian of untrained networks, float64: exact, and by central differences of the forces"
+    for path in write_table(table, out, command=command_line(), work=work, name="hessians"):
+        typer.echo(path)
+
+
 def _case(name: str) -> str:
     from mdrelax.analysis.benchmarks.implementations import CASES
     from mdrelax.base.names import nearest_name

@@ -17,9 +17,10 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
-from mdrelax.base.files import write_atomically
+from mdrelax.base.files import locked, write_atomically
 from mdrelax.base.provenance import environment
 from mdrelax.base.sections import Section, explain, read_yaml
+from mdrelax.base.seeds import generator
 from mdrelax.datasets.nbody import load_nbody
 from mdrelax.method.certificate import Certificate, EquivarianceError, certificate_of, require
 from mdrelax.method.relaxation import relax_constraints, relaxed_layers
@@ -92,11 +93,18 @@ def run_nbody(
     """Train (or go on from the folder's checkpoint), project, certify and test; returns what results.json holds.
 
     A finished run is read, not repeated. Raises ``ConfigError`` when the folder holds a run with other settings and
-    ``CertificateError`` when the projected network is not equivariant.
+    ``CertificateError`` when the projected network is not equivariant, and ``FolderInUseError`` while another process
+    works in the folder.
     """
     prepare_folder(run, folder)
     if (finished := read_result(folder)) is not None:
         return finished
+    with locked(folder):
+        return _run_in(folder, run, listener)
+
+
+def _run_in(folder: Path, run: NBodyRun, listener: Callable[[Progress], None]) -> dict[str, Any]:
+    """``run_nbody`` in a folder that is locked."""
     data = load_nbody(run.data, n_train=run.n_train, n_validation=run.n_validation, n_test=run.n_test)
     train, validation, test = (prepare(split, getattr(torch, run.training.dtype)) for split in data)
     model = _network(run)
@@ -174,10 +182,10 @@ def _trainer(
     """Relax the network where the arm asks for it, and hand everything to the trainer."""
     settings = run.training
     if run.relaxation.schedule != "off":
-        generator = torch.Generator().manual_seed(settings.seed)
         relax_constraints(
-            model, where=run.relaxation.where, initial_std=run.relaxation.initial_std, generator=generator
-        )
+            model, where=run.relaxation.where, initial_std=run.relaxation.initial_std,
+            generator=generator(settings.seed, "free maps"),
+        )  # fmt: skip
     model.to(getattr(torch, settings.dtype))
     if run.compile:
         model.compile(dynamic=False)
