@@ -110,15 +110,18 @@ class JointLayerNorm(nn.Module):
 
     def forward(self, x: Features) -> Features:
         """Normalised features of the same irreps; of fewer than are measured, as if the others were zero."""
-        if len(x) == self.n_measured == 1:  # of scalars alone it is the usual layer norm, in one kernel
-            return (functional.layer_norm(x[0], self.bias.shape, self.weights[0], self.bias, self.eps),)
         scalars, *others = x
+        if self.n_measured == 1:  # of the scalars it is the usual layer norm, in one kernel
+            normed = functional.layer_norm(scalars, self.bias.shape, self.weights[0], self.bias, self.eps)
+            if not others:
+                return (normed,)
         centred = (scalars - scalars.mean(2, keepdim=True), *others)
         squares = [block.square().mean((1, 2), keepdim=True) for block in centred[: self.n_measured]]
         inverse = torch.rsqrt(sum(squares[1:], squares[0]) / self.n_measured + self.eps)
-        scales = [inverse * weight for weight in self.weights]
-        first = torch.addcmul(self.bias, centred[0], scales[0])
-        return (first, *(block * scale for block, scale in zip(others, scales[1:], strict=False)))
+        if self.n_measured > 1:
+            normed = torch.addcmul(self.bias, centred[0], inverse * self.weights[0])
+        weights = list(self.weights)[1:]
+        return (normed, *(block * (inverse * w) for block, w in zip(others, weights, strict=False)))
 
 
 class SeparableLayerNorm(nn.Module):

@@ -30,7 +30,7 @@ NETWORKS = {
     "equiformer SE(3), as published": lambda: tiny_equiformer("8x0e+4x1e+4x2e", radial_basis="expnormal", n_blocks=1),
     "equiformer-pytorch": lambda: tiny_equiformer_pytorch(depth=1),
     "segnn": tiny_segnn,
-    "segnn with a norm and attributes of l=2": lambda: tiny_segnn(lmax_attribute=2, norm="layer"),
+    "segnn with a norm and attributes of l=2": lambda: tiny_segnn(lmax_attribute=2, norm="joint"),
 }
 
 

@@ -30,7 +30,7 @@ NETWORKS = {
     "equiformer": tiny_equiformer,
     "equiformer with linear messages": lambda: tiny_equiformer(nonlinear_messages=False),
     "segnn": lambda: tiny_segnn(),
-    "segnn with norms": lambda: tiny_segnn(norm="layer"),
+    "segnn with norms": lambda: tiny_segnn(norm="joint"),
 }
 
 

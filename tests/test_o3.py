@@ -26,7 +26,7 @@ print("torch._dynamo" in sys.modules)
 
 COMPILED = """
 import sys
-from mdrelax import o3
+from mdrelax.base import o3
 import torch
 from e3nn.o3 import _wigner
 
