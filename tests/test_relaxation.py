@@ -249,7 +249,7 @@ def test_every_layer_has_the_theta_that_was_set():
 def test_translations_and_permutations_stay_exact_at_every_theta(theta: float):
     """W acts on the layer's own features, atom by atom; only the rotations are given up, and those when theta > 0.
 
-    1e-11 of the RMS force: rounding of positions moved by 10 A.
+    1e-11 of what is summed: rounding of positions moved by 10 A.
     """
     model = relaxed_network()
     set_theta(model, theta)

@@ -220,8 +220,8 @@ def _certificate_text(outcome: "Outcome") -> str:
     ]
     limits = f"limits {LARGEST_ERROR_FLOAT64:.0e} and {LARGEST_ERROR_FLOAT32:.0e}"
     head = (
-        f"Certificate {verdict}: {certificate.symmetry}, largest errors of energy and forces relative to the RMS "
-        f"force, {certificate.n_structures} structures ({limits})"
+        f"Certificate {verdict}: {certificate.symmetry}, largest errors of energy and forces relative to the "
+        f"terms summed, {certificate.n_structures} structures ({limits})"
     )
     return "\n".join([head, *rows, *layers])
 
