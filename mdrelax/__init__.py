@@ -7,7 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# A checkout keeps the rooms potentials/, datasets/ and analysis/ beside this package; a wheel nests them inside.
+# A checkout keeps the rooms potentials/, datasets/ and analysis/ beside this package, with links to them in it; a wheel
+# nests them inside. Where git makes no links, the rooms are found all the same.
 if not (Path(__file__).parent / "potentials").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 

@@ -150,6 +150,23 @@ def test_the_checkout_imports_without_installation():
     assert Path(result.stdout.strip()).resolve() == ROOT / "mdrelax" / "__init__.py"
 
 
+@pytest.mark.parametrize("room", ["analysis", "datasets", "potentials"])
+def test_tools_see_every_room_in_a_checkout(room: str):
+    """A relative link in mdrelax/ leads type checkers and editors to each room that stands beside it."""
+    assert os.readlink(ROOT / "mdrelax" / room) == f"../{room}"
+
+
+def test_the_checkout_imports_without_links(tmp_path: Path):
+    """Where git makes no links (Windows), the rooms beside the package are found as well."""
+    for folder in ("mdrelax", "analysis", "datasets", "potentials"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for room in ("analysis", "datasets", "potentials"):
+        (tmp_path / "mdrelax" / room).unlink()
+    result = python("-c", IMPORT_ALL, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert Path(result.stdout.strip()).is_relative_to(tmp_path)
+
+
 def test_a_top_level_datasets_is_refused_with_a_sentence():
     """In the root, ``import datasets`` finds our room: it says so instead of posing as the well-known package."""
     result = python("-c", "import datasets", cwd=ROOT)
