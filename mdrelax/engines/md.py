@@ -24,6 +24,7 @@ from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
 
 from mdrelax.base.names import nearest_name
+from mdrelax.base.seeds import numpy_generator
 
 __all__ = [
     "LOG_COLUMNS",
@@ -98,7 +99,7 @@ def run_md(
     _check_positive(friction_per_fs=friction_per_fs, trajectory_interval=trajectory_interval, log_interval=log_interval)
     system = atoms.copy()
     system.calc = atoms.calc
-    rng = np.random.default_rng(seed)
+    rng = numpy_generator(seed, "dynamics")
     if not keep_momenta:
         system.set_momenta(thermal_momenta(system, temperature_K, rng))
     timestep, friction = timestep_fs * units.fs, friction_per_fs / units.fs

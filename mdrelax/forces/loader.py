@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mdrelax.base.seeds import generator
 from mdrelax.forces.loss import Targets
 from mdrelax.structures.graph import Graph, collate
 from mdrelax.structures.neighbors import build_graph
@@ -79,8 +80,7 @@ def split_batch(batch: Batch, size: int) -> list[Batch]:
 
 def rotate_batch(batch: Batch, *, seed: int, step: int) -> Batch:
     """Each structure with its labels turned by its own random rotation, drawn from (seed, step)."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    rotations = random_rotations(batch.graph.n_graphs, generator).to(batch.graph.positions)
+    rotations = random_rotations(batch.graph.n_graphs, generator(seed, "rotations", step)).to(batch.graph.positions)
     forces = (rotations[batch.graph.batch] @ batch.targets.forces.unsqueeze(2)).squeeze(2)
     stress = rotations @ batch.targets.stress @ rotations.mT
     return Batch(rotate(batch.graph, rotations), batch.targets._replace(forces=forces, stress=stress))
@@ -114,8 +114,7 @@ class Loader:
         """The frames' order in an epoch."""
         if not self.shuffle:
             return list(range(len(self.frames)))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(len(self.frames), generator=generator).tolist()
+        return torch.randperm(len(self.frames), generator=generator(self.seed, "order", epoch)).tolist()
 
     def positions(self, epoch: int) -> list[list[int]]:
         """The frame numbers of each batch of an epoch."""

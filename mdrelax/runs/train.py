@@ -19,6 +19,7 @@ from mdrelax.base.allocator import peak_memory
 from mdrelax.base.files import write_atomically
 from mdrelax.base.provenance import environment
 from mdrelax.base.sections import ConfigError
+from mdrelax.base.seeds import generator
 from mdrelax.compiled.training import ForceGraph
 from mdrelax.datasets.structure_files import spread
 from mdrelax.forces import metrics
@@ -215,11 +216,9 @@ def _trainer(
     """Relax the force field where the schedule asks for it, and hand everything to the trainer."""
     relaxation, training = config.relaxation, config.training
     if relaxation.schedule != "off":
-        generator = torch.Generator().manual_seed(training.seed)
+        stream = generator(training.seed, "free maps")
         try:
-            relax_constraints(
-                force_field, where=relaxation.where, initial_std=relaxation.initial_std, generator=generator
-            )
+            relax_constraints(force_field, where=relaxation.where, initial_std=relaxation.initial_std, generator=stream)
         except ValueError as error:
             raise ConfigError(f"`relaxation.where`: {error}") from error
     loader = Loader(frames.train, batch_size=training.batch_size, max_edges=training.max_edges, seed=training.seed)

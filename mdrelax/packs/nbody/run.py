@@ -20,6 +20,7 @@ from torch import nn
 from mdrelax.base.files import write_atomically
 from mdrelax.base.provenance import environment
 from mdrelax.base.sections import Section, explain, read_yaml
+from mdrelax.base.seeds import generator
 from mdrelax.datasets.nbody import load_nbody
 from mdrelax.method.certificate import Certificate, EquivarianceError, certificate_of, require
 from mdrelax.method.relaxation import relax_constraints, relaxed_layers
@@ -174,10 +175,8 @@ def _trainer(
     """Relax the network where the arm asks for it, and hand everything to the trainer."""
     settings = run.training
     if run.relaxation.schedule != "off":
-        generator = torch.Generator().manual_seed(settings.seed)
-        relax_constraints(
-            model, where=run.relaxation.where, initial_std=run.relaxation.initial_std, generator=generator
-        )
+        stream = generator(settings.seed, "free maps")
+        relax_constraints(model, where=run.relaxation.where, initial_std=run.relaxation.initial_std, generator=stream)
     model.to(getattr(torch, settings.dtype))
     if run.compile:
         model.compile(dynamic=False)

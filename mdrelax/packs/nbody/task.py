@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mdrelax.base.seeds import generator
 from mdrelax.datasets.nbody import NBodySplit
 from mdrelax.method.certificate import EquivarianceError
 from mdrelax.structures.rotate import random_rotations
@@ -59,8 +60,8 @@ def prepare(split: NBodySplit, dtype: torch.dtype = torch.float32) -> Systems:
 class Displacement:
     """The training task; see ``mdrelax.training.trainer.Task``.
 
-    Orders follow from (seed, epoch), rotations from (seed, step): a resumed run sees what an uninterrupted one sees.
-    A last batch that is not full is left out, as published. Raises ``ValueError`` when no batch is full.
+    Orders follow from (seed, epoch), rotations and noise from (seed, step): a resumed run sees what an uninterrupted
+    one sees. A last batch that is not full is left out, as published. Raises ``ValueError`` when no batch is full.
     """
 
     train_columns: tuple[str, ...] = ()
@@ -92,18 +93,16 @@ class Displacement:
 
     def batches(self, epoch: int, *, start: int) -> Iterable[Systems]:
         """The batches of an epoch from number ``start`` on."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.train.charges), generator=generator)
+        order = torch.randperm(len(self.train.charges), generator=generator(self.seed, "order", epoch))
         for k in range(start, self.n_batches):
             yield self.train.take(order[k * self.batch_size : (k + 1) * self.batch_size])
 
     def loss(self, model: nn.Module, batch: Systems, *, step: int) -> tuple[Tensor, list[Tensor]]:
         """The mean error of a batch, each of its systems turned at random."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         if self.rotate:
-            batch = batch.turned(random_rotations(len(batch.charges), generator))
+            batch = batch.turned(random_rotations(len(batch.charges), generator(self.seed, "rotations", step)))
         if self.noise:
-            batch = batch.moved(self.noise, generator)
+            batch = batch.moved(self.noise, generator(self.seed, "noise", step))
         predicted = model(batch.positions, batch.velocities, batch.charges)
         if self.huber is None:
             return (predicted - batch.displacements).square().mean(), []
@@ -148,13 +147,13 @@ def displacement_error(
     systems = Systems(*(tensor.to(dtype) for tensor in systems))
     reference = predict(twin, systems)
     scale = reference.square().mean().sqrt().clamp(min=SMALLEST_SCALE)
-    generator = torch.Generator().manual_seed(seed)
+    stream = generator(seed, "operations")
     n_systems, n_particles, _ = systems.positions.shape
     errors = []
     for _ in range(n_operations):
-        matrices = random_rotations(n_systems, generator).to(dtype)
-        shift = 10 * torch.randn(n_systems, 1, 3, generator=generator, dtype=torch.float64).to(dtype)
-        order = torch.randperm(n_particles, generator=generator)
+        matrices = random_rotations(n_systems, stream).to(dtype)
+        shift = 10 * torch.randn(n_systems, 1, 3, generator=stream, dtype=torch.float64).to(dtype)
+        order = torch.randperm(n_particles, generator=stream)
         pairs = [
             (systems.turned(matrices), reference @ matrices.mT),
             (systems.turned(-matrices), -reference @ matrices.mT),
