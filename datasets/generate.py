@@ -24,6 +24,7 @@ import numpy as np
 from ase import Atoms, io
 from ase import units as ase_units
 
+from mdrelax.base.files import locked_file
 from mdrelax.datasets.journal import Journal, write_whole
 from mdrelax.datasets.labelling import XTB, Label, Labeller, make_labeller, xtb_calculator
 
@@ -61,11 +62,17 @@ def generate(
 
     ``source`` is a file that ASE reads or a name that ASE knows ("CH3CH2OH"). ``progress(stage, done, total)`` is
     called after each frame. Raises ``ImportError`` when the extra ``generate`` is missing, ``ValueError`` on
-    impossible settings and when a journal beside ``out`` was made with other settings.
+    impossible settings and when a journal beside ``out`` was made with other settings, ``InUseError`` while another
+    process generates ``out``.
     """
     settings = GenerateSettings() if settings is None else settings
     _check(settings)
-    out = Path(out)
+    with locked_file(Path(out)):
+        return _generate(source, Path(out), settings, progress)
+
+
+def _generate(source: str | Path, out: Path, settings: GenerateSettings, progress: Progress) -> Path:
+    """``generate`` of checked settings, alone with ``out`` and its journal."""
     start = starting_geometry(source)
     symbols = sorted(set(start.symbols))
     labeller = make_labeller(settings.method, symbols=symbols, grid_level=settings.grid_level)
@@ -149,7 +156,8 @@ def _sample(start: Atoms, settings: GenerateSettings, journal: Journal, progress
         if index == 0:
             _equilibrate(atoms, settings, rng)
         _langevin(atoms, settings, rng, settings.interval_fs)
-        journal.add({"kind": "frame", "positions": atoms.positions.tolist(), "momenta": atoms.get_momenta().tolist()})
+        state = {"positions": atoms.positions.tolist(), "momenta": atoms.get_momenta().tolist()}
+        journal.add({"kind": "frame", "index": index, **state})
         progress("sampling", index + 1, settings.n_frames)
         yield Atoms(atoms.numbers, atoms.positions)
 
@@ -190,7 +198,7 @@ def _label(frames: list[Atoms], labeller: Labeller, journal: Journal, progress: 
         yield row["energy"], np.array(row["forces"])
     for index in range(len(done), len(frames)):
         energy, forces = labeller(frames[index])
-        journal.add({"kind": "label", "energy": energy, "forces": forces.tolist()})
+        journal.add({"kind": "label", "index": index, "energy": energy, "forces": forces.tolist()})
         progress("labelling", index + 1, len(frames))
         yield energy, forces
 

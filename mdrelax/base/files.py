@@ -1,13 +1,33 @@
-"""Files that are whole or not there at all, whatever stops the process that writes them.
+"""Files that are whole or not there at all, whatever stops the process that writes them; and places with one writer.
 
-A file is written beside its place, synced to the disk and moved over the old one, which stays until then.
+A file is written beside its place, synced to the disk and moved over the old one, which stays until then. A folder (or
+a file that grows) is locked while a process works in it; the system releases the lock when the process ends in any way.
 """
 
 import contextlib
+import datetime
+import json
 import os
+import socket
+import threading
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["write_atomically"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["InUseError", "locked_file", "locked_folder", "write_atomically"]
+
+_held: dict[Path, int] = {}  # lock file -> the thread of this process that holds it
+_held_guard = threading.Lock()
+
+
+class InUseError(RuntimeError):
+    """A place in which another process works; the message names it."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -32,3 +52,99 @@ def write_atomically(path: Path, content: bytes) -> None:
                 error.errno, f"`{path}` could not be written ({reason}); an older one is untouched."
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Make ``folder`` and keep every other process and thread out of it; raises ``InUseError`` when one is inside.
+
+    A thread may lock what it has locked already. The lock is advisory (``flock`` of the file ``.lock``): it keeps out
+    those who ask for it, and readers need none. A file system without locks gives a warning and no protection.
+    """
+    is_new = not folder.exists()
+    try:
+        with _locked(folder / ".lock", f"`{folder}`", "another folder"):
+            yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # where nothing was put into it
+
+
+@contextlib.contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """The same for one file, which need not exist; its lock file stands beside it."""
+    with _locked(path.with_name(f".{path.name}.lock"), f"`{path}`", "another file"):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path, name: str, other: str) -> Iterator[None]:
+    key, me = path.parent.resolve() / path.name, threading.get_ident()
+    with _held_guard:
+        inside = _held.get(key) == me
+    if inside:
+        yield
+        return
+    file = _acquire(path, name, other)
+    with _held_guard:
+        _held[key] = me
+    try:
+        yield
+    finally:
+        with _held_guard:
+            del _held[key]
+        if file is not None:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)  # before the lock goes: whoever waits sees that his file is another one
+            file.close()
+
+
+def _acquire(path: Path, name: str, other: str) -> BinaryIO | None:
+    """The open, locked lock file; None where the system has no locks."""
+    while fcntl is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("a+b")
+        except FileNotFoundError:  # its last owner removed the empty folder
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = _holder(file)
+            file.close()
+            raise InUseError(f"{name} is in use by {holder}; wait for it, end it, or choose {other}.") from error
+        except OSError as error:
+            file.close()
+            warnings.warn(f"{name} cannot be locked ({error.strerror}): start one process only.", stacklevel=5)
+            return None
+        if _is_still_there(file, path):
+            _sign(file)
+            return file
+        file.close()  # its owner removed it between our opening and locking it
+    return None
+
+
+def _is_still_there(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _sign(file: BinaryIO) -> None:
+    """Write who holds the lock; on a full disk it holds without a name."""
+    start = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    with contextlib.suppress(OSError):
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "start": start}).encode())
+        file.flush()
+
+
+def _holder(file: BinaryIO) -> str:
+    try:
+        file.seek(0)
+        who = json.loads(file.read())
+        return f"process {who['pid']} on host {who['host']} since {who['start']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it has not signed yet
+        return "another process"

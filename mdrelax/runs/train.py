@@ -16,7 +16,7 @@ from torch import nn
 
 from mdrelax import datasets
 from mdrelax.base.allocator import peak_memory
-from mdrelax.base.files import write_atomically
+from mdrelax.base.files import locked_folder, write_atomically
 from mdrelax.base.provenance import environment
 from mdrelax.base.sections import ConfigError
 from mdrelax.base.seeds import generator
@@ -135,8 +135,22 @@ def run_training(
 ) -> Outcome:
     """Train, project, certify, save and test one network in ``folder``; ``tell`` hears one line per stage.
 
-    ``networks`` is the registry that builds the network, for instance the module ``mdrelax.potentials``.
+    ``networks`` is the registry that builds the network, for instance the module ``mdrelax.potentials``. Raises
+    ``InUseError`` while another process trains in the folder.
     """
+    with locked_folder(folder):
+        return _run_in(config, folder, networks, restart=restart, tell=tell, listener=listener)
+
+
+def _run_in(
+    config: Config,
+    folder: Path,
+    networks: Networks,
+    *,
+    restart: bool,
+    tell: Callable[[str], None],
+    listener: Callable[[Progress], None],
+) -> Outcome:
     check_device(config.training.device)
     resume = prepare_folder(config, folder, restart=restart)
     parts = load_parts(config)

@@ -43,6 +43,7 @@ def nbody(
     """Train SEGNN on the N-body task, standard against relaxed: tables, figures, statistics."""
     from mdrelax.analysis.studies import nbody_grid
     from mdrelax.analysis.studies.nbody_grid import Grid, plan, run_all
+    from mdrelax.base.files import locked_folder
     from mdrelax.runs.inputs import whole_numbers
     from mdrelax.runs.jobs import cores
 
@@ -54,14 +55,15 @@ def nbody(
         base["compile"] = bool(compile)
         grid = grid._replace(seeds=grid.seeds[:1], layers=(1, 2), train_sizes=(200, 400))
     runs = plan(grid, base=base, overrides=changes)
-    typer.echo(f"{len(runs)} runs in {out}")
-    try:
-        run_all(runs, out, jobs=jobs or cores(), tell=typer.echo)
-    except RuntimeError:  # some failed; what the others found is not lost
-        with contextlib.suppress(ValueError):
-            _write_study(out)
-        raise
-    _write_study(out)
+    with locked_folder(out):
+        typer.echo(f"{len(runs)} runs in {out}")
+        try:
+            run_all(runs, out, jobs=jobs or cores(), tell=typer.echo)
+        except RuntimeError:  # some failed; what the others found is not lost
+            with contextlib.suppress(ValueError):
+                _write_study(out)
+            raise
+        _write_study(out)
 
 
 def nbody_run(folder: Annotated[Path, typer.Argument(help="A prepared run folder with its run.yaml.")]) -> None:
@@ -118,6 +120,7 @@ def rmd17(
     """Train on molecules of rMD17, standard against relaxed, an hour a run and more: tables beside published errors."""
     from mdrelax.analysis.studies.compare import split_arms
     from mdrelax.analysis.studies.rmd17 import plan_study, run_study, write_study
+    from mdrelax.base.files import locked_folder
     from mdrelax.base.provenance import command_line
     from mdrelax.runs.inputs import open_config, whole_numbers
     from mdrelax.runs.jobs import cores
@@ -130,13 +133,14 @@ def rmd17(
             data=data,
             overrides=[f"training.compile={_has_compiler() if compile is None else compile}", *(override or [])],
         )  # fmt: skip
-        typer.echo(f"{len(runs)} runs in {out}, their results in {place}")
-        try:
-            run_study(runs, out, place, jobs=jobs or cores(), command=command_line(), tell=typer.echo)
-        except RuntimeError:  # some failed; what the others found is not lost
-            with contextlib.suppress(ValueError):
-                write_study(place)
-            raise
+        with locked_folder(out):
+            typer.echo(f"{len(runs)} runs in {out}, their results in {place}")
+            try:
+                run_study(runs, out, place, jobs=jobs or cores(), command=command_line(), tell=typer.echo)
+            except RuntimeError:  # some failed; what the others found is not lost
+                with contextlib.suppress(ValueError):
+                    write_study(place)
+                raise
     _tell_study(place, write_study(place))
 
 

@@ -17,7 +17,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
-from mdrelax.base.files import write_atomically
+from mdrelax.base.files import locked_folder, write_atomically
 from mdrelax.base.provenance import environment
 from mdrelax.base.sections import Section, explain, read_yaml
 from mdrelax.base.seeds import generator
@@ -92,9 +92,15 @@ def run_nbody(
 ) -> dict[str, Any]:
     """Train (or go on from the folder's checkpoint), project, certify and test; returns what results.json holds.
 
-    A finished run is read, not repeated. Raises ``ConfigError`` when the folder holds a run with other settings and
-    ``CertificateError`` when the projected network is not equivariant.
+    A finished run is read, not repeated. Raises ``ConfigError`` when the folder holds a run with other settings,
+    ``InUseError`` when another process trains in it, and ``CertificateError`` when the projected network is not
+    equivariant.
     """
+    with locked_folder(folder):
+        return _run_in(run, folder, listener)
+
+
+def _run_in(run: NBodyRun, folder: Path, listener: Callable[[Progress], None]) -> dict[str, Any]:
     prepare_folder(run, folder)
     if (finished := read_result(folder)) is not None:
         return finished
