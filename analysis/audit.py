@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mdrelax.analysis.drawing import BLUE, WIDTH, NothingToDrawError, heat_map, styled
 from mdrelax.analysis.tables import short_names
 from mdrelax.base import o3
+from mdrelax.base.seeds import numpy_generator
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.symmetry import network_in, relative_error
 from mdrelax.method.groups import IrrepsRepresentation, Layout
@@ -50,7 +51,7 @@ def angle_errors(
     """Columns ``angle_deg`` and ``error``: the largest over random axes, one for each structure and try."""
     model = network_in(force_field, dtype)
     reference, scale = model(graph), model.magnitudes(graph)
-    rng = np.random.default_rng(seed)
+    rng = numpy_generator(seed, "angles")
     rows = []
     for angle in angles:
         worst = 0.0
@@ -75,7 +76,9 @@ def layer_errors(
     model = copy.deepcopy(force_field).to_dtype(dtype).eval()
     layers = _layers(model)
     inputs = _inputs(model, graph, layers)
-    matrices = torch.from_numpy(Rotation.random(n_operations, random_state=seed).as_matrix())
+    matrices = torch.from_numpy(
+        Rotation.random(n_operations, random_state=numpy_generator(seed, "operations")).as_matrix()
+    )
     rows = []
     for name, (layer, irreps_in, irreps_out, layout) in layers.items():
         if name not in inputs:

@@ -24,7 +24,7 @@ import numpy as np
 from ase import Atoms, io
 from ase import units as ase_units
 
-from mdrelax.base.files import locked
+from mdrelax.base.files import locked_file
 from mdrelax.datasets.extxyz import write_extxyz
 from mdrelax.datasets.journal import Journal
 from mdrelax.datasets.labelling import XTB, Label, Labeller, make_labeller, xtb_calculator
@@ -63,12 +63,17 @@ def generate(
 
     ``source`` is a file that ASE reads or a name that ASE knows ("CH3CH2OH"). ``progress(stage, done, total)`` is
     called after each frame. Raises ``ImportError`` when the extra ``generate`` is missing, ``ValueError`` on
-    impossible settings and when a journal beside ``out`` was made with other settings, ``FolderInUseError`` while
-    another process makes ``out``.
+    impossible settings and when a journal beside ``out`` was made with other settings, ``InUseError`` while another
+    process generates ``out``.
     """
     settings = GenerateSettings() if settings is None else settings
     _check(settings)
-    out = Path(out)
+    with locked_file(Path(out)):
+        return _generate(source, Path(out), settings, progress)
+
+
+def _generate(source: str | Path, out: Path, settings: GenerateSettings, progress: Progress) -> Path:
+    """``generate`` of checked settings, alone with ``out`` and its journal."""
     start = starting_geometry(source)
     symbols = sorted(set(start.symbols))
     labeller = make_labeller(settings.method, symbols=symbols, grid_level=settings.grid_level)
@@ -77,14 +82,13 @@ def generate(
         "start": start.positions.tolist(),
         "symbols": start.get_chemical_formula(),
     }
-    with locked(out.parent, output=out.name):
-        journal = Journal(out.with_name(out.name + ".journal"), header)
-        frames = list(_sample(start, settings, journal, progress))
-        isolated = [Atoms(symbol, [[0.0, 0.0, 0.0]]) for symbol in symbols]
-        todo = isolated + frames
-        labels = list(_label(todo, labeller, journal, progress))
-        _write(out, todo, labels, n_isolated=len(isolated), provenance=_provenance(settings, source))
-        journal.path.unlink()
+    journal = Journal(out.with_name(out.name + ".journal"), header)
+    frames = list(_sample(start, settings, journal, progress))
+    isolated = [Atoms(symbol, [[0.0, 0.0, 0.0]]) for symbol in symbols]
+    todo = isolated + frames
+    labels = list(_label(todo, labeller, journal, progress))
+    _write(out, todo, labels, n_isolated=len(isolated), provenance=_provenance(settings, source))
+    journal.path.unlink()
     return out
 
 
@@ -153,7 +157,8 @@ def _sample(start: Atoms, settings: GenerateSettings, journal: Journal, progress
         if index == 0:
             _equilibrate(atoms, settings, rng)
         _langevin(atoms, settings, rng, settings.interval_fs)
-        journal.add({"kind": "frame", "positions": atoms.positions.tolist(), "momenta": atoms.get_momenta().tolist()})
+        state = {"positions": atoms.positions.tolist(), "momenta": atoms.get_momenta().tolist()}
+        journal.add({"kind": "frame", "index": index, **state})
         progress("sampling", index + 1, settings.n_frames)
         yield Atoms(atoms.numbers, atoms.positions)
 
@@ -194,7 +199,7 @@ def _label(frames: list[Atoms], labeller: Labeller, journal: Journal, progress: 
         yield row["energy"], np.array(row["forces"])
     for index in range(len(done), len(frames)):
         energy, forces = labeller(frames[index])
-        journal.add({"kind": "label", "energy": energy, "forces": forces.tolist()})
+        journal.add({"kind": "label", "index": index, "energy": energy, "forces": forces.tolist()})
         progress("labelling", index + 1, len(frames))
         yield energy, forces
 

@@ -27,8 +27,17 @@ class Journal:
             )
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
-        """The rows of one kind, in order."""
-        return [line for line in self.lines if line["kind"] == kind]
+        """The rows of one kind, in order; raises ``ValueError`` where their numbers are not 0, 1, 2, ...
+
+        Rows of an older version have no number.
+        """
+        rows = [line for line in self.lines if line["kind"] == kind]
+        if any(row.get("index", place) != place for place, row in enumerate(rows)):
+            raise ValueError(
+                f"`{self.path}` is not the work of one process: its rows `{kind}` are not numbered 0 to "
+                f"{len(rows) - 1}; delete it to begin again."
+            )
+        return rows
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a row and force it to disk."""

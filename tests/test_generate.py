@@ -197,6 +197,16 @@ def test_a_journal_of_other_settings_is_refused(tmp_path):
         Journal(tmp_path / "journal", {"seed": 2})
 
 
+def test_a_journal_that_two_processes_wrote_is_refused(tmp_path):
+    """Its labels would be those of other frames: rows are numbered, and each number stands once, in its place."""
+    path = tmp_path / "j"
+    journal = Journal(path, {"a": 1})
+    for index in (0, 1, 1):
+        journal.add({"kind": "label", "index": index})
+    with pytest.raises(ValueError, match="is not the work of one process"):
+        Journal(path, {"a": 1}).rows("label")
+
+
 def test_a_torn_header_starts_a_journal_anew(tmp_path):
     """Killed in the middle of the very first line."""
     (tmp_path / "journal").write_text('{"kind": "hea')

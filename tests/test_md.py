@@ -14,6 +14,7 @@ from ase.calculators.harmonic import HarmonicCalculator, HarmonicForceField
 from ase.constraints import FixAtoms
 from ase.md.verlet import VelocityVerlet
 
+from mdrelax.base.seeds import numpy_generator
 from mdrelax.engines.md import (
     LOG_COLUMNS,
     degrees_of_freedom,
@@ -52,7 +53,7 @@ def _methanol() -> Atoms:
 
 def _momenta(atoms: Atoms, temperature: float = 300.0, seed: int = 0) -> Atoms:
     atoms = atoms.copy()
-    atoms.set_momenta(thermal_momenta(atoms, temperature, np.random.default_rng(seed)))
+    atoms.set_momenta(thermal_momenta(atoms, temperature, numpy_generator(seed, "dynamics")))
     return atoms
 
 

@@ -11,6 +11,7 @@ from ase.build import bulk
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
+from mdrelax.base.seeds import generator
 from mdrelax.forces.forcefield import ForceField, Prediction
 from mdrelax.forces.symmetry import equivariance_error
 from mdrelax.method.certificate import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, EquivarianceError
@@ -51,7 +52,8 @@ def test_random_rotations_are_uniform():
 
 def by_hand(model: ForceField, sign: int, seed: int) -> float:
     """The error of one rotation (times the inversion for sign -1) a structure, molecule by molecule, with numpy."""
-    w, xyz = normal(len(STRUCTURES), 4, seed=seed).split([1, 3], dim=1)
+    stream = generator(seed, "operations")
+    w, xyz = torch.randn(len(STRUCTURES), 4, dtype=torch.float64, generator=stream).split([1, 3], dim=1)
     matrices = sign * Rotation.from_quat(torch.cat([xyz, w], 1).numpy()).as_matrix()
     sums, energy_errors, force_errors = [], [], []
     for atoms, matrix in zip(STRUCTURES, matrices, strict=True):

@@ -38,3 +38,29 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_runs_end_with_a_benchmark_that_was_killed(tmp_path):
+    """SIGKILL, which nobody can catch: a run watches the process that started it and ends by itself."""
+    child = "import time; from mdrelax.runs.jobs import end_with_parent; end_with_parent(); time.sleep(60)"
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom mdrelax.runs.jobs import run_side_by_side\n"
+        f"command = lambda place: [sys.executable, '-c', {child!r}]\n"
+        "run_side_by_side([Path(sys.argv[1])], command, finished=lambda place: None, jobs=1)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "run")])
+    deadline = time.monotonic() + 60
+    while not (children := _children(parent.pid)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1.0)  # until the child watches
+    assert all(_alive(pid) for pid in children)
+    parent.kill()
+    parent.wait()
+    while any(_alive(pid) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(_alive(pid) for pid in children)
+
+
+def _children(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(word) for word in file.read().split()]

@@ -192,7 +192,7 @@ def _finite_strain_stress(model: ForceField, frame: Any, step: float = 1e-5) -> 
 def test_energies_alone_are_learnt(tmp_path):
     """Without forces the energy error decides which network is best, and it falls to less than half."""
     source = write_frames(tmp_path / "e.extxyz", clusters(32, labels=("energy",)))
-    outcome = run(document(source, training={"steps": 60, "energy_weight": 10.0}), tmp_path / "run")
+    outcome = run(document(source, training={"steps": 100, "energy_weight": 10.0}), tmp_path / "run")
     energies = outcome.fit.metrics["val_energy_mae_meV_per_atom"]
     assert energies.min() < 0.5 * energies.iloc[0]
     assert outcome.fit.best_step == outcome.fit.metrics["step"][energies.idxmin()]

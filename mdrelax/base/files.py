@@ -1,8 +1,7 @@
-"""Files that are whole or not there at all, and folders that only one process writes to.
+"""Files that are whole or not there at all, whatever stops the process that writes them; and places with one writer.
 
-A file is written beside its place, synced to the disk and moved over the old one, which stays until then. A folder is
-locked with ``flock`` on a small file in it that names its owner. The system releases the lock when the process ends,
-however it ends; where there is no ``flock`` (Windows) folders are not locked.
+A file is written beside its place, synced to the disk and moved over the old one, which stays until then. A folder (or
+a file that grows) is locked while a process works in it; the system releases the lock when the process ends in any way.
 """
 
 import contextlib
@@ -11,6 +10,8 @@ import json
 import os
 import secrets
 import socket
+import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -20,12 +21,14 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["FolderInUseError", "locked", "whole_file", "write_atomically"]
+__all__ = ["InUseError", "locked_file", "locked_folder", "whole_file", "write_atomically"]
 
-LOCK = "lock"  # of a folder, in it: host, process and start of its owner
+_held: dict[Path, int] = {}  # lock file -> the thread of this process that holds it
+_held_guard = threading.Lock()
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+class InUseError(RuntimeError):
+    """A place in which another process works; the message names it."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -62,73 +65,97 @@ def whole_file(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
         raise
 
 
-# --- folders ---------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Make ``folder`` and keep every other process and thread out of it; raises ``InUseError`` when one is inside.
 
-
-class FolderInUseError(RuntimeError):
-    """Another process works in this folder; the message names it."""
-
-
-_held: dict[Path, int] = {}  # lock files of this process, and how many blocks hold each
+    A thread may lock what it has locked already. The lock is advisory (``flock`` of the file ``.lock``): it keeps out
+    those who ask for it, and readers need none. A file system without locks gives a warning and no protection.
+    """
+    is_new = not folder.exists()
+    try:
+        with _locked(folder / ".lock", f"`{folder}`", "another folder"):
+            yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # where nothing was put into it
 
 
 @contextlib.contextmanager
-def locked(folder: Path, *, output: str | None = None) -> Iterator[None]:
-    """Keep other processes out of ``folder``, which is made if need be, while the block runs.
+def locked_file(path: Path) -> Iterator[None]:
+    """The same for one file, which need not exist; its lock file stands beside it."""
+    with _locked(path.with_name(f".{path.name}.lock"), f"`{path}`", "another file"):
+        yield
 
-    With ``output``, the name of a file in it, only those that would write that file. Raises ``FolderInUseError`` with
-    host, process and start of the one that is there. A process may lock again what it has locked: a run locks its
-    folder within a verb that has locked it for longer.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder.resolve() / (f".{output}.{LOCK}" if output else f".{LOCK}")
-    descriptor = None if fcntl is None or _held.get(path) else _acquire(path, folder / (output or ""))
-    _held[path] = _held.get(path, 0) + 1
+
+@contextlib.contextmanager
+def _locked(path: Path, name: str, other: str) -> Iterator[None]:
+    key, me = path.parent.resolve() / path.name, threading.get_ident()
+    with _held_guard:
+        inside = _held.get(key) == me
+    if inside:
+        yield
+        return
+    file = _acquire(path, name, other)
+    with _held_guard:
+        _held[key] = me
     try:
         yield
     finally:
-        _held[path] -= 1
-        if descriptor is not None:
+        with _held_guard:
+            del _held[key]
+        if file is not None:
             with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)  # before the release: afterwards it may be another's
-            os.close(descriptor)
+                path.unlink(missing_ok=True)  # before the lock goes: whoever waits sees that his file is another one
+            file.close()
 
 
-def _acquire(path: Path, place: Path) -> int:
-    """The descriptor of the lock file ``path``, locked, with this process written into it."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+def _acquire(path: Path, name: str, other: str) -> BinaryIO | None:
+    """The open, locked lock file; None where the system has no locks."""
+    while fcntl is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_still_there(path, descriptor):
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, _owner().encode())
-                return descriptor
-        except BlockingIOError:
-            sentence = f"`{place}` is in use by {_owner_of(descriptor)}; wait for it, end it, or choose another place."
-            os.close(descriptor)
-            raise FolderInUseError(sentence) from None
-        except OSError:  # a file system without locks, or a full disk: nobody is kept out, but nothing is lost either
-            return descriptor
-        os.close(descriptor)  # its last owner removed the file between our opening and locking it
+            file = path.open("a+b")
+        except FileNotFoundError:  # its last owner removed the empty folder
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = _holder(file)
+            file.close()
+            raise InUseError(f"{name} is in use by {holder}; wait for it, end it, or choose {other}.") from error
+        except OSError as error:
+            file.close()
+            warnings.warn(f"{name} cannot be locked ({error.strerror}): start one process only.", stacklevel=5)
+            return None
+        if _is_still_there(file, path):
+            _sign(file)
+            return file
+        file.close()  # its owner removed it between our opening and locking it
+    return None
 
 
-def _is_still_there(path: Path, descriptor: int) -> bool:
+def _is_still_there(file: BinaryIO, path: Path) -> bool:
     try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
 
 
-def _owner() -> str:
-    start = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "start": start})
+def _sign(file: BinaryIO) -> None:
+    """Write who holds the lock; on a full disk it holds without a name."""
+    start = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    with contextlib.suppress(OSError):
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "start": start}).encode())
+        file.flush()
 
 
-def _owner_of(descriptor: int) -> str:
-    """The process that holds a lock, in words; without its number where it has not written it yet."""
+def _holder(file: BinaryIO) -> str:
     try:
-        owner = json.loads(os.pread(descriptor, 4096, 0))
-        return f"process {owner['pid']} on {owner['host']}, started {owner['start']}"
-    except (ValueError, KeyError, TypeError):
+        file.seek(0)
+        who = json.loads(file.read())
+        return f"process {who['pid']} on host {who['host']} since {who['start']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it has not signed yet
         return "another process"

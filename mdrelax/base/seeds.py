@@ -1,28 +1,58 @@
-"""Seeds: one stream of random numbers for each purpose, index and seed of a run, and none that two of them share.
+"""Seeds: one independent random stream for each (seed, purpose, index), whatever is drawn from the others.
 
-Whatever is random at step k of a run follows from its seed, the purpose and k alone. Nothing has to be saved: a resumed
-run draws what an uninterrupted one draws.
+The full state of a generator is the SHAKE-256 digest of the three, so two of them never begin alike: the order of
+frames of epoch 7 has nothing in common with the rotations of step 7. (``torch.Generator().manual_seed`` keeps 32 bits
+of its seed, too few to tell a long run's steps apart.)
+
+Streams older than this module keep their seeds, because published data and splits came out of them: the initial
+weights (``torch.manual_seed(seed)``), random splits (``default_rng(seed)``), simulated N-body systems
+(``default_rng([seed, part])``) and sampled geometries (``default_rng([seed, frame])``).
 """
 
 import hashlib
-from typing import Literal
+from typing import Literal, get_args
 
+import numpy as np
 import torch
 
-__all__ = ["Purpose", "generator"]
+from mdrelax.base.names import nearest_name
 
-Purpose = Literal["free maps", "noise", "order", "rotations"]
+__all__ = ["PURPOSES", "Purpose", "generator", "numpy_generator"]
+
+Purpose = Literal[
+    "angles",  # axes of the rotations that `audit` turns by a known angle
+    "dynamics",  # momenta and thermostat of molecular dynamics
+    "free maps",  # initial free maps
+    "noise",  # deviates added to the input of a training batch
+    "operations",  # symmetry operations that equivariance is measured with
+    "order",  # order of the frames in an epoch
+    "rotations",  # rotations of a training batch
+    "structures",  # structures made up where none are given
+]
+PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
+
+STATE_WORDS = 624  # of the Mersenne twister, 32 bits each
+STATE_START = 24  # where they stand in torch's state, 8 bytes each, after its seed and counters
 
 
 def generator(seed: int, purpose: Purpose, index: int = 0) -> torch.Generator:
-    """A generator on the CPU, seeded with 63 bits of the SHA-256 of its arguments.
+    """A torch generator on the CPU; ``index`` counts what is drawn once each: epochs, steps, ...
 
-    ``index`` counts what the purpose repeats: epochs for the order of frames, steps for rotations and noise. Weights
-    are not drawn from it: layers initialise themselves from torch's global generator, which is seeded with the run's
-    seed and restored.
-
-    >>> int(torch.randint(1000, (), generator=generator(0, "order", 3)))
-    756
+    Raises ``ValueError`` for an unknown purpose, naming the nearest one.
     """
-    digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    words = np.frombuffer(_digest(seed, purpose, index, 4 * STATE_WORDS), dtype="<u4").astype(np.uint64)
+    made = torch.Generator().manual_seed(0)
+    state = made.get_state()
+    state[STATE_START : STATE_START + 8 * STATE_WORDS] = torch.from_numpy(words.view(np.uint8))
+    return made.set_state(state)
+
+
+def numpy_generator(seed: int, purpose: Purpose, index: int = 0) -> np.random.Generator:
+    """The same for numpy: another stream than that of ``generator`` with the same arguments."""
+    return np.random.default_rng(int.from_bytes(_digest(seed, purpose, index, 32), "little"))
+
+
+def _digest(seed: int, purpose: str, index: int, n_bytes: int) -> bytes:
+    if purpose not in PURPOSES:
+        raise ValueError(f"Unknown purpose `{purpose}` of random numbers; {nearest_name(purpose, PURPOSES)}")
+    return hashlib.shake_256(f"mdrelax/{purpose}/{int(seed)}/{int(index)}".encode()).digest(n_bytes)

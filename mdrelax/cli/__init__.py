@@ -29,6 +29,7 @@ from mdrelax.cli import (
     train,
     vibrations,
 )
+from mdrelax.runs.jobs import end_with_parent
 
 __all__ = ["app", "main", "stop_when_terminated"]
 
@@ -63,6 +64,7 @@ CONFIG, DATA, CERTIFICATE, OTHER = 2, 3, 4, 1
 def main() -> None:
     """Run the command line; the message of an error comes last and alone, the traceback only with MDRELAX_DEBUG=1."""
     stop_when_terminated()
+    end_with_parent()
     try:
         with home_left_alone(), warnings_in_words():
             app(standalone_mode=False)
@@ -115,7 +117,7 @@ def _explain(error: Exception) -> None:
     if os.environ.get("MDRELAX_DEBUG"):
         traceback.print_exc()
     from mdrelax.analysis.geometry import NotRelaxedError
-    from mdrelax.base.files import FolderInUseError
+    from mdrelax.base.files import InUseError
     from mdrelax.base.sections import ConfigError
     from mdrelax.compiled import CompileError
     from mdrelax.engines.md import ExplodedError
@@ -134,9 +136,7 @@ def _explain(error: Exception) -> None:
         _fail(str(error), DATA)
     if isinstance(error, OSError) and error.strerror and error.filename is None:  # a sentence of our own
         _fail(error.strerror, OTHER)
-    own = (
-        CheckpointError, CompileError, ExplodedError, FolderInUseError, ModelFileError, NotRelaxedError, TrainingError,
-    )  # fmt: skip
+    own = (CheckpointError, CompileError, ExplodedError, InUseError, ModelFileError, NotRelaxedError, TrainingError)
     _fail(str(error) if isinstance(error, own) else f"{type(error).__name__}: {error}", OTHER)
 
 

@@ -204,14 +204,15 @@ def _made_for(elements: tuple[int, ...], number: int, seed: int) -> "list[Atoms]
 
 def _shaken_crystals(symbol: str, number: int, seed: int) -> "list[Atoms]":
     """Eight cells of the element's own lattice, every atom displaced; none where ASE knows no lattice."""
-    import numpy as np
     from ase.build import bulk
+
+    from mdrelax.base.seeds import numpy_generator
 
     try:
         perfect = bulk(symbol) * (2, 2, 2)
     except (ValueError, RuntimeError):  # ASE's words for a lattice it does not know or cannot build
         return []
-    rng = np.random.default_rng(seed)
+    rng = numpy_generator(seed, "structures")
     crystals = [perfect.copy() for _ in range(number)]
     for atoms in crystals:
         atoms.positions += rng.normal(scale=0.1, size=atoms.positions.shape)
@@ -223,6 +224,8 @@ def _random_clusters(elements: tuple[int, ...], number: int, seed: int) -> "list
     import numpy as np
     from ase import Atoms
 
-    rng = np.random.default_rng(seed)
+    from mdrelax.base.seeds import numpy_generator
+
+    rng = numpy_generator(seed, "structures")
     grid = 2.0 * np.stack(np.meshgrid(range(3), range(2), range(2), indexing="ij"), axis=-1).reshape(-1, 3)
     return [Atoms(rng.choice(elements, 12), grid + rng.uniform(-0.3, 0.3, grid.shape)) for _ in range(number)]

@@ -1,5 +1,6 @@
 """`mdrelax compare`: paired runs of several arms, and one report about them."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,7 +42,7 @@ def compare(
     Killed at any time, the same command goes on.
     """
     from mdrelax.analysis.studies.compare import plan, run_all, split_arms
-    from mdrelax.base.files import locked
+    from mdrelax.base.files import locked_folder
     from mdrelax.runs.inputs import open_config, whole_numbers
     from mdrelax.runs.jobs import cores
 
@@ -50,8 +51,8 @@ def compare(
     numbers = [0, 1] if quick else whole_numbers("--seeds", seeds)
     runs = plan(base, arms=split_arms(arms), seeds=numbers)
     folder = out or Path("runs") / f"compare-{Path(config).stem}{'-quick' if quick else ''}"
-    typer.echo(f"{len(runs)} runs in {folder}")
-    with locked(folder):
+    with contextlib.nullcontext() if only_report else locked_folder(folder):
+        typer.echo(f"{len(runs)} runs in {folder}")
         try:
             if not only_report:
                 run_all({folder / run.name: run.config for run in runs}, jobs=jobs or cores(), tell=typer.echo)

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mdrelax.datasets.structure_files import read_structures
-
 if TYPE_CHECKING:
     from ase import Atoms
 
@@ -40,6 +38,7 @@ def check_options(*, method: str, delta: float, fmax: float) -> None:
 def only_structure(path: Path) -> "Atoms":
     """The structure of a file, the last of several, without labels and constraints."""
     from mdrelax.analysis.geometry import bare
+    from mdrelax.datasets.structure_files import read_structures
 
     structures = read_structures(path)
     if len(structures) > 1:

@@ -1,11 +1,14 @@
 """`mdrelax md`: molecular dynamics with a finished model."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ase import Atoms
 
 
@@ -38,25 +41,24 @@ def md(
     if ensemble not in ("nve", "nvt"):
         raise ConfigError(f"`--ensemble` must be nve or nvt, got {ensemble!r}.")
     kind: Literal["nve", "nvt"] = "nvt" if ensemble == "nvt" else "nve"
-    if not overwrite:
-        refuse_existing(trajectory, log)
-    start = atoms = read_structures(structure)[-1]
-    atoms.calc = MDRelaxCalculator.from_file(model, dtype=dtype or None, device=device, compile=compile)
-    if equilibrate > 0:
-        warm = run_md(
-            atoms, ensemble="nvt", temperature_K=temperature, duration_ps=equilibrate, timestep_fs=timestep, seed=seed,
-            friction_per_fs=friction,
-        )  # fmt: skip
-        if warm.exploded:
-            raise ExplodedError(f"The equilibration exploded: {warm.reason}")
-        warm.atoms.calc, atoms = atoms.calc, warm.atoms
-    with Progress(transient=True) as bar:
-        task = bar.add_task(ensemble.upper(), total=None)
-        result = run_md(
-            atoms, ensemble=kind, temperature_K=temperature, duration_ps=picoseconds, timestep_fs=timestep,
-            friction_per_fs=friction, seed=seed, trajectory=trajectory, log=log,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )  # fmt: skip
+    with _outputs(trajectory, log, overwrite=overwrite):
+        start = atoms = read_structures(structure)[-1]
+        atoms.calc = MDRelaxCalculator.from_file(model, dtype=dtype or None, device=device, compile=compile)
+        if equilibrate > 0:
+            warm = run_md(
+                atoms, ensemble="nvt", temperature_K=temperature, duration_ps=equilibrate, timestep_fs=timestep,
+                seed=seed, friction_per_fs=friction,
+            )  # fmt: skip
+            if warm.exploded:
+                raise ExplodedError(f"The equilibration exploded: {warm.reason}")
+            warm.atoms.calc, atoms = atoms.calc, warm.atoms
+        with Progress(transient=True) as bar:
+            task = bar.add_task(ensemble.upper(), total=None)
+            result = run_md(
+                atoms, ensemble=kind, temperature_K=temperature, duration_ps=picoseconds, timestep_fs=timestep,
+                friction_per_fs=friction, seed=seed, trajectory=trajectory, log=log,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )  # fmt: skip
     if result.exploded:
         raise ExplodedError(f"The run exploded: {result.reason}")
     if plot is not None:
@@ -69,6 +71,19 @@ def md(
         typer.echo(f"Energy drift {result.drift_meV_per_atom_ps:+.5f} meV/atom/ps.")
     _say_what_broke(trajectory, start)
     typer.echo(f"Trajectory: {trajectory}\nLog: {log}")
+
+
+@contextlib.contextmanager
+def _outputs(*paths: Path, overwrite: bool) -> "Iterator[None]":
+    """Keep other runs from the files of this one; raises ``ConfigError`` where they exist and may not be replaced."""
+    from mdrelax.base.files import locked_file
+
+    with contextlib.ExitStack() as stack:
+        for path in paths:
+            stack.enter_context(locked_file(path))
+        if not overwrite:
+            refuse_existing(*paths)
+        yield
 
 
 def refuse_existing(*outputs: Path) -> None:

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from mdrelax.training.trainer import Progress
 
 
-PARENT = "MDRELAX_PARENT"  # in the environment of a standard run: the process that waits for it
-
-
 def train(
     config: Annotated[str, typer.Argument(help="A YAML file or the name of a preset, such as ethanol-tiny.")],
     out: Annotated[Path | None, typer.Option(help="Run folder; the default is runs/NAME.")] = None,
@@ -31,17 +28,16 @@ def train(
     tensorboard: Annotated[bool, typer.Option(help="Write logs for TensorBoard (extra `tensorboard`).")] = False,
 ) -> None:
     """Train a potential, project it to exact equivariance, certify, test and report it."""
-    from mdrelax.base.files import locked
+    from mdrelax.base.files import locked_folder
     from mdrelax.base.sections import ConfigError
-    from mdrelax.runs.inputs import check_folder, open_config
+    from mdrelax.runs.inputs import open_config
 
     if restart not in ("auto", "never"):
         raise ConfigError(f"`--restart` must be auto or never, got {restart!r}.")
     settings = open_config(config, override or [])
     folder = out or Path("runs") / Path(config).stem
     log = _Log(folder)
-    check_folder(settings, folder, restart=restart == "auto")  # refuses before anything is started
-    with locked(folder):
+    with locked_folder(folder):
         try:
             _train(settings, folder, restart=restart, tensorboard=tensorboard, log=log)
         except ConfigError:
@@ -126,6 +122,8 @@ def _standard_arm(config: "Config", folder: Path, *, restart: str) -> Iterator["
     import torch
     import yaml
 
+    from mdrelax.runs.jobs import PARENT
+
     threads = max(1, torch.get_num_threads() // 2)
     document = config.model_dump(mode="json")
     document |= {"standard_baseline": False, "md_picoseconds": 0.0}
@@ -171,8 +169,6 @@ def _progress_bar(folder: Path, tensorboard: bool) -> Iterator["Callable[[Progre
         task = bar.add_task("first validation to come", total=None)
 
         def listen(progress: "Progress") -> None:
-            if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
-                raise RuntimeError("The run that this standard run belongs to was killed.")
             text = None
             if progress.row is not None:
                 text = _numbers(progress.row)

@@ -10,8 +10,9 @@ and that move or turn the whole system count with all 3N.
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,9 @@ from ase.io.trajectory import Trajectory
 from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
 
+from mdrelax.base.files import locked_file
 from mdrelax.base.names import nearest_name
+from mdrelax.base.seeds import numpy_generator
 
 __all__ = [
     "LOG_COLUMNS",
@@ -91,14 +94,15 @@ def run_md(
     ``log`` is a CSV file and ``trajectory`` a ``.traj`` or ``.extxyz`` file; both are begun anew and grow while the run
     goes on, a line and a frame every ``log_interval`` and ``trajectory_interval`` steps. ``progress(done, total)``
     hears of each logged step. A run that explodes stops, and the result says why.
-    Raises ``ValueError`` for settings that make no sense, and the calculator's own errors.
+    Raises ``ValueError`` for settings that make no sense, ``InUseError`` for files that another run writes, and the
+    calculator's own errors.
     """
     _check_structure(atoms, ensemble, trajectory)
     _check_positive(temperature_K=temperature_K, duration_ps=duration_ps, timestep_fs=timestep_fs)
     _check_positive(friction_per_fs=friction_per_fs, trajectory_interval=trajectory_interval, log_interval=log_interval)
     system = atoms.copy()
     system.calc = atoms.calc
-    rng = np.random.default_rng(seed)
+    rng = numpy_generator(seed, "dynamics")
     if not keep_momenta:
         system.set_momenta(thermal_momenta(system, temperature_K, rng))
     timestep, friction = timestep_fs * units.fs, friction_per_fs / units.fs
@@ -107,21 +111,21 @@ def run_md(
     steps = max(1, round(duration_ps * 1000 / timestep_fs))
     rows: list[Row] = []
     hottest = 0.0
-    journal = _Journal(log, trajectory)
-    for step in range(steps + 1):
-        if step:
-            integrator.step()
-        row = _measure(system, step, timestep_fs, freedom)
-        hottest = max(hottest, row["temperature_K"])
-        reason = _explosion(row, temperature_K)
-        if step % log_interval == 0 or step == steps or reason:
-            rows.append(row)
-            journal.log(row)
-            progress(step, steps)
-        if step % trajectory_interval == 0 and not reason:
-            journal.frame(system, step * timestep_fs)
-        if reason:
-            break
+    with _Journal(log, trajectory) as journal:
+        for step in range(steps + 1):
+            if step:
+                integrator.step()
+            row = _measure(system, step, timestep_fs, freedom)
+            hottest = max(hottest, row["temperature_K"])
+            reason = _explosion(row, temperature_K)
+            if step % log_interval == 0 or step == steps or reason:
+                rows.append(row)
+                journal.log(row)
+                progress(step, steps)
+            if step % trajectory_interval == 0 and not reason:
+                journal.frame(system, step * timestep_fs)
+            if reason:
+                break
     table = pd.DataFrame(rows, columns=list(LOG_COLUMNS)).astype({"step": int})
     drift = math.nan if ensemble == "nvt" else energy_drift(table.time_ps, table.total_energy_eV, len(system))
     return MDResult(table, drift, hottest, bool(reason), reason, system)
@@ -260,6 +264,20 @@ class _Journal:
     def __init__(self, log: str | Path | None, trajectory: str | Path | None) -> None:
         self._log = None if log is None else Path(log)
         self._trajectory = None if trajectory is None else Path(trajectory)
+        self._locks = ExitStack()
+
+    def __enter__(self) -> Self:
+        with self._locks:
+            for path in filter(None, (self._log, self._trajectory)):
+                self._locks.enter_context(locked_file(path))
+            self._begin()
+            self._locks = self._locks.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._locks.close()
+
+    def _begin(self) -> None:
         if self._trajectory is not None:
             self._trajectory.unlink(missing_ok=True)
         if self._log is not None:

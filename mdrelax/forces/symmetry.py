@@ -17,6 +17,7 @@ import copy
 import torch
 from torch import Tensor
 
+from mdrelax.base.seeds import generator
 from mdrelax.forces.forcefield import ForceField, Magnitudes, Prediction
 from mdrelax.method.certificate import Certificate, EquivarianceError, certificate_of
 from mdrelax.method.projection import LayerRecord
@@ -35,14 +36,14 @@ def equivariance_error(
     is not touched. Errors of a network that gives NaN are infinite.
     """
     model = network_in(force_field, dtype)
-    generator = torch.Generator().manual_seed(seed)
+    stream = generator(seed, "operations")
     reference, scale = model(graph), model.magnitudes(graph)
     errors = torch.zeros(4, dtype=torch.float64)
     for _ in range(n_operations):
-        rotations = random_rotations(graph.n_graphs, generator).to(graph.positions)
-        shifts = 10 * torch.randn(graph.n_graphs, 3, dtype=torch.float64, generator=generator).to(graph.positions)
+        rotations = random_rotations(graph.n_graphs, stream).to(graph.positions)
+        shifts = 10 * torch.randn(graph.n_graphs, 3, dtype=torch.float64, generator=stream).to(graph.positions)
         moved = graph._replace(positions=graph.positions + shifts[graph.batch])
-        permuted, order = _permute(graph, generator)
+        permuted, order = _permute(graph, stream)
         tried = [
             relative_error(reference, model(rotate(graph, rotations)), scale, rotations[graph.batch]),
             relative_error(reference, model(rotate(graph, -rotations)), scale, -rotations[graph.batch]),
@@ -92,9 +93,9 @@ def relative_error(before: Prediction, after: Prediction, scale: Magnitudes, mat
     return torch.nan_to_num(torch.maximum(forces, energies), nan=torch.inf, posinf=torch.inf)
 
 
-def _permute(graph: Graph, generator: torch.Generator) -> tuple[Graph, Tensor]:
+def _permute(graph: Graph, stream: torch.Generator) -> tuple[Graph, Tensor]:
     """The graph with the atoms of each structure in another order; new atom k is old atom ``order[k]``."""
-    shuffled = torch.rand(len(graph.numbers), generator=generator).to(graph.positions.device)
+    shuffled = torch.rand(len(graph.numbers), generator=stream).to(graph.positions.device)
     order = torch.argsort(graph.batch + 0.5 * shuffled)
     new_place = torch.argsort(order)
     source, target = new_place[graph.edge_index]

@@ -5,14 +5,17 @@ on with when it is started again; whether it has finished is for the caller to s
 """
 
 import os
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-__all__ = ["cores", "run_side_by_side"]
+__all__ = ["PARENT", "cores", "end_with_parent", "run_side_by_side"]
 
 POLL_SECONDS = 0.5
+PARENT = "MDRELAX_PARENT"  # in the environment of a run that another process waits for: that process
 
 
 def run_side_by_side(
@@ -56,8 +59,25 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def end_with_parent() -> None:
+    """Watch the process that started this one, where it asked for that: when it is gone, end as if terminated.
+
+    Without it, the runs of a killed study would train on in the folders in which the repeated study trains.
+    """
+    parent = os.environ.get(PARENT)
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while str(os.getppid()) == parent:
+            time.sleep(POLL_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _start(command: Sequence[str], place: Path) -> "subprocess.Popen[bytes]":
     place.mkdir(parents=True, exist_ok=True)
     with (place / "run.log").open("ab") as file:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", PARENT: str(os.getpid())}
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)

@@ -16,7 +16,7 @@ from torch import nn
 
 from mdrelax import datasets
 from mdrelax.base.allocator import peak_memory
-from mdrelax.base.files import locked, write_atomically
+from mdrelax.base.files import locked_folder, write_atomically
 from mdrelax.base.provenance import environment
 from mdrelax.base.sections import ConfigError
 from mdrelax.base.seeds import generator
@@ -33,7 +33,7 @@ from mdrelax.method.relaxation import relax_constraints, relaxed_layers, set_the
 from mdrelax.modelfile import save_model
 from mdrelax.runs.config import Config, load_config
 from mdrelax.runs.config_changes import read_saved
-from mdrelax.runs.inputs import Parts, check_device, check_folder, check_labels, load_parts, prepare_folder
+from mdrelax.runs.inputs import Parts, check_device, check_labels, load_parts, prepare_folder
 from mdrelax.training.trainer import FitResult, Progress, Trainer
 
 CERTIFIED_STRUCTURES = 8
@@ -136,17 +136,15 @@ def run_training(
     """Train, project, certify, save and test one network in ``folder``; ``tell`` hears one line per stage.
 
     ``networks`` is the registry that builds the network, for instance the module ``mdrelax.potentials``. Raises
-    ``FolderInUseError`` while another process works in ``folder``.
+    ``InUseError`` while another process trains in the folder.
     """
-    check_device(config.training.device)
-    check_folder(config, folder, restart=restart)
-    with locked(folder):
-        return _run_in(folder, config, networks, restart=restart, tell=tell, listener=listener)
+    with locked_folder(folder):
+        return _run_in(config, folder, networks, restart=restart, tell=tell, listener=listener)
 
 
 def _run_in(
-    folder: Path,
     config: Config,
+    folder: Path,
     networks: Networks,
     *,
     restart: bool,
@@ -154,6 +152,7 @@ def _run_in(
     listener: Callable[[Progress], None],
 ) -> Outcome:
     """``run_training`` in a folder that is locked."""
+    check_device(config.training.device)
     resume = prepare_folder(config, folder, restart=restart)
     parts = load_parts(config)
     tell(parts.report)
@@ -232,11 +231,9 @@ def _trainer(
     """Relax the force field where the schedule asks for it, and hand everything to the trainer."""
     relaxation, training = config.relaxation, config.training
     if relaxation.schedule != "off":
+        stream = generator(training.seed, "free maps")
         try:
-            relax_constraints(
-                force_field, where=relaxation.where, initial_std=relaxation.initial_std,
-                generator=generator(training.seed, "free maps"),
-            )  # fmt: skip
+            relax_constraints(force_field, where=relaxation.where, initial_std=relaxation.initial_std, generator=stream)
         except ValueError as error:
             raise ConfigError(f"`relaxation.where`: {error}") from error
     loader = Loader(frames.train, batch_size=training.batch_size, max_edges=training.max_edges, seed=training.seed)

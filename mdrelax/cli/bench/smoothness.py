@@ -22,15 +22,17 @@ def smoothness(
     from mdrelax.analysis.benchmarks import smoothness as benchmark
     from mdrelax.analysis.drawing import save
     from mdrelax.analysis.tables import write_table
+    from mdrelax.base.files import locked_folder
     from mdrelax.base.provenance import command_line
     from mdrelax.modelfile import RoughPotentialWarning
     from mdrelax.runs.inputs import whole_numbers
     from mdrelax.runs.jobs import cores
 
-    trained = benchmark.train_on_copper(
-        out, networks.split(","), seeds=whole_numbers("--seeds", seeds), steps=steps, jobs=jobs or cores(),
-        tell=typer.echo,
-    )  # fmt: skip
+    with locked_folder(out):
+        trained = benchmark.train_on_copper(
+            out, networks.split(","), seeds=whole_numbers("--seeds", seeds), steps=steps, jobs=jobs or cores(),
+            tell=typer.echo,
+        )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RoughPotentialWarning)  # how rough they are is what is measured
         table = benchmark.smoothness_table(trained)

@@ -43,7 +43,7 @@ def nbody(
     """Train SEGNN on the N-body task, standard against relaxed: tables, figures, statistics."""
     from mdrelax.analysis.studies import nbody_grid
     from mdrelax.analysis.studies.nbody_grid import Grid, plan, run_all
-    from mdrelax.base.files import locked
+    from mdrelax.base.files import locked_folder
     from mdrelax.runs.inputs import whole_numbers
     from mdrelax.runs.jobs import cores
 
@@ -55,8 +55,8 @@ def nbody(
         base["compile"] = bool(compile)
         grid = grid._replace(seeds=grid.seeds[:1], layers=(1, 2), train_sizes=(200, 400))
     runs = plan(grid, base=base, overrides=changes)
-    typer.echo(f"{len(runs)} runs in {out}")
-    with locked(out):
+    with locked_folder(out):
+        typer.echo(f"{len(runs)} runs in {out}")
         try:
             run_all(runs, out, jobs=jobs or cores(), tell=typer.echo)
         except RuntimeError:  # some failed; what the others found is not lost
@@ -120,29 +120,28 @@ def rmd17(
     """Train on molecules of rMD17, standard against relaxed, an hour a run and more: tables beside published errors."""
     from mdrelax.analysis.studies.compare import split_arms
     from mdrelax.analysis.studies.rmd17 import plan_study, run_study, write_study
-    from mdrelax.base.files import locked
+    from mdrelax.base.files import locked_folder
     from mdrelax.base.provenance import command_line
     from mdrelax.runs.inputs import open_config, whole_numbers
     from mdrelax.runs.jobs import cores
 
     place = results or out / "results"
     base = open_config("rmd17-ethanol", []).model_dump(mode="json")
-    with locked(place):
-        if not only_report:
-            runs = plan_study(
-                base, molecules=molecules.split(","), arms=split_arms(arms), seeds=whole_numbers("--seeds", seeds),
-                data=data,
-                overrides=[f"training.compile={_has_compiler() if compile is None else compile}", *(override or [])],
-            )  # fmt: skip
+    if not only_report:
+        runs = plan_study(
+            base, molecules=molecules.split(","), arms=split_arms(arms), seeds=whole_numbers("--seeds", seeds),
+            data=data,
+            overrides=[f"training.compile={_has_compiler() if compile is None else compile}", *(override or [])],
+        )  # fmt: skip
+        with locked_folder(out):
             typer.echo(f"{len(runs)} runs in {out}, their results in {place}")
             try:
-                with locked(out):
-                    run_study(runs, out, place, jobs=jobs or cores(), command=command_line(), tell=typer.echo)
+                run_study(runs, out, place, jobs=jobs or cores(), command=command_line(), tell=typer.echo)
             except RuntimeError:  # some failed; what the others found is not lost
                 with contextlib.suppress(ValueError):
                     write_study(place)
                 raise
-        _tell_study(place, write_study(place))
+    _tell_study(place, write_study(place))
 
 
 def _write_study(folder: Path) -> None:

@@ -17,7 +17,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
-from mdrelax.base.files import locked, write_atomically
+from mdrelax.base.files import locked_folder, write_atomically
 from mdrelax.base.provenance import environment
 from mdrelax.base.sections import Section, explain, read_yaml
 from mdrelax.base.seeds import generator
@@ -92,19 +92,18 @@ def run_nbody(
 ) -> dict[str, Any]:
     """Train (or go on from the folder's checkpoint), project, certify and test; returns what results.json holds.
 
-    A finished run is read, not repeated. Raises ``ConfigError`` when the folder holds a run with other settings and
-    ``CertificateError`` when the projected network is not equivariant, and ``FolderInUseError`` while another process
-    works in the folder.
+    A finished run is read, not repeated. Raises ``ConfigError`` when the folder holds a run with other settings,
+    ``InUseError`` when another process trains in it, and ``CertificateError`` when the projected network is not
+    equivariant.
     """
+    with locked_folder(folder):
+        return _run_in(run, folder, listener)
+
+
+def _run_in(run: NBodyRun, folder: Path, listener: Callable[[Progress], None]) -> dict[str, Any]:
     prepare_folder(run, folder)
     if (finished := read_result(folder)) is not None:
         return finished
-    with locked(folder):
-        return _run_in(folder, run, listener)
-
-
-def _run_in(folder: Path, run: NBodyRun, listener: Callable[[Progress], None]) -> dict[str, Any]:
-    """``run_nbody`` in a folder that is locked."""
     data = load_nbody(run.data, n_train=run.n_train, n_validation=run.n_validation, n_test=run.n_test)
     train, validation, test = (prepare(split, getattr(torch, run.training.dtype)) for split in data)
     model = _network(run)
@@ -182,10 +181,8 @@ def _trainer(
     """Relax the network where the arm asks for it, and hand everything to the trainer."""
     settings = run.training
     if run.relaxation.schedule != "off":
-        relax_constraints(
-            model, where=run.relaxation.where, initial_std=run.relaxation.initial_std,
-            generator=generator(settings.seed, "free maps"),
-        )  # fmt: skip
+        stream = generator(settings.seed, "free maps")
+        relax_constraints(model, where=run.relaxation.where, initial_std=run.relaxation.initial_std, generator=stream)
     model.to(getattr(torch, settings.dtype))
     if run.compile:
         model.compile(dynamic=False)

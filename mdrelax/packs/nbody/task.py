@@ -60,8 +60,8 @@ def prepare(split: NBodySplit, dtype: torch.dtype = torch.float32) -> Systems:
 class Displacement:
     """The training task; see ``mdrelax.training.trainer.Task``.
 
-    Orders follow from (seed, epoch), rotations from (seed, step): a resumed run sees what an uninterrupted one sees.
-    A last batch that is not full is left out, as published. Raises ``ValueError`` when no batch is full.
+    Orders follow from (seed, epoch), rotations and noise from (seed, step): a resumed run sees what an uninterrupted
+    one sees. A last batch that is not full is left out, as published. Raises ``ValueError`` when no batch is full.
     """
 
     train_columns: tuple[str, ...] = ()
@@ -147,13 +147,13 @@ def displacement_error(
     systems = Systems(*(tensor.to(dtype) for tensor in systems))
     reference = predict(twin, systems)
     scale = reference.square().mean().sqrt().clamp(min=SMALLEST_SCALE)
-    draws = torch.Generator().manual_seed(seed)
+    stream = generator(seed, "operations")
     n_systems, n_particles, _ = systems.positions.shape
     errors = []
     for _ in range(n_operations):
-        matrices = random_rotations(n_systems, draws).to(dtype)
-        shift = 10 * torch.randn(n_systems, 1, 3, generator=draws, dtype=torch.float64).to(dtype)
-        order = torch.randperm(n_particles, generator=draws)
+        matrices = random_rotations(n_systems, stream).to(dtype)
+        shift = 10 * torch.randn(n_systems, 1, 3, generator=stream, dtype=torch.float64).to(dtype)
+        order = torch.randperm(n_particles, generator=stream)
         pairs = [
             (systems.turned(matrices), reference @ matrices.mT),
             (systems.turned(-matrices), -reference @ matrices.mT),
