@@ -171,7 +171,9 @@ def draw_smoothness(table: pd.DataFrame) -> Figure:
     columns = list(_columns(np.zeros(len(DISPLACEMENTS))))
     for row in table.to_dict("records"):
         emt, first = row["network"] == "EMT", row.get("seed") in (None, 0) or row["network"] == "EMT"
-        style = {"color": BLACK, "linestyle": "--"} if emt else {"color": colours[row["network"]], "marker": "o"}
+        style: dict[str, Any] = (
+            {"color": BLACK, "linestyle": "--"} if emt else {"color": colours[row["network"]], "marker": "o"}
+        )
         label = ("EMT, what was learnt" if emt else row["network"]) if first else None
         ax.plot(DISPLACEMENTS, [row[c] for c in columns], label=label, markersize=4, **style)
     ax.set(xscale="log", yscale="log", xlabel="displacement d (A)", ylabel="k(d) (eV/A^2)")

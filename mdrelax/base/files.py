@@ -18,7 +18,9 @@ from typing import BinaryIO
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    HAS_LOCKS = False
+else:
+    HAS_LOCKS = True
 
 __all__ = ["InUseError", "locked_file", "locked_folder", "write_atomically"]
 
@@ -102,7 +104,7 @@ def _locked(path: Path, name: str, other: str) -> Iterator[None]:
 
 def _acquire(path: Path, name: str, other: str) -> BinaryIO | None:
     """The open, locked lock file; None where the system has no locks."""
-    while fcntl is not None:
+    while HAS_LOCKS:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = path.open("a+b")
