@@ -61,7 +61,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """Make ``folder`` and keep every other process and thread out of it; raises ``InUseError`` when one is inside.
 
     A thread may lock what it has locked already. The lock is advisory (``flock`` of the file ``.lock``): it keeps out
-    those who ask for it, and readers need none. A file system without locks gives a warning and no protection.
+    those who ask for it, and readers need none. A file system without locks gives a warning and no protection;
+    a folder that cannot be written to is an ``OSError`` whose ``strerror`` is a sentence.
     """
     is_new = not folder.exists()
     try:
@@ -105,11 +106,13 @@ def _locked(path: Path, name: str, other: str) -> Iterator[None]:
 def _acquire(path: Path, name: str, other: str) -> BinaryIO | None:
     """The open, locked lock file; None where the system has no locks."""
     while HAS_LOCKS:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("a+b")
         except FileNotFoundError:  # its last owner removed the empty folder
             continue
+        except OSError as error:
+            raise OSError(error.errno, f"{name} cannot be written to ({error.strerror}); choose {other}.") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -199,6 +199,7 @@ def _run_in(
         arguments=arguments, certificate=certificate,
         card=model_card(config, fit.model, best_step=fit.best_step, results=results),
     )  # fmt: skip
+    (folder / (REFUSED if certificate.passed else MODEL)).unlink(missing_ok=True)  # of an earlier try
     if not certificate.passed:
         refuse(certificate)
     return Outcome(fit, certificate, results, parts, folder)
