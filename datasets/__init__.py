@@ -24,7 +24,7 @@ from torch_geometric.data import Data
 from mdrelax.base.names import nearest_name
 from mdrelax.datasets.catalogue import CATALOGUE, is_name
 from mdrelax.datasets.download import Fetched, cached_path, fetch
-from mdrelax.datasets.extxyz import load_extxyz, read_atoms
+from mdrelax.datasets.extxyz import load_atoms, load_extxyz, read_atoms
 from mdrelax.datasets.frames import Frames, LabelReport, data_hash, make_frame, to_atoms
 from mdrelax.datasets.generate import GenerateSettings, generate
 from mdrelax.datasets.md17 import load_md17, warn_about_md17_noise
@@ -57,6 +57,7 @@ __all__ = [
     "generate",
     "index_split",
     "load",
+    "load_atoms",
     "load_extxyz",
     "load_frames",
     "load_md17",

@@ -23,7 +23,7 @@ from mdrelax.base import units
 from mdrelax.base.files import whole_file
 from mdrelax.datasets.frames import Frames, LabelReport, make_frame, require_finite, summarize
 
-__all__ = ["load_extxyz", "read_atoms", "write_extxyz"]
+__all__ = ["load_atoms", "load_extxyz", "read_atoms", "write_extxyz"]
 
 ISOLATED = "IsolatedAtom"
 NO_LABEL = "none"
@@ -69,11 +69,36 @@ def load_extxyz(
     without labels too. Raises ``ValueError`` for an unknown unit (naming the nearest), a missing label (listing the
     keys found), NaN or infinite values (naming frame and atom), a flat periodic cell, and an empty file.
     """
+    return load_atoms(
+        read_atoms(path),
+        source=Path(path).name,
+        energy_key=energy_key,
+        forces_key=forces_key,
+        stress_key=stress_key,
+        energy_unit=energy_unit,
+        length_unit=length_unit,
+        labelled=labelled,
+    )
+
+
+def load_atoms(
+    structures: Sequence[Atoms],
+    *,
+    source: str = "memory",
+    energy_key: str | None = None,
+    forces_key: str | None = None,
+    stress_key: str | None = None,
+    energy_unit: str | None = None,
+    length_unit: str | None = None,
+    labelled: bool = True,
+) -> Frames:
+    """Labelled ASE atoms as frames, as ``load_extxyz`` takes them from a file; ``source`` is their name in messages."""
     energy_name, length_name = energy_unit or "eV", length_unit or "Angstrom"
     assumed = (energy_name,) * (energy_unit is None) + (length_name,) * (length_unit is None)
     scale = _Scale(units.energy_unit(energy_name), units.length_unit(length_name))
-    source = Path(path).name
-    frames = read_atoms(path)
+    frames = list(structures)
+    if not frames:
+        raise ValueError(f"`{source}` is empty: it holds no frames.")
     asked = {"energy": energy_key, "forces": forces_key, "stress": stress_key}
     keys = _choose_keys(frames, asked, labelled, source)
     isolated: dict[int, float] = {}

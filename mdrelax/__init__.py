@@ -3,6 +3,7 @@
 The names below are loaded when they are first used: `import mdrelax` and `mdrelax --help` stay fast.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ if not (Path(__file__).parent / "potentials").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
 if TYPE_CHECKING:
+    from ase import Atoms
+
     from mdrelax.engines.ase import MDRelaxCalculator
     from mdrelax.forces.forcefield import ForceField
     from mdrelax.forces.symmetry import certify, equivariance_error
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
     from mdrelax.method.relaxation import penalty, relax_constraints, set_theta
     from mdrelax.method.schedule import Schedule
     from mdrelax.modelfile import load_model, save_model
+    from mdrelax.runs.config import Config
+    from mdrelax.runs.train import Outcome
+    from mdrelax.training.trainer import Progress
 
 __all__ = [
     "Certificate",
@@ -35,6 +41,7 @@ __all__ = [
     "relax_constraints",
     "save_model",
     "set_theta",
+    "train",
 ]
 __version__ = "0.1.0"
 
@@ -59,3 +66,43 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module `mdrelax` has no attribute `{name}`")
     return getattr(import_module(f"mdrelax.{_HOMES[name]}"), name)
+
+
+def train(
+    config: "Config | Mapping[str, Any] | str | Path",
+    data: "Sequence[Atoms] | str | Path | None" = None,
+    *,
+    folder: str | Path,
+    restart: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+    listener: "Callable[[Progress], None]" = lambda progress: None,
+) -> "Outcome":
+    """Train, project, certify, save and test a potential, as `mdrelax train` does without its MD and report.
+
+    Args:
+        config: The settings: a dict with the sections of docs/training.md, a YAML file or the name of a preset.
+        data: Labelled structures (ASE atoms; eV and Angstrom unless the config names units), or a file or a data
+            set's name. It replaces ``data.source`` of the config; by default that is read.
+        folder: The run folder: checkpoints, metrics, ``network.json``, ``model.safetensors``, ``results.json``.
+        restart: Resume from the last checkpoint in the folder, where there is one; the result is that of a run that
+            was never stopped. By default a folder with a run in it is refused.
+        tell: Called with each line about the run.
+        listener: Called after every step; an exception in it ends the run, which can be resumed.
+
+    Returns the model (``fit.model``), its ``certificate``, the errors (``results``) and the ``model_file``. Raises
+    ``ConfigError`` for settings, ``ValueError`` for data and ``CertificateError`` for a network that is not
+    equivariant, each with the remedy.
+
+        frames = ase.io.read("mine.extxyz", ":")
+        run = mdrelax.train({"training": {"steps": 2000}}, frames, folder="runs/mine")
+        print(run.results["test"]["forces_mae_meV_per_A"])
+        atoms.calc = mdrelax.MDRelaxCalculator.from_file(run.model_file)
+    """
+    from mdrelax import potentials
+    from mdrelax.runs.inputs import resolve
+    from mdrelax.runs.train import run_training
+
+    structures = None if data is None or isinstance(data, (str, Path)) else data
+    return run_training(
+        resolve(config, data), Path(folder), potentials, restart=restart, data=structures, tell=tell, listener=listener
+    )

@@ -43,6 +43,7 @@ __all__ = [
     "frozen_copy",
     "load_model",
     "save_model",
+    "save_refused",
     "warn_if_rough",
 ]
 
@@ -103,6 +104,19 @@ def save_model(
     ``OSError`` when the disk is full (the old file stays).
     """
     require(certificate)
+    return save_refused(path, force_field, potential=potential, arguments=arguments, certificate=certificate, card=card)
+
+
+def save_refused(
+    path: str | Path,
+    force_field: ForceField,
+    *,
+    potential: str,
+    arguments: dict[str, Any],
+    certificate: Certificate,
+    card: dict[str, Any] | None = None,
+) -> Path:
+    """The same whatever the certificate says; ``load_model`` refuses the file unless it is told not to."""
     if is_relaxed(force_field):
         raise ValueError("The network still has free maps; `project` it before it is saved.")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in force_field.state_dict().items()}
@@ -124,11 +138,11 @@ def save_model(
     return path
 
 
-def load_model(path: str | Path) -> LoadedModel:
+def load_model(path: str | Path, *, certified: bool = True) -> LoadedModel:
     """Read a model file; raises ``ModelFileError`` when it is missing, truncated, foreign, altered or too new.
 
-    Raises ``CertificateError`` for a file whose certificate did not pass. Warns of a network whose energy is not smooth
-    (``RoughPotentialWarning``), as those of version 1 are.
+    Raises ``CertificateError`` for a file whose certificate did not pass, unless ``certified=False``. Warns of a
+    network whose energy is not smooth (``RoughPotentialWarning``), as those of version 1 are.
     """
     path = Path(path)
     header, tensors = _read(path)
@@ -151,7 +165,7 @@ def load_model(path: str | Path) -> LoadedModel:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"`{path}` describes a network that this mdrelax cannot build ({error}).") from error
     warn_if_rough(path, force_field)
-    return LoadedModel(force_field.eval(), require(certificate), header)
+    return LoadedModel(force_field.eval(), require(certificate) if certified else certificate, header)
 
 
 def warn_if_rough(path: Path, force_field: ForceField) -> None:

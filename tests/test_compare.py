@@ -26,8 +26,8 @@ from mdrelax.analysis.studies.compare_figures import errors_of_arms, projection_
 from mdrelax.analysis.studies.compare_report import unstable, verdict
 from mdrelax.base.sections import ConfigError
 from mdrelax.runs import jobs
+from mdrelax.runs.checkpoints import projection_gap
 from mdrelax.runs.config_changes import changed_keys
-from mdrelax.runs.train import projection_gap
 from small_runs import NETWORK, clusters, document, write_frames
 
 BASE: dict[str, Any] = {"data": {"source": "sample:ethanol"}, "training": {"steps": 10}}

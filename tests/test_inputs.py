@@ -43,13 +43,13 @@ def data(source: Path, **keys: object) -> dict[str, object]:
 def test_keys_that_would_be_ignored_or_cut_are_refused(source, keys, message):
     """Index files without training indices (leakage), sizes beside index files, more test frames than there are."""
     with pytest.raises(ConfigError, match=message):
-        load_parts(load_config(document(source, data=data(source, **keys))))
+        load_parts(load_config(document(source, data=data(source, **keys))).data)
 
 
 def test_index_files_decide_every_part(source):
     """In the order of the files, none of the frames elsewhere."""
     keys = {f"{part}_indices": f"{part}.csv" for part in ("train", "validation", "test")}
-    parts = load_parts(load_config(document(source, data=data(source, **keys))))
+    parts = load_parts(load_config(document(source, data=data(source, **keys))).data)
     assert parts.split == (list(range(8)), [8, 9], [15, 12])
     assert (len(parts.train), len(parts.validation), len(parts.test)) == (8, 2, 2)
 
@@ -59,9 +59,9 @@ def test_index_files_may_be_fetched_names(source, tmp_path, monkeypatch):
     monkeypatch.setenv("MDRELAX_CACHE", str(tmp_path))
     content = document(source, data={**data(source), "train_indices": "rmd17:index_train_01"})
     with pytest.raises(FileNotFoundError, match="run `mdrelax data fetch rmd17:index_train_01` first"):
-        load_parts(load_config(content))
+        load_parts(load_config(content).data)
     (tmp_path / "rmd17_index_train_01.csv").write_text("3\n1\n2\n5\n")
-    split = load_parts(load_config(content)).split
+    split = load_parts(load_config(content).data).split
     assert sorted(split.train + split.valid) == [1, 2, 3, 5]
     assert len(split.valid) == 2
 
@@ -69,7 +69,7 @@ def test_index_files_may_be_fetched_names(source, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("test", "taken"), [(None, 5), (5, 5), (2, 2), (0.4, 2)])
 def test_a_test_file_gives_as_many_frames_as_asked_for(source, test, taken):
     """All of them without a number; none comes from the training file."""
-    parts = load_parts(load_config(document(source, data=data(source, test_source="five.extxyz", test=test))))
+    parts = load_parts(load_config(document(source, data=data(source, test_source="five.extxyz", test=test))).data)
     assert len(parts.test) == taken
     assert parts.split.test == []
 

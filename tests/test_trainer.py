@@ -35,9 +35,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trainer(config: Config, folder: Path) -> Trainer:
     """A relaxed network and its data, ready to run."""
-    parts = load_parts(config)
+    parts = load_parts(config.data)
     train, valid = (frames_from_data(data, cutoff=config.potential.cutoff) for data in (parts.train, parts.validation))
-    model = build_force_field(config, parts, train, network_arguments(config, train, potentials), potentials)
+    model = build_force_field(config, parts, train, network_arguments(config.potential, train, potentials), potentials)
     relax_constraints(model, initial_std=config.relaxation.initial_std, generator=torch.Generator().manual_seed(0))
     loader = Loader(train, batch_size=config.training.batch_size, seed=config.training.seed)
     task = ForceMatching(loader, valid, config.training)

@@ -108,8 +108,8 @@ def run_study(
     places = {place: each.run.config for place, each in waiting.items()}
 
     def keep(line: str) -> None:
+        store(waiting, results, command=command)  # first: telling may fail
         tell(line)
-        store(waiting, results, command=command)
 
     store(waiting, results, command=command)
     run_all(places, jobs=jobs, tell=keep)

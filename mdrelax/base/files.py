@@ -19,7 +19,9 @@ from typing import BinaryIO
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    HAS_LOCKS = False
+else:
+    HAS_LOCKS = True
 
 __all__ = ["InUseError", "locked_file", "locked_folder", "whole_file", "write_atomically"]
 
@@ -70,7 +72,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """Make ``folder`` and keep every other process and thread out of it; raises ``InUseError`` when one is inside.
 
     A thread may lock what it has locked already. The lock is advisory (``flock`` of the file ``.lock``): it keeps out
-    those who ask for it, and readers need none. A file system without locks gives a warning and no protection.
+    those who ask for it, and readers need none. A file system without locks gives a warning and no protection;
+    a folder that cannot be written to is an ``OSError`` whose ``strerror`` is a sentence.
     """
     is_new = not folder.exists()
     try:
@@ -113,12 +116,14 @@ def _locked(path: Path, name: str, other: str) -> Iterator[None]:
 
 def _acquire(path: Path, name: str, other: str) -> BinaryIO | None:
     """The open, locked lock file; None where the system has no locks."""
-    while fcntl is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    while HAS_LOCKS:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("a+b")
         except FileNotFoundError:  # its last owner removed the empty folder
             continue
+        except OSError as error:
+            raise OSError(error.errno, f"{name} cannot be written to ({error.strerror}); choose {other}.") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 anything unforeseen, 2 config, 3 data, 4 certificate refus
 """
 
 import contextlib
+import dis
 import os
 import signal
 import sys
@@ -132,12 +133,25 @@ def _explain(error: Exception) -> None:
         _fail(str(error), CERTIFICATE)
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         _fail(f"There is no file `{error.filename}`.", DATA)
-    if isinstance(error, (ValueError, FileNotFoundError)):
+    if isinstance(error, FileNotFoundError) or (isinstance(error, ValueError) and is_sentence(error)):
         _fail(str(error), DATA)
     if isinstance(error, OSError) and error.strerror and error.filename is None:  # a sentence of our own
         _fail(error.strerror, OTHER)
     own = (CheckpointError, CompileError, ExplodedError, InUseError, ModelFileError, NotRelaxedError, TrainingError)
     _fail(str(error) if isinstance(error, own) else f"{type(error).__name__}: {error}", OTHER)
+
+
+def is_sentence(error: BaseException) -> bool:
+    """True of an error that a ``raise`` of this package made, with words for the user.
+
+    All others (numpy's, torch's, an unpacking that fails) are mistakes in a program, ours or the user's, not in data.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] != "mdrelax":
+        return False
+    return dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
 
 
 def _fail(message: str, code: int) -> None:

@@ -58,7 +58,7 @@ def _of_file(
     from mdrelax.forces.symmetry import certify
     from mdrelax.modelfile import load_model
 
-    loaded = load_model(path)
+    loaded = load_model(path, certified=False)  # it is measured here, and refused below
     graph = _graph(loaded.force_field, data, structures, seed)
     fresh = certify(loaded.force_field, graph, layers=loaded.certificate.layers, n_operations=operations, seed=seed)
     _say_errors(
@@ -78,13 +78,14 @@ def _of_run(
     from mdrelax.forces.symmetry import certify, equivariance_error
     from mdrelax.method.projection import projected_copy
     from mdrelax.method.relaxation import is_relaxed, set_theta
-    from mdrelax.runs.train import unprojected
+    from mdrelax.runs.checkpoints import open_checkpoint
 
-    config, network, frames = unprojected(folder, potentials)
+    run = open_checkpoint(folder, potentials)
+    network = run.unprojected()
     if is_relaxed(network):
         set_theta(network, theta)
-    graph = join(frames.validation[:structures]).graph if data is None else _graph(network, data, structures, seed)
-    twin, layers = projected_copy(network, how=config.relaxation.projection)
+    graph = join(run.structures[:structures]).graph if data is None else _graph(network, data, structures, seed)
+    twin, layers = projected_copy(network, how=run.config.relaxation.projection)
     projected = certify(twin, graph, layers=layers, n_operations=operations, seed=seed)
     errors = {
         name: equivariance_error(network, graph, dtype=dtype, n_operations=operations, seed=seed)

@@ -88,7 +88,7 @@ def _gaps(folder: Path, finished: "list[PairedRun]") -> "dict[str, list[pd.DataF
 
     from mdrelax import potentials
     from mdrelax.base.files import write_atomically
-    from mdrelax.runs.train import projection_gap
+    from mdrelax.runs.checkpoints import projection_gap
 
     gaps: dict[str, list[pd.DataFrame]] = {}
     for run in finished:

@@ -27,7 +27,7 @@ def project(
 ) -> None:
     """Project the best network of a run's last checkpoint, certify it and write a model file."""
     from mdrelax import potentials
-    from mdrelax.runs.train import project_checkpoint
+    from mdrelax.runs.checkpoints import project_checkpoint
 
     certificate = project_checkpoint(run, output, potentials)
     typer.echo(f"Certificate passed ({certificate.symmetry}); model: {output}")

@@ -48,11 +48,13 @@ def train(
 
 
 def _train(settings: "Config", folder: Path, *, restart: str, tensorboard: bool, log: "_Log") -> None:
-    from mdrelax import potentials
-    from mdrelax.runs.train import run_training, write_results
+    import mdrelax
+    from mdrelax.runs.inputs import check_folder
+    from mdrelax.runs.train import write_results
 
+    check_folder(settings, folder, restart=restart == "auto")  # refuses before anything is started
     with _standard_arm(settings, folder, restart=restart) as standard, _progress_bar(folder, tensorboard) as listener:
-        outcome = run_training(settings, folder, potentials, restart=restart == "auto", tell=log, listener=listener)
+        outcome = mdrelax.train(settings, folder=folder, restart=restart == "auto", tell=log, listener=listener)
         standard_results = standard()
     results = outcome.results
     if standard_results and "test" in standard_results:

@@ -1,14 +1,15 @@
 """What a training run starts from: its config, its folder and its data."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import yaml
+from ase import Atoms
 from torch_geometric.data import Data
 
 from mdrelax import datasets
@@ -20,6 +21,7 @@ from mdrelax.datasets import Frames, Split
 from mdrelax.runs.config import Config, DataConfig, load_config
 from mdrelax.runs.config_changes import read_saved, refuse_changes
 
+IN_MEMORY = "memory"  # `data.source` of structures that a caller hands over
 MAY_CHANGE = ("md_picoseconds",)  # keys that a resumed run may be given anew; nothing that changes a number
 
 
@@ -46,6 +48,20 @@ def open_config(source: str, overrides: Sequence[str]) -> Config:
         )
     with resources.as_file(folder / f"{source}.yaml") as path:
         return load_config(read_yaml(path), overrides=overrides)
+
+
+def resolve(config: Config | Mapping[str, Any] | str | Path, data: Sequence[Atoms] | str | Path | None) -> Config:
+    """The config that a caller means: one that is checked, a document, a file or a preset; ``data`` is its source.
+
+    Raises ``ConfigError``.
+    """
+    if isinstance(config, str | Path):
+        config = open_config(str(config), [])
+    document = config.model_dump(mode="json") if isinstance(config, Config) else dict(config)
+    if data is not None:
+        source = str(data) if isinstance(data, str | Path) else IN_MEMORY
+        document["data"] = {**(document.get("data") or {}), "source": source}
+    return load_config(document)
 
 
 def whole_numbers(option: str, text: str) -> list[int]:
@@ -84,19 +100,21 @@ def prepare_folder(config: Config, folder: Path, *, restart: bool) -> bool:
     return restart and (folder / "checkpoints" / "last.pt").exists()
 
 
-def load_parts(config: Config) -> Parts:
-    """Read the data and split them; raises ``ValueError`` and ``FileNotFoundError`` with the remedy."""
-    settings = config.data
+def load_parts(settings: DataConfig, data: Sequence[Atoms] | None = None) -> Parts:
+    """Read the data (or take the labelled ``data`` of a caller) and split them.
+
+    Raises ``ValueError`` and ``FileNotFoundError`` with the remedy.
+    """
     options = {
         key: getattr(settings, key)
         for key in ("labels", "energy_key", "forces_key", "stress_key", "energy_unit", "length_unit")
     }
-    frames: Frames = datasets.load_frames(settings.source, format=settings.format, **options)
+    frames = _all_frames(settings, data, options)
     report, apart = str(frames.report), None
     if settings.test_source is not None:
         apart = datasets.load_frames(settings.test_source, format=settings.format, **options)
         report += f"\n{apart.report}"
-    split = _split(config, len(frames.data), separate_test=apart is not None)
+    split = _split(settings, len(frames.data), separate_test=apart is not None)
     test = [frames.data[k] for k in split.test]
     if apart is not None:
         test = apart.data[: _n_of_test_file(settings.test, len(apart.data))]
@@ -106,8 +124,18 @@ def load_parts(config: Config) -> Parts:
     return Parts(train, [frames.data[k] for k in split.valid], test, frames.isolated_energies, split, report)
 
 
-def _split(config: Config, n_frames: int, *, separate_test: bool) -> Split:
-    settings = config.data
+def _all_frames(settings: DataConfig, data: Sequence[Atoms] | None, options: dict[str, Any]) -> Frames:
+    if data is not None:
+        return datasets.load_atoms(data, **{key: value for key, value in options.items() if key != "labels"})
+    if settings.source == IN_MEMORY:
+        raise ConfigError(
+            "The data of this run were handed over in memory: continue it from Python, with `mdrelax.train(..., "
+            "data=..., restart=True)`."
+        )
+    return datasets.load_frames(settings.source, format=settings.format, **options)
+
+
+def _split(settings: DataConfig, n_frames: int, *, separate_test: bool) -> Split:
     generator = np.random.default_rng(settings.seed)
     _check_indices(settings)
     if settings.train_indices is not None:

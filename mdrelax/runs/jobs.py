@@ -29,11 +29,13 @@ def run_side_by_side(
     """Run the command of each place that is not finished, ``jobs`` at a time; what it says goes to run.log in it.
 
     ``finished`` gives a line about the run that is in a place, or None while it is not finished. Raises
-    ``RuntimeError`` naming the places whose runs failed, after the others have ended.
+    ``RuntimeError`` naming the places whose runs failed, after the others have ended; what ``tell`` raises ends no run
+    either and is raised then.
     """
     waiting = [place for place in places if finished(place) is None]
     done, failed = len(places) - len(waiting), []
     running: dict[Path, subprocess.Popen[bytes]] = {}
+    untold: list[Exception] = []
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -45,13 +47,19 @@ def run_side_by_side(
                 line = None if code else finished(place)
                 done += 1
                 failed += [place.name] if line is None else []
-                tell(f"[{done}/{len(places)}] {place.name}: {line or f'FAILED with exit code {code}'}")
+                line = f"[{done}/{len(places)}] {place.name}: {line or f'FAILED with exit code {code}'}"
+                try:
+                    tell(line)
+                except Exception as error:
+                    untold.append(error)
     finally:
         for process in running.values():
             process.terminate()
             process.wait()
     if failed:
         raise RuntimeError(f"These runs failed: {', '.join(failed)}; see run.log in their folders, then run again.")
+    if untold:
+        raise untold[0]
 
 
 def cores() -> int:

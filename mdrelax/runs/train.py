@@ -5,14 +5,14 @@ data -> split -> network -> relaxation -> training -> projection -> certificate 
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
-from torch import nn
+from ase import Atoms
+from torch_geometric.data import Data
 
 from mdrelax import datasets
 from mdrelax.base.allocator import peak_memory
@@ -24,29 +24,23 @@ from mdrelax.compiled.training import ForceGraph
 from mdrelax.datasets.structure_files import spread
 from mdrelax.forces import metrics
 from mdrelax.forces.forcefield import ForceField, fit_reference_energies
-from mdrelax.forces.forcematching import ForceMatching, validation_errors
+from mdrelax.forces.forcematching import ForceMatching
 from mdrelax.forces.loader import Batch, Loader, distinct_elements, frames_from_data, join
 from mdrelax.forces.predict import predictions_of
 from mdrelax.forces.symmetry import certify
-from mdrelax.method.certificate import Certificate, require
-from mdrelax.method.relaxation import relax_constraints, relaxed_layers, set_theta
-from mdrelax.modelfile import save_model
-from mdrelax.runs.config import Config, load_config
-from mdrelax.runs.config_changes import read_saved
+from mdrelax.method.certificate import Certificate
+from mdrelax.method.relaxation import relax_constraints, relaxed_layers
+from mdrelax.modelfile import save_model, save_refused
+from mdrelax.runs.config import Config, PotentialConfig
 from mdrelax.runs.inputs import Parts, check_device, check_labels, load_parts, prepare_folder
+from mdrelax.runs.network import Networks, write_network
+from mdrelax.runs.refused import REFUSED, refuse
+from mdrelax.structures.graph import Graph
+from mdrelax.training.settings import RelaxationConfig
 from mdrelax.training.trainer import FitResult, Progress, Trainer
 
 CERTIFIED_STRUCTURES = 8
-
-
-class Networks(Protocol):
-    """A registry of potentials; the module ``mdrelax.potentials`` is one."""
-
-    def preset(self, potential: str, name: str) -> dict[str, Any]:
-        """The arguments of a preset; raises ``ValueError`` naming the nearest known one."""
-
-    def build_potential(self, name: str, n_species: int, arguments: Mapping[str, Any]) -> nn.Module:
-        """A network for that many elements; raises ``ValueError`` for unknown names and impossible arguments."""
+MODEL = "model.safetensors"
 
 
 class Frames(NamedTuple):
@@ -64,21 +58,27 @@ class Outcome(NamedTuple):
     certificate: Certificate
     results: dict[str, Any]
     parts: Parts
+    folder: Path
+
+    @property
+    def model_file(self) -> Path:
+        """The model file in the run folder."""
+        return self.folder / MODEL
 
 
-def network_arguments(config: Config, frames: Sequence[Batch], networks: Networks) -> dict[str, Any]:
+def network_arguments(settings: PotentialConfig, frames: Sequence[Batch], networks: Networks) -> dict[str, Any]:
     """The arguments of the network: preset, the config's own, cut-off and the neighbours of the training set."""
     edges = sum(frame.graph.edge_index.shape[1] for frame in frames)
     atoms = sum(len(frame.graph.numbers) for frame in frames)
     try:
-        preset = networks.preset(config.potential.name, config.potential.preset)
+        preset = networks.preset(settings.name, settings.preset)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return {
         **preset,
-        "cutoff": config.potential.cutoff,
+        "cutoff": settings.cutoff,
         "average_neighbors": max(1.0, round(edges / atoms, 3)),
-        **config.potential.arguments,
+        **settings.arguments,
     }
 
 
@@ -131,6 +131,7 @@ def run_training(
     *,
     restart: bool = False,
     tell: Callable[[str], None] = lambda line: None,
+    data: Sequence[Atoms] | None = None,
     listener: Callable[[Progress], None] = lambda progress: None,
 ) -> Outcome:
     """Train, project, certify, save and test one network in ``folder``; ``tell`` hears one line per stage.
@@ -139,13 +140,14 @@ def run_training(
     ``InUseError`` while another process trains in the folder.
     """
     with locked_folder(folder):
-        return _run_in(config, folder, networks, restart=restart, tell=tell, listener=listener)
+        return _run_in(config, folder, networks, data, restart=restart, tell=tell, listener=listener)
 
 
 def _run_in(
     config: Config,
     folder: Path,
     networks: Networks,
+    data: Sequence[Atoms] | None,
     *,
     restart: bool,
     tell: Callable[[str], None],
@@ -154,13 +156,16 @@ def _run_in(
     """``run_training`` in a folder that is locked."""
     check_device(config.training.device)
     resume = prepare_folder(config, folder, restart=restart)
-    parts = load_parts(config)
+    parts = load_parts(config.data, data)
     tell(parts.report)
     check_labels(config, parts)
     _keep_split(parts, folder, resume=resume)
-    frames = _frames(config, parts)
-    arguments = network_arguments(config, frames.train, networks)
+    frames = data_frames(config, parts)
+    arguments = network_arguments(config.potential, frames.train, networks)
     force_field = build_force_field(config, parts, frames.train, arguments, networks)
+    write_network(
+        folder, force_field, name=config.potential.name, arguments=arguments, structures=kept_structures(parts)
+    )
     n_parameters = sum(p.numel() for p in force_field.parameters())
     trainer = _trainer(config, force_field, frames, folder, listener)
     if resume:
@@ -174,8 +179,13 @@ def _run_in(
     )
     if force_field.roughness is not None:
         tell(f"The network is not smooth: {force_field.roughness}.")
+    if config.training.compile and not force_field.conservative:
+        tell(
+            "`training.compile` has no effect with direct forces: the step is not compiled. Leave it out, or take "
+            "`potential.arguments.forces: gradient`."
+        )
     fit = trainer.run()
-    certificate = certify(fit.model, _to_certify(frames), layers=fit.layers)
+    certificate = certify(fit.model, to_certify(frames.test or frames.validation), layers=fit.layers)
     results = {
         "n_parameters": n_parameters, "n_free_parameters": n_free, "steps": fit.steps, "best_step": fit.best_step,
         "seconds": fit.seconds, "cpu_seconds": fit.cpu_seconds, "peak_MB": peak_memory(),
@@ -183,12 +193,17 @@ def _run_in(
         "environment": environment(device=config.training.device, seed=config.training.seed),
         **_test_results(config, fit.model, parts, frames, folder),
     }  # fmt: skip
-    save_model(
-        folder / "model.safetensors", fit.model, potential=config.potential.name, arguments=arguments,
-        certificate=certificate, card=_card(config, fit, results),
-    )  # fmt: skip
     write_results(folder, results)
-    return Outcome(fit, certificate, results, parts)
+    keep = save_model if certificate.passed else save_refused
+    keep(
+        folder / (MODEL if certificate.passed else REFUSED), fit.model, potential=config.potential.name,
+        arguments=arguments, certificate=certificate,
+        card=model_card(config, fit.model, best_step=fit.best_step, results=results),
+    )  # fmt: skip
+    (folder / (REFUSED if certificate.passed else MODEL)).unlink(missing_ok=True)  # of an earlier try
+    if not certificate.passed:
+        refuse(certificate)
+    return Outcome(fit, certificate, results, parts, folder)
 
 
 def _keep_split(parts: Parts, folder: Path, *, resume: bool) -> None:
@@ -199,22 +214,23 @@ def _keep_split(parts: Parts, folder: Path, *, resume: bool) -> None:
     datasets.save_split(path, parts.split, data_hash=fingerprint)
 
 
-def _frames(config: Config, parts: Parts) -> Frames:
+def data_frames(config: Config, parts: Parts) -> Frames:
+    """The parts of the data with their neighbour lists."""
     cutoff = config.potential.cutoff
     return Frames(*(frames_from_data(data, cutoff=cutoff) for data in (parts.train, parts.validation, parts.test)))
 
 
-def _card(config: Config, fit: FitResult[ForceField], results: dict[str, Any]) -> dict[str, Any]:
+def model_card(config: Config, model: ForceField, *, best_step: int, results: dict[str, Any]) -> dict[str, Any]:
     """What the model file says of itself: config, data, errors, reference energies. File paths become file names."""
     document = config.model_dump(mode="json")
     for key in ("source", "test_source", "train_indices", "validation_indices", "test_indices"):
         if document["data"][key] is not None:
             document["data"][key] = Path(document["data"][key]).name
-    energies = fit.model.reference_energies.tolist()
+    energies = model.reference_energies.tolist()
     return {
         "config": document,
-        "reference_energies_eV": dict(zip(map(str, fit.model.elements), energies, strict=True)),
-        "best_step": fit.best_step,
+        "reference_energies_eV": dict(zip(map(str, model.elements), energies, strict=True)),
+        "best_step": best_step,
         "validation": results.get("validation"),
         "test": results.get("test"),
     }
@@ -225,26 +241,36 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
     write_atomically(folder / "results.json", json.dumps(results, indent=2).encode())
 
 
+def relax(force_field: ForceField, settings: RelaxationConfig, *, seed: int) -> None:
+    """Put free maps into the force field where the schedule asks for them; raises ``ConfigError``."""
+    if settings.schedule == "off":
+        return
+    stream = generator(seed, "free maps")
+    try:
+        relax_constraints(force_field, where=settings.where, initial_std=settings.initial_std, generator=stream)
+    except ValueError as error:
+        raise ConfigError(f"`relaxation.where`: {error}") from error
+
+
 def _trainer(
     config: Config, force_field: ForceField, frames: Frames, folder: Path, listener: Callable[[Progress], None]
 ) -> Trainer[ForceField]:
     """Relax the force field where the schedule asks for it, and hand everything to the trainer."""
     relaxation, training = config.relaxation, config.training
-    if relaxation.schedule != "off":
-        stream = generator(training.seed, "free maps")
-        try:
-            relax_constraints(force_field, where=relaxation.where, initial_std=relaxation.initial_std, generator=stream)
-        except ValueError as error:
-            raise ConfigError(f"`relaxation.where`: {error}") from error
+    relax(force_field, relaxation, seed=training.seed)
     loader = Loader(frames.train, batch_size=training.batch_size, max_edges=training.max_edges, seed=training.seed)
     task = ForceMatching(loader, frames.validation, training, compiler=ForceGraph)
     return Trainer(force_field, task, training=training, relaxation=relaxation, folder=folder, listener=listener)
 
 
-def _to_certify(frames: Frames) -> Any:
+def kept_structures(parts: Parts) -> list[Data]:
     """A few structures from all over the test set (or validation set)."""
-    pool = frames.test or frames.validation
-    return join(spread(pool, CERTIFIED_STRUCTURES)).graph
+    return spread(parts.test or parts.validation, CERTIFIED_STRUCTURES)
+
+
+def to_certify(frames: Sequence[Batch]) -> Graph:
+    """A few of the structures as one graph."""
+    return join(spread(frames, CERTIFIED_STRUCTURES)).graph
 
 
 def _test_results(
@@ -274,49 +300,3 @@ def _mean_baseline(parts: Parts) -> metrics.Predictions:
     forces = None if train.forces is None else test.forces
     stress = None if train.stress is None else test.stress
     return metrics.mean_baseline(train, test._replace(forces=forces, stress=stress))
-
-
-def project_checkpoint(folder: Path, output: Path, networks: Networks) -> Certificate:
-    """Project and save the best network of the last checkpoint in a run folder; raises on a failed certificate."""
-    config, frames, trainer, arguments = _resumed(folder, networks)
-    fit = trainer.result()
-    certificate = require(certify(fit.model, _to_certify(frames), layers=fit.layers))
-    save_model(
-        output, fit.model, potential=config.potential.name, arguments=arguments, certificate=certificate,
-        card=_card(config, fit, {}),
-    )  # fmt: skip
-    return certificate
-
-
-def projection_gap(folder: Path, thetas: Sequence[float], networks: Networks) -> pd.DataFrame:
-    """Validation errors of the last checkpoint's averaged, unprojected network at each theta.
-
-    Columns ``theta``, ``forces`` (meV/A) and ``energy`` (meV). Raises ``ValueError`` where nothing was relaxed.
-    """
-    _, network, frames = unprojected(folder, networks)
-    rows = []
-    for theta in thetas:
-        set_theta(network, theta)
-        errors = validation_errors(network, frames.validation)
-        rows.append((theta, errors["val_forces_mae_meV_per_A"], errors["val_energy_mae_meV"]))
-    return pd.DataFrame(rows, columns=["theta", "forces", "energy"])
-
-
-def unprojected(folder: Path, networks: Networks) -> tuple[Config, ForceField, Frames]:
-    """A run's config, its last checkpoint's averaged network with free maps, in evaluation mode, and its frames."""
-    config, frames, trainer, _ = _resumed(folder, networks)
-    network = trainer.model.eval()
-    trainer.ema.copy_to(network)
-    return config, network, frames
-
-
-def _resumed(folder: Path, networks: Networks) -> tuple[Config, Frames, Trainer[ForceField], dict[str, Any]]:
-    """The config of a run folder, its frames, the trainer at its last checkpoint and the network's arguments."""
-    config = load_config(read_saved(folder / "config.yaml"))
-    parts = load_parts(config)
-    frames = _frames(config, parts)
-    arguments = network_arguments(config, frames.train, networks)
-    force_field = build_force_field(config, parts, frames.train, arguments, networks)
-    trainer = _trainer(config, force_field, frames, folder, lambda progress: None)
-    trainer.resume()
-    return config, frames, trainer, arguments

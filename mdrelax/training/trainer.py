@@ -29,11 +29,12 @@ from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, save_c
 from mdrelax.training.optimizers import Ema, LearningRate, make_optimizer, set_rate
 from mdrelax.training.settings import OptimisationConfig, RelaxationConfig
 
-__all__ = ["FitResult", "Progress", "Task", "Trainer", "TrainingError"]
+__all__ = ["CHECKPOINT_KEYS", "FitResult", "Progress", "Task", "Trainer", "TrainingError"]
 
 FIRST_COLUMNS = ("step", "epoch", "time_s", "lr", "theta", "penalty", "train_loss")  # of metrics.csv; then the task's
 # What a checkpoint holds beside model, optimiser and average.
 PRIMITIVES = ("step", "epoch", "batch", "reductions", "stale", "seconds", "cpu_seconds", "best", "rows", "layer_rows")
+CHECKPOINT_KEYS = (*PRIMITIVES, "model", "optimizer", "ema")
 Model = TypeVar("Model", bound=nn.Module)
 ModelIn = TypeVar("ModelIn", bound=nn.Module, contravariant=True)
 
@@ -254,7 +255,7 @@ class Trainer(Generic[Model]):
     def resume(self) -> None:
         """Take the state of checkpoints/last.pt; raises ``CheckpointError`` when it cannot be used."""
         path = self.folder / "checkpoints" / "last.pt"
-        state = load_checkpoint(path, keys=(*PRIMITIVES, "model", "optimizer", "ema"))
+        state = load_checkpoint(path, keys=CHECKPOINT_KEYS)
         try:
             for name in ("model", "optimizer", "ema"):
                 getattr(self, name).load_state_dict(state[name])

@@ -1,0 +1,125 @@
+"""The networks in a run folder's last checkpoint: projected, or with their free maps; the data are not needed.
+
+Runs of a version before network.json build their network from their data again.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from mdrelax.forces.forcefield import ForceField
+from mdrelax.forces.forcematching import validation_errors
+from mdrelax.forces.loader import Batch, frames_from_data
+from mdrelax.forces.symmetry import certify
+from mdrelax.method.certificate import Certificate, require
+from mdrelax.method.projection import LayerRecord
+from mdrelax.method.relaxation import set_theta
+from mdrelax.modelfile import save_model
+from mdrelax.runs.config import Config, load_config
+from mdrelax.runs.config_changes import read_saved
+from mdrelax.runs.inputs import load_parts
+from mdrelax.runs.network import NetworkFile, Networks, read_network
+from mdrelax.runs.refused import cause_of_failure
+from mdrelax.runs.train import (
+    build_force_field,
+    data_frames,
+    kept_structures,
+    model_card,
+    network_arguments,
+    relax,
+    to_certify,
+)
+from mdrelax.training.checkpoint import CheckpointError, load_checkpoint
+from mdrelax.training.optimizers import Ema
+from mdrelax.training.trainer import CHECKPOINT_KEYS, TrainingError
+
+__all__ = ["RunCheckpoint", "open_checkpoint", "project_checkpoint", "projection_gap"]
+
+
+class RunCheckpoint(NamedTuple):
+    """A run folder: its config, an untrained network of its kind, structures to measure it on, and its last state."""
+
+    config: Config
+    network: ForceField
+    arguments: dict[str, Any]
+    structures: list[Batch]
+    state: dict[str, Any]
+    path: Path
+
+    def unprojected(self) -> ForceField:
+        """The averaged network with its free maps, in evaluation mode."""
+        relax(self.network, self.config.relaxation, seed=self.config.training.seed)
+        average = Ema(self.network, decay=self.config.training.ema)
+        try:
+            self.network.load_state_dict(self.state["model"])
+            average.load_state_dict(self.state["ema"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"`{self.path}` belongs to another network than `network.json`.") from error
+        average.copy_to(self.network)
+        return self.network.eval()
+
+    def best(self) -> tuple[ForceField, list[LayerRecord]]:
+        """The projected network of the best validation, and its layers; raises ``TrainingError`` without one."""
+        best = self.state["best"]
+        if not best["state"]:
+            raise TrainingError(f"No validation of `{self.path}` gave a finite error, so there is no best network.")
+        try:
+            self.network.load_state_dict(best["state"])
+        except RuntimeError as error:
+            raise CheckpointError(f"`{self.path}` belongs to another network than `network.json`.") from error
+        return self.network.eval(), [LayerRecord(**record) for record in best["layers"]]
+
+
+def open_checkpoint(folder: Path, networks: Networks) -> RunCheckpoint:
+    """The last checkpoint of a run; raises ``CheckpointError`` when there is none that can be used."""
+    config = load_config(read_saved(folder / "config.yaml"))
+    path = folder / "checkpoints" / "last.pt"
+    state = load_checkpoint(path, keys=CHECKPOINT_KEYS)
+    found = read_network(folder)
+    network, arguments, structures = _from_data(config, networks) if found is None else _from_file(found, networks)
+    return RunCheckpoint(config, network, arguments, structures, state, path)
+
+
+def _from_file(found: NetworkFile, networks: Networks) -> tuple[ForceField, dict[str, Any], list[Batch]]:
+    network = found.build(networks)
+    return network, found.arguments, frames_from_data(found.structures, cutoff=network.cutoff)
+
+
+def _from_data(config: Config, networks: Networks) -> tuple[ForceField, dict[str, Any], list[Batch]]:
+    parts = load_parts(config.data)
+    frames = data_frames(config, parts)
+    arguments = network_arguments(config.potential, frames.train, networks)
+    network = build_force_field(config, parts, frames.train, arguments, networks)
+    return network, arguments, frames_from_data(kept_structures(parts), cutoff=network.cutoff)
+
+
+def project_checkpoint(folder: Path, output: Path, networks: Networks) -> Certificate:
+    """Project and save the best network of the last checkpoint in a run folder; raises on a failed certificate."""
+    run = open_checkpoint(folder, networks)
+    network, layers = run.best()
+    certificate = certify(network, to_certify(run.structures), layers=layers)
+    require(certificate, cause=cause_of_failure(certificate))
+    save_model(
+        output, network, potential=run.config.potential.name, arguments=run.arguments, certificate=certificate,
+        card=model_card(run.config, network, best_step=run.state["best"]["step"], results={}),
+    )  # fmt: skip
+    return certificate
+
+
+def projection_gap(folder: Path, thetas: Sequence[float], networks: Networks) -> pd.DataFrame:
+    """Validation errors of the last checkpoint's averaged, unprojected network at each theta.
+
+    Columns ``theta``, ``forces`` (meV/A) and ``energy`` (meV). The validation frames are read again. Raises
+    ``ValueError`` where nothing was relaxed.
+    """
+    run = open_checkpoint(folder, networks)
+    network = run.unprojected()
+    validation = frames_from_data(load_parts(run.config.data).validation, cutoff=network.cutoff)
+    rows = []
+    for theta in thetas:
+        set_theta(network, theta)
+        errors = validation_errors(network, validation)
+        rows.append((theta, errors["val_forces_mae_meV_per_A"], errors["val_energy_mae_meV"]))
+    return pd.DataFrame(rows, columns=["theta", "forces", "energy"])

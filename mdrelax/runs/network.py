@@ -1,0 +1,105 @@
+"""network.json: what the network of a run is, written before its first step; it is built again without the data.
+
+| key | content |
+| --- | --- |
+| format_version | 1 |
+| potential, elements, dtype, symmetry | what builds the network, defaults included |
+| reference_energies, scale | eV of each element; eV/Angstrom, the RMS force of the training set |
+| structures | a few of the run's test (or validation) structures, Angstrom: certificates are measured on them |
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import nn
+from torch_geometric.data import Data
+
+from mdrelax.base.files import write_atomically
+from mdrelax.datasets import make_frame
+from mdrelax.forces.forcefield import ForceField
+from mdrelax.training.checkpoint import CheckpointError
+
+__all__ = ["NetworkFile", "Networks", "read_network", "write_network"]
+
+NAME = "network.json"
+FORMAT_VERSION = 1
+
+
+class Networks(Protocol):
+    """A registry of potentials; the module ``mdrelax.potentials`` is one."""
+
+    def preset(self, potential: str, name: str) -> dict[str, Any]:
+        """The arguments of a preset; raises ``ValueError`` naming the nearest known one."""
+
+    def build_potential(self, name: str, n_species: int, arguments: Mapping[str, Any]) -> nn.Module:
+        """A network for that many elements; raises ``ValueError`` for unknown names and impossible arguments."""
+
+
+class NetworkFile(NamedTuple):
+    """The content of network.json."""
+
+    name: str
+    arguments: dict[str, Any]
+    elements: list[int]
+    reference_energies: list[float]  # eV
+    scale: float  # eV/Angstrom
+    dtype: str
+    symmetry: str
+    structures: list[Data]
+
+    def build(self, networks: Networks) -> ForceField:
+        """The force field before training, with other random weights: those of a checkpoint go over them."""
+        network = networks.build_potential(self.name, len(self.elements), self.arguments)
+        references = torch.tensor(self.reference_energies, dtype=torch.float64)
+        elements = tuple(self.elements)
+        force_field = ForceField(network, elements=elements, reference_energies=references, scale=self.scale)
+        return force_field.to_dtype(getattr(torch, self.dtype))
+
+
+def write_network(
+    folder: Path, force_field: ForceField, *, name: str, arguments: Mapping[str, Any], structures: Sequence[Data]
+) -> None:
+    """Write network.json into a run folder; ``name`` and ``arguments`` are what built the network."""
+    document = {
+        "format_version": FORMAT_VERSION,
+        "potential": {"name": name, "arguments": dict(arguments)},
+        "elements": list(force_field.elements),
+        "reference_energies": force_field.reference_energies.tolist(),
+        "scale": float(force_field.scale),
+        "dtype": str(force_field.dtype).removeprefix("torch."),
+        "symmetry": str(getattr(force_field.potential, "symmetry", "SE(3)")),
+        "structures": [
+            {"numbers": d.z.tolist(), "positions": d.pos.tolist(), "cell": d.cell[0].tolist(), "pbc": d.pbc[0].tolist()}
+            for d in structures
+        ],
+    }
+    write_atomically(folder / NAME, json.dumps(document, indent=1).encode())
+
+
+def read_network(folder: Path) -> NetworkFile | None:
+    """What a run folder says of its network; None for a run of a version before network.json.
+
+    Raises ``CheckpointError`` for a file that is damaged or of a newer version.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(
+                f"`{path}` has format version {document['format_version']}; this mdrelax reads {FORMAT_VERSION}."
+            )
+        structures = [
+            make_frame(s["numbers"], s["positions"], cell=s["cell"], pbc=s["pbc"]) for s in document["structures"]
+        ]
+        potential = document["potential"]
+        return NetworkFile(
+            potential["name"], potential["arguments"], document["elements"], document["reference_energies"],
+            document["scale"], document["dtype"], document["symmetry"], structures,
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"`{path}` is damaged ({error!r}); restart the run to have it written again.") from error
