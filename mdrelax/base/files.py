@@ -23,6 +23,7 @@ except ImportError:  # Windows
 
 __all__ = ["InUseError", "locked_file", "locked_folder", "whole_file", "write_atomically"]
 
+HAS_LOCKS = fcntl is not None
 _held: dict[Path, int] = {}  # lock file -> the thread of this process that holds it
 _held_guard = threading.Lock()
 
@@ -113,7 +114,7 @@ def _locked(path: Path, name: str, other: str) -> Iterator[None]:
 
 def _acquire(path: Path, name: str, other: str) -> BinaryIO | None:
     """The open, locked lock file; None where the system has no locks."""
-    while fcntl is not None:
+    while HAS_LOCKS:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = path.open("a+b")
