@@ -19,41 +19,41 @@ class Edges(NamedTuple):
 
     source: Tensor  # (E,)
     target: Tensor  # (E,)
-    degree: int  # edges per atom when every atom has the same number and they are sorted, else 0
+    edges_per_atom: int  # where every atom has the same number and they are sorted by target, else 0
     n_atoms: int
     envelope: Tensor  # (E, 1)
     matrices: Sequence[Tensor] = ()  # B(Y), one (E, rows, D) per coupling, where a network shares them
-    in_rings: bool = False  # whether the sources of an atom are those that follow it in its system, in turn
+    in_rings: bool = False  # True if the neighbours of atom i are listed cyclically: i+1, i+2, ... (mod n)
 
     def sum_at_target(self, x: Tensor) -> Tensor:
         """Sum edge values (E, ...) over the edges into each atom: (N, ...)."""
-        if self.degree:
-            return x.unflatten(0, (self.n_atoms, self.degree)).sum(1)
+        if self.edges_per_atom:
+            return x.unflatten(0, (self.n_atoms, self.edges_per_atom)).sum(1)
         return IndexedSum.apply(x, self.target, self.n_atoms)
 
     def at_target(self, x: Tensor) -> Tensor:
         """Atom values (N, ...) handed to the edges into each atom: (E, ...)."""
-        if self.degree:
-            return x.unsqueeze(1).expand(-1, self.degree, *x.shape[1:]).flatten(0, 1)
+        if self.edges_per_atom:
+            return x.unsqueeze(1).expand(-1, self.edges_per_atom, *x.shape[1:]).flatten(0, 1)
         return x.index_select(0, self.target)
 
     def at_source(self, x: Tensor) -> Tensor:
         """Atom values (N, ...) handed to the edges out of each atom: (E, ...)."""
         if self.in_rings and torch.compiler.is_compiling():
-            return RingSelect.apply(x, self.source, self.degree)
+            return RingSelect.apply(x, self.source, self.edges_per_atom)
         return x.index_select(0, self.source)
 
     def sum_of_ends(self, at_target: Tensor, at_source: Tensor) -> Tensor:
         """Values of each edge's target plus values of its source: two (N, ...) to (E, ...)."""
         there = self.at_source(at_source)
-        if self.degree:
-            return (there.unflatten(0, (self.n_atoms, self.degree)) + at_target.unsqueeze(1)).flatten(0, 1)
+        if self.edges_per_atom:
+            return (there.unflatten(0, (self.n_atoms, self.edges_per_atom)) + at_target.unsqueeze(1)).flatten(0, 1)
         return there + self.at_target(at_target)
 
     def max_at_target(self, x: Tensor) -> Tensor:
         """Largest of (E, H) over the edges into each atom, at least 0: (N, H)."""
-        if self.degree:
-            return x.unflatten(0, (self.n_atoms, self.degree)).amax(1).clamp(min=0)
+        if self.edges_per_atom:
+            return x.unflatten(0, (self.n_atoms, self.edges_per_atom)).amax(1).clamp(min=0)
         index = self.target.unsqueeze(1).expand_as(x)
         return x.new_zeros(self.n_atoms, x.shape[1]).scatter_reduce(0, index, x, "amax")
 
@@ -82,23 +82,23 @@ class RingSelect(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor, degree: int) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, index: Tensor, edges_per_atom: int) -> Tensor:
         """Rows (N, ...) of the sources (E,) of ``fully_connected`` edges."""
-        ctx.degree = degree
+        ctx.edges_per_atom = edges_per_atom
         return rows.index_select(0, index)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """For each atom, the gradients on the edges out of it: the k-th of them ends k + 1 places before it."""
-        of_system = gradient.unflatten(0, (-1, ctx.degree + 1, ctx.degree))
-        total = sum(of_system[:, :, k].roll(k + 1, 1) for k in range(ctx.degree))
+        of_system = gradient.unflatten(0, (-1, ctx.edges_per_atom + 1, ctx.edges_per_atom))
+        total = sum(of_system[:, :, k].roll(k + 1, 1) for k in range(ctx.edges_per_atom))
         return total.flatten(0, 1), None, None
 
 
 def make_edges(edge_index: Tensor, n_atoms: int, envelope: Tensor) -> Edges:
     """The edges of one evaluation: ``edge_index`` (2, E), envelope (E,)."""
     source, target = edge_index
-    return Edges(source, target, _common_degree(edge_index, n_atoms), n_atoms, envelope.unsqueeze(1))
+    return Edges(source, target, _common_number(edge_index, n_atoms), n_atoms, envelope.unsqueeze(1))
 
 
 def fully_connected(n_graphs: int, n_atoms: int, like: Tensor) -> Edges:
@@ -111,16 +111,16 @@ def fully_connected(n_graphs: int, n_atoms: int, like: Tensor) -> Edges:
     return Edges(source, target, n_atoms - 1, n_graphs * n_atoms, torch.ones_like(like[:1, :1]), in_rings=True)
 
 
-def _common_degree(edge_index: Tensor, n_atoms: int | torch.SymInt) -> int:
+def _common_number(edge_index: Tensor, n_atoms: int | torch.SymInt) -> int:
     """The number of edges into every atom when it is the same and they are sorted, else 0.
 
     While a graph is recorded: of fixed edges, outside of the graph; 0 for any number of atoms, when sizes are symbols.
     """
     if isinstance(n_atoms, torch.SymInt):
         return 0
-    degree, rest = divmod(edge_index.shape[1], max(n_atoms, 1))
-    if rest or not degree:
+    number, rest = divmod(edge_index.shape[1], max(n_atoms, 1))
+    if rest or not number:
         return 0
     with disable_proxy_modes_tracing():
-        expected = torch.arange(n_atoms, device=edge_index.device).repeat_interleave(degree)
-        return degree if torch.equal(edge_index[1], expected) else 0
+        expected = torch.arange(n_atoms, device=edge_index.device).repeat_interleave(number)
+        return number if torch.equal(edge_index[1], expected) else 0

@@ -32,7 +32,7 @@ from torch.nn import functional
 
 from mdrelax.base import o3
 from mdrelax.potentials.arguments import check_numbers
-from mdrelax.potentials.edge_chunks import Piece, gather_in_pieces, join, split_edges
+from mdrelax.potentials.edge_chunks import EdgeChunk, gather_in_chunks, join, split_edges
 from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
 from mdrelax.potentials.edges import Edges, make_edges
 from mdrelax.potentials.equiformer_layers import Block, BlockSizes
@@ -49,7 +49,7 @@ from mdrelax.potentials.steerable import (
 
 __all__ = ["Equiformer"]
 
-WEIGHTS_AT_ONCE = 12_000_000  # path weights of all edges of a piece in all blocks
+WEIGHTS_AT_ONCE = 12_000_000  # path weights of all edges of a chunk in all blocks
 RADIAL_BASES = {"bessel": BesselBasis, "expnormal": ExpNormalBasis}
 
 
@@ -128,64 +128,67 @@ class Equiformer(nn.Module):
     def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
         """Energies (N,) of the atoms; see ``forcefield.Potential``."""
         trained = self.embedding.requires_grad
-        pieces = split_edges(edge_index, edge_vectors, species.shape[0], at_most=self.edges_at_once, trained=trained)
-        views = [View(self, piece) for piece in pieces]
-        x = self._embed(species, join([piece.run(view.degree) for piece, view in zip(pieces, views, strict=True)]))
+        chunks = split_edges(edge_index, edge_vectors, species.shape[0], at_most=self.edges_at_once, trained=trained)
+        convolutions = [ChunkConvolution(self, chunk) for chunk in chunks]
+        both = zip(chunks, convolutions, strict=True)
+        x = self._embed(species, join([chunk.run(convolution.degree_embedding) for chunk, convolution in both]))
         for number, block in enumerate(self.blocks):
 
             def gather(sent: Features, received: Features, n_out: int, number: int = number) -> Features:
-                gather_from = partial(View.gather, number=number, sent=sent, n_out=n_out)
-                return gather_in_pieces(gather_from, pieces, views, received)
+                gather_from = partial(ChunkConvolution.gather, number=number, sent=sent, n_out=n_out)
+                return gather_in_chunks(gather_from, chunks, convolutions, received)
 
             x = block(x, gather)
         (x,) = self.hidden(self.norm(x))
         (energies,) = self.energy((SILU_SCALE * functional.silu(x),))
         return energies.flatten()
 
-    def _embed(self, species: Tensor, degree: Features) -> Features:
+    def _embed(self, species: Tensor, degree_embedding: Features) -> Features:
         """Species embedding plus the degree embedding: what the neighbours' directions and distances tell."""
         known = [ir for _, ir in self.degree.irreps_out]
         x = [
-            degree[known.index(ir)] if ir in known else self.embedding.new_zeros(species.shape[0], ir.dim, mul)
+            degree_embedding[known.index(ir)]
+            if ir in known
+            else self.embedding.new_zeros(species.shape[0], ir.dim, mul)
             for mul, ir in self.irreps
         ]
         return (x[0] + self.embedding[species].unsqueeze(1), *x[1:])
 
-    def look(self, piece: Piece) -> "Surroundings":
-        """What the degree embedding and all blocks need to know about the edges of a piece."""
-        lengths = piece.vectors.norm(dim=1)
-        harmonics = self.harmonics(piece.vectors / lengths.unsqueeze(1))
+    def edge_features(self, chunk: EdgeChunk) -> "EdgeFeatures":
+        """What the degree embedding and all blocks read of the edges of a chunk."""
+        lengths = chunk.vectors.norm(dim=1)
+        harmonics = self.harmonics(chunk.vectors / lengths.unsqueeze(1))
         envelope = polynomial_envelope(lengths / self.cutoff)
-        edges = make_edges(piece.edge_index, piece.n_atoms, envelope)._replace(matrices=self.basis(harmonics))
-        return Surroundings(edges, harmonics, self.radial_basis(lengths))
+        edges = make_edges(chunk.edge_index, chunk.n_atoms, envelope)._replace(matrices=self.basis(harmonics))
+        return EdgeFeatures(edges, harmonics, self.radial_basis(lengths))
 
-    def degree_of(self, around: "Surroundings") -> Features:
-        """The degree embedding of a piece's atoms."""
-        (weights,) = self.degree_radial(around.basis)
-        ones = self.embedding.new_ones(1).expand(around.basis.shape[0], 1, self.embedding.shape[1])
-        product = self.degree(self.degree_basis(around.harmonics), (ones,), weights)
-        envelope = around.edges.envelope.unsqueeze(2) / math.sqrt(self.average_neighbors)
-        return tuple(around.edges.sum_at_target(p * envelope) for p in product)
+    def degree_embedding(self, features: "EdgeFeatures") -> Features:
+        """The degree embedding of a chunk's atoms."""
+        (weights,) = self.degree_radial(features.basis)
+        ones = self.embedding.new_ones(1).expand(features.basis.shape[0], 1, self.embedding.shape[1])
+        product = self.degree(self.degree_basis(features.harmonics), (ones,), weights)
+        envelope = features.edges.envelope.unsqueeze(2) / math.sqrt(self.average_neighbors)
+        return tuple(features.edges.sum_at_target(p * envelope) for p in product)
 
 
-class Surroundings(NamedTuple):
-    """What a network sees of edges: the edges with the blocks' matrices, harmonics (E, S) and radial basis (E, K)."""
+class EdgeFeatures(NamedTuple):
+    """Edges with the blocks' matrices, their harmonics (E, S) and radial basis (E, K)."""
 
     edges: Edges
     harmonics: Tensor
     basis: Tensor
 
 
-class View:
-    """What all blocks share about the edges of one piece."""
+class ChunkConvolution:
+    """The convolutions of all blocks over the edges of one chunk."""
 
-    def __init__(self, network: Equiformer, piece: Piece) -> None:
-        self.network, self.around = network, network.look(piece)
-        self.weights = network.radial(self.around.basis) if piece.kept else None
+    def __init__(self, network: Equiformer, chunk: EdgeChunk) -> None:
+        self.network, self.features = network, network.edge_features(chunk)
+        self.weights = network.radial(self.features.basis) if chunk.kept else None
 
-    def degree(self) -> Features:
-        """The degree embedding of the piece's atoms."""
-        return self.network.degree_of(self.around)
+    def degree_embedding(self) -> Features:
+        """The degree embedding of the chunk's atoms."""
+        return self.network.degree_embedding(self.features)
 
     def gather(self, received: Features, *, number: int, sent: Features, n_out: int) -> Features:
         """``Attention.gather`` of the block of that number."""
@@ -193,8 +196,8 @@ class View:
         if self.weights:
             weights = self.weights[number]
         else:
-            (weights,) = self.network.radial(self.around.basis, number)
-        return attention.gather(sent, received, n_out, self.around.edges, weights)
+            (weights,) = self.network.radial(self.features.basis, number)
+        return attention.gather(sent, received, n_out, self.features.edges, weights)
 
 
 def _check_names(irreps: o3.Irreps, n_heads: int, radial_basis: str) -> None:

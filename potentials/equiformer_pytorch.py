@@ -28,7 +28,7 @@ from mdrelax.potentials.equiformer_pytorch_layers import (
     DistanceAttention,
     Fibers,
     MLPAttention,
-    Surroundings,
+    Neighbourhood,
     adopt,
 )
 from mdrelax.potentials.radial import BesselBasis, polynomial_envelope
@@ -131,11 +131,11 @@ class EquiformerPytorch(nn.Module):
     ) -> Fibers:
         """The library's outputs, one (1, N, 1, 2l+1) per degree."""
         table = neighbor_table(edge_index[1], len(species)) if table is None else table
-        around = self._surroundings(table, edge_index, edge_vectors)
-        features = self._gather({0: self.token_emb(species)[None, :, :, None]}, around)
-        return self.ff_out(self.norm(self.layers(features, around=around)))
+        neighbours = self._neighbourhood(table, edge_index, edge_vectors)
+        features = self._gather({0: self.token_emb(species)[None, :, :, None]}, neighbours)
+        return self.ff_out(self.norm(self.layers(features, neighbours=neighbours)))
 
-    def _surroundings(self, table: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Surroundings:
+    def _neighbourhood(self, table: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Neighbourhood:
         nobody = edge_vectors.new_tensor([[0.0, self.cutoff, 0.0]])  # fills empty places; its envelope is 0
         vectors = torch.cat([-edge_vectors, nobody])[table]  # the library looks from the neighbour to the atom
         sources = torch.cat([edge_index[0], edge_index.new_zeros(1)])[table]
@@ -147,16 +147,16 @@ class EquiformerPytorch(nn.Module):
         radial = [lengths.unsqueeze(-1)]
         if self.radial_basis is not None:
             radial.insert(0, self.radial_basis(lengths.flatten()).unflatten(0, lengths.shape))
-        return Surroundings(
+        return Neighbourhood(
             sources[None], envelope[None], [frame[None] for frame in frames], torch.cat(radial, dim=-1)[None],
             {(i, o): _even_and_odd(getattr(self, f"basis:({i},{o})")) for i, o in self.coupled},
         )  # fmt: skip
 
-    def _gather(self, features: Fibers, around: Surroundings) -> Fibers:
+    def _gather(self, features: Fibers, neighbours: Neighbourhood) -> Fibers:
         """The first layer: what each atom is, plus the mean of what its neighbours send."""
-        weights = around.envelope[..., None, None]
+        weights = neighbours.envelope[..., None, None]
         count = self.average_neighbors if self.smooth else weights.sum(2).clamp(min=1)
-        tokens = self.tp_in(features, around)
+        tokens = self.tp_in(features, neighbours)
         return {degree: x[:, :, 0] + (weights * x[:, :, 1:]).sum(2) / count for degree, x in tokens.items()}
 
 

@@ -23,13 +23,13 @@ from torch.nn import functional
 from mdrelax.base import o3
 from mdrelax.potentials.equiformer_layers import smooth_leaky_relu
 
-__all__ = ["DistanceAttention", "MLPAttention", "Surroundings", "adopt"]
+__all__ = ["DistanceAttention", "MLPAttention", "Neighbourhood", "adopt"]
 
 Fibers = dict[int, Tensor]  # degree -> (1, N, C, 2l+1), or (1, N, J, C, 2l+1) for values of edges
 SMALLEST_DISTANCE = 0.1  # rounds off the tip of |q - k|
 
 
-class Surroundings(NamedTuple):
+class Neighbourhood(NamedTuple):
     """What every layer is told about the neighbours of the atoms, padded to J of them."""
 
     sources: Tensor  # (1, N, J) int64
@@ -98,17 +98,17 @@ class SeparableNorm(library.Norm):
 class DTP(library.DTP):
     """The library's tensor product: gathered and turned once per degree, empty places never summed."""
 
-    def forward(self, features: Fibers, around: Surroundings) -> Fibers:
+    def forward(self, features: Fibers, neighbours: Neighbourhood) -> Fibers:
         """Values of the edges into each atom, behind the atom's own value (``self_interact``): (1, N, 1+J, C, D)."""
         received, sent = self.to_xi(features), self.to_xj(features)
-        turned = [_turn(received[d], sent[d], around, d) for d in range(len(self.fiber_in))]
-        kernels = self._kernels(around.radial)
+        turned = [_turn(received[d], sent[d], neighbours, d) for d in range(len(self.fiber_in))]
+        kernels = self._kernels(neighbours.radial)
         outputs = {}
         for degree in range(len(self.fiber_out)):
-            parts = [_product(kernels[d, degree], x, d, degree, around) for d, x in enumerate(turned)]
+            parts = [_product(kernels[d, degree], x, d, degree, neighbours) for d, x in enumerate(turned)]
             outputs[degree] = torch.cat(parts, dim=-2)
             if degree:
-                outputs[degree] = outputs[degree] @ around.frames[degree].mT
+                outputs[degree] = outputs[degree] @ neighbours.frames[degree].mT
         outputs, own = self.to_out(outputs), self.self_interact(features)
         if own.keys() != outputs.keys():  # from scalars alone: nothing of higher degree but what neighbours send
             own = {d: own[d] if d in own else torch.zeros_like(x[:, :, 0]) for d, x in outputs.items()}
@@ -131,21 +131,21 @@ class DTP(library.DTP):
         }
 
 
-def _product(kernel: Tensor, x: Tensor, degree_in: int, degree_out: int, around: Surroundings) -> Tensor:
+def _product(kernel: Tensor, x: Tensor, degree_in: int, degree_out: int, neighbours: Neighbourhood) -> Tensor:
     """One path in the edge's frame: (1, N, J, C_in, D_in) -> (1, N, J, C_out, D_out)."""
     least = min(degree_in, degree_out)
     x = x[..., degree_in - least : degree_in + least + 1]
     if least:
-        even, odd = around.couplings[degree_in, degree_out]
+        even, odd = neighbours.couplings[degree_in, degree_out]
         x = x * even + x.flip(-1) * odd
     pad = degree_out - least
     return functional.pad(kernel @ x, (pad, pad))
 
 
-def _turn(received: Tensor, sent: Tensor, around: Surroundings, degree: int) -> Tensor:
+def _turn(received: Tensor, sent: Tensor, neighbours: Neighbourhood, degree: int) -> Tensor:
     """Target plus source of each edge in the edge's frame: (1, N, J, C, D)."""
-    x = sent[:, around.sources[0]] + received.unsqueeze(2)
-    return x @ around.frames[degree] if degree else x
+    x = sent[:, neighbours.sources[0]] + received.unsqueeze(2)
+    return x @ neighbours.frames[degree] if degree else x
 
 
 class MLPAttention(library.MLPAttention):
@@ -153,10 +153,10 @@ class MLPAttention(library.MLPAttention):
 
     smooth = True
 
-    def forward(self, features: Fibers, around: Surroundings) -> Fibers:
+    def forward(self, features: Fibers, neighbours: Neighbourhood) -> Fibers:
         """An update of the features."""
         features = self.prenorm(features)
-        messages = self.to_attn_and_v(features, around)
+        messages = self.to_attn_and_v(features, neighbours)
         *for_logits, scalars = messages[0].split(self.intermediate_type0_split, dim=-2)
         values = self.to_values({**messages, 0: scalars})
         gates = _gates(self, features)
@@ -164,7 +164,7 @@ class MLPAttention(library.MLPAttention):
         for degree, (activation, linear) in enumerate(self.to_attn_logits):
             x = for_logits[degree].squeeze(-1)
             x = smooth_leaky_relu(x, activation.negative_slope) if self.smooth else activation(x)
-            weights = _softmax(linear(x) * self.scale[degree], around.tokens)
+            weights = _softmax(linear(x) * self.scale[degree], neighbours.tokens)
             summed[degree] = _sum_heads(weights, values[degree], gates[degree])
         return self.to_out(summed)
 
@@ -174,10 +174,10 @@ class DistanceAttention(library.L2DistAttention):
 
     smooth = True
 
-    def forward(self, features: Fibers, around: Surroundings) -> Fibers:
+    def forward(self, features: Fibers, neighbours: Neighbourhood) -> Fibers:
         """An update of the features."""
         features = self.prenorm(features)
-        queries, keys_values = self.to_q(features), self.to_kv(features, around)
+        queries, keys_values = self.to_q(features), self.to_kv(features, neighbours)
         gates = _gates(self, features)
         summed = {}
         for degree, n_heads in enumerate(self.heads):
@@ -186,7 +186,7 @@ class DistanceAttention(library.L2DistAttention):
             square = (query - key).square().sum(-2 if degree == 0 else -1)  # (1, N, 1+J, H, 1) or (.., H, d)
             rounding = SMALLEST_DISTANCE**2 if self.smooth else torch.finfo(square.dtype).tiny
             distance = (square + rounding).sqrt().sum(-1)
-            weights = _softmax(-distance * self.scale[degree], around.tokens)
+            weights = _softmax(-distance * self.scale[degree], neighbours.tokens)
             summed[degree] = _sum_heads(weights, value.flatten(-3, -2), gates[degree])
         return self.to_out(summed)
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from mdrelax.base import o3
 from mdrelax.potentials.arguments import check_numbers
 from mdrelax.potentials.attributes import INTEGRAL, Attribute, AttributeBasis, Ends, GatedProduct, SteerableProduct
-from mdrelax.potentials.edge_chunks import Piece, gather_in_pieces, split_edges
+from mdrelax.potentials.edge_chunks import EdgeChunk, gather_in_chunks, split_edges
 from mdrelax.potentials.edges import Edges, make_edges
 from mdrelax.potentials.radial import BesselBasis, polynomial_envelope
 from mdrelax.potentials.steerable import Features, SphericalHarmonics, layer_norm, why_rough
@@ -44,8 +44,8 @@ def natural_irreps(channels: int, lmax: int) -> o3.Irreps:
     return o3.Irreps([(channels, (degree, (-1) ** degree)) for degree in range(lmax + 1)])
 
 
-class Surroundings(NamedTuple):
-    """What all layers see of edges."""
+class EdgeFeatures(NamedTuple):
+    """The edges with what all layers read of them: attributes and invariants."""
 
     edges: Edges
     attribute: Attribute
@@ -72,7 +72,7 @@ class Layer(nn.Module):
     def forward(self, x: Features, gather: Gather, of_node: Attribute) -> Features:
         """Node features (N, D, C) of one depth to those of the next.
 
-        ``gather`` is this layer's own ``gather`` for all edges, at once or piece by piece.
+        ``gather`` is this layer's own ``gather`` for all edges, at once or chunk by chunk.
         """
         normed = x if self.norm is None else self.norm(x)
         summed = gather(self.message_1.product.at_ends(normed))
@@ -80,11 +80,13 @@ class Layer(nn.Module):
         update = self.update_2(self.update_1(joined, of_node), of_node)
         return tuple(a + b for a, b in zip(x, update, strict=True))
 
-    def gather(self, ends: Ends, around: Surroundings) -> Features:
+    def gather(self, ends: Ends, edge_features: EdgeFeatures) -> Features:
         """The messages' sums (N, D, C) at the edges' targets."""
-        messages = self.message_1.on_pairs(ends, around.invariants, around.edges, around.attribute)
-        weight = (self.sum_scale * around.edges.envelope).unsqueeze(2)
-        return tuple(around.edges.sum_at_target(m * weight) for m in self.message_2(messages, around.attribute))
+        messages = self.message_1.on_pairs(ends, edge_features.invariants, edge_features.edges, edge_features.attribute)
+        weight = (self.sum_scale * edge_features.edges.envelope).unsqueeze(2)
+        return tuple(
+            edge_features.edges.sum_at_target(m * weight) for m in self.message_2(messages, edge_features.attribute)
+        )
 
 
 class SEGNN(nn.Module):
@@ -126,13 +128,13 @@ class SEGNN(nn.Module):
             x = layer(x, gather, node)
         return self.output(self.hidden(x if self.norm is None else self.norm(x), node), node)
 
-    def look(self, edges: Edges, of_edge: Tensor, invariants: Tensor) -> Surroundings:
-        """What layers see of edges with 'integral' harmonics (E, S) and invariants (E, K)."""
-        return Surroundings(edges, self.basis(of_edge), invariants)
+    def edge_features(self, edges: Edges, of_edge: Tensor, invariants: Tensor) -> EdgeFeatures:
+        """Features of edges with 'integral' harmonics (E, S) and invariants (E, K)."""
+        return EdgeFeatures(edges, self.basis(of_edge), invariants)
 
-    def gathers(self, around: Surroundings) -> list[Gather]:
+    def gathers(self, edge_features: EdgeFeatures) -> list[Gather]:
         """The gather of each layer for all edges at once."""
-        return [partial(cast(Layer, layer).gather, around=around) for layer in self.layers]
+        return [partial(cast(Layer, layer).gather, edge_features=edge_features) for layer in self.layers]
 
 
 class SEGNNPotential(nn.Module):
@@ -176,27 +178,27 @@ class SEGNNPotential(nn.Module):
     def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
         """Energies (N,) of the atoms; see ``forcefield.Potential``."""
         trained = next(self.parameters()).requires_grad
-        pieces = split_edges(edge_index, edge_vectors, species.shape[0], trained=trained)
+        chunks = split_edges(edge_index, edge_vectors, species.shape[0], trained=trained)
         one_hot = nn.functional.one_hot(species, self.n_species).to(edge_vectors).unsqueeze(1)
-        views, of_nodes = zip(*(self._look(piece) for piece in pieces), strict=True)
+        chunk_features, of_nodes = zip(*(self._edge_features(chunk) for chunk in chunks), strict=True)
 
         def gather(layer: Layer, ends: Ends) -> Features:
-            def gather_from(view: Surroundings, received: Features) -> Features:
-                return layer.gather(Ends(received, ends.sent), view)
+            def gather_from(features: EdgeFeatures, received: Features) -> Features:
+                return layer.gather(Ends(received, ends.sent), features)
 
-            return gather_in_pieces(gather_from, pieces, views, ends.received)
+            return gather_in_chunks(gather_from, chunks, chunk_features, ends.received)
 
         gathers = [partial(gather, cast(Layer, layer)) for layer in self.segnn.layers]
         (energies,) = self.segnn((one_hot,), torch.cat(of_nodes), gathers)
         return energies.flatten()
 
-    def _look(self, piece: Piece) -> tuple[Surroundings, Tensor]:
-        """What layers see of the edges of a piece, and the attribute (n, S) of its atoms."""
-        lengths = piece.vectors.norm(dim=1)
-        edges = make_edges(piece.edge_index, piece.n_atoms, polynomial_envelope(lengths / self.cutoff))
-        of_edge = INTEGRAL * self.harmonics(piece.vectors / lengths.unsqueeze(1))
+    def _edge_features(self, chunk: EdgeChunk) -> tuple[EdgeFeatures, Tensor]:
+        """Features of the edges of a chunk, and the attribute (n, S) of its atoms."""
+        lengths = chunk.vectors.norm(dim=1)
+        edges = make_edges(chunk.edge_index, chunk.n_atoms, polynomial_envelope(lengths / self.cutoff))
+        of_edge = INTEGRAL * self.harmonics(chunk.vectors / lengths.unsqueeze(1))
         of_node = edges.sum_at_target(of_edge * (edges.envelope / math.sqrt(self.average_neighbors)))
-        return self.segnn.look(edges, of_edge, self.radial_basis(lengths)), of_node
+        return self.segnn.edge_features(edges, of_edge, self.radial_basis(lengths)), of_node
 
 
 def _check(*, channels: int, n_layers: int, lmax: int, lmax_attribute: int, norm: str) -> None:

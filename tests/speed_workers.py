@@ -1,4 +1,4 @@
-"""Contestants for the tests of the speed benchmark: some that run in this process, some that misbehave in their own."""
+"""Implementations for the tests of the speed benchmark: some run in this process, some misbehave in their own."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mdrelax.analysis.benchmarks import mdrelax_worker
-from mdrelax.analysis.benchmarks.implementations import HERE, Contestant
+from mdrelax.analysis.benchmarks.implementations import HERE, Implementation
 from mdrelax.analysis.benchmarks.peers.protocol import Server
 
 LIMITS = {"gflop_per_s": 50.0, "gbyte_per_s": 10.0, "threads": 1}  # measuring them takes seconds
@@ -37,10 +37,10 @@ serve(lambda task: Work(step, 7), ())
 """
 
 
-def misbehaving(kind: str) -> Contestant:
+def misbehaving(kind: str) -> Implementation:
     """A process that does what ``SCRIPT`` has for ``kind`` in each step; any other word: it just works."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return Contestant(kind, (sys.executable, "-c", SCRIPT, kind), HERE, environment, ("nbody",))
+    return Implementation(kind, (sys.executable, "-c", SCRIPT, kind), HERE, environment, ("nbody",))
 
 
 class Answering:
@@ -62,10 +62,10 @@ class Answering:
 
 
 class InProcess:
-    """One of our own contestants without a process: the protocol's server, asked directly."""
+    """One of our own implementations without a process: the protocol's server, asked directly."""
 
-    def __init__(self, contestant: Contestant) -> None:
-        name = contestant.command[-1]
+    def __init__(self, implementation: Implementation) -> None:
+        name = implementation.command[-1]
         self.server = Server(lambda task: mdrelax_worker.prepare(name, task), mdrelax_worker.PACKAGES)
 
     def ask(self, do: str, **details: Any) -> dict[str, Any]:
@@ -81,11 +81,11 @@ class InProcess:
         """Nothing to end."""
 
 
-def in_process(contestant: Contestant, **options: Any) -> InProcess:
+def in_process(implementation: Implementation, **options: Any) -> InProcess:
     """Starts nothing."""
-    return InProcess(contestant)
+    return InProcess(implementation)
 
 
-def answering(times: dict[str, float], log: list[str]) -> Callable[[Contestant], Answering]:
+def answering(times: dict[str, float], log: list[str]) -> Callable[[Implementation], Answering]:
     """Starts workers with fixed times."""
-    return lambda contestant: Answering(contestant.name, times[contestant.name], log)
+    return lambda implementation: Answering(implementation.name, times[implementation.name], log)

@@ -11,7 +11,7 @@ import yaml
 from command_line import mdrelax
 from mdrelax.analysis.studies import rmd17
 from mdrelax.analysis.studies.rmd17 import MOLECULES, plan_study, read_study, run_study, write_study
-from mdrelax.analysis.studies.rmd17_report import molecule_curves, page
+from mdrelax.analysis.studies.rmd17_report import molecule_curves, report
 from mdrelax.base.sections import ConfigError
 from mdrelax.runs.config_changes import changed_keys
 
@@ -129,8 +129,8 @@ def test_the_page_has_means_spreads_differences_and_published_errors(stored: Pat
     assert "0.0020" in text
     assert "minus standard" in text
     summary = rmd17.summarize_study(rmd17.collect(read_study(stored)))
-    assert "minus relaxed |" in page(summary[summary.arm == "relaxed"])
-    assert "0.0020 (2 unstable)" in page(summary.assign(unstable=2))
+    assert "minus relaxed |" in report(summary[summary.arm == "relaxed"])
+    assert "0.0020 (2 unstable)" in report(summary.assign(unstable=2))
     assert (stored / "study.png").stat().st_size > 10_000
     assert [ax.get_title(loc="left") for ax in molecule_curves(read_study(stored)).axes] == ["ethanol", "aspirin"]
 

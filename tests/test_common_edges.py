@@ -9,7 +9,7 @@ from ase import Atoms
 from torch import nn
 
 from mdrelax.forces.forcefield import ForceField
-from mdrelax.structures.common_edges import shared_edges, with_edges
+from mdrelax.structures.common_edges import common_edges, with_edges
 from molecules import (
     ELEMENTS,
     batch_of,
@@ -41,7 +41,7 @@ def structures() -> list[Atoms]:
 
 def test_every_edge_of_a_structure_is_shared_and_no_other() -> None:
     """Counted pair by pair from the distances, and sorted by target as all edges are."""
-    edges = shared_edges([graph_of(atoms, REACH) for atoms in structures()])
+    edges = common_edges([graph_of(atoms, REACH) for atoms in structures()])
     assert edges is not None
     near = torch.stack([torch.from_numpy(atoms.get_all_distances() < REACH) for atoms in structures()]).any(0)
     near.fill_diagonal_(False)
@@ -55,7 +55,7 @@ def test_edges_beyond_the_cutoff_change_nothing(build: Callable[[], nn.Module]) 
     """Energies, forces and the gradient of a loss of both by all weights; float64, sums in another order."""
     model = ForceField(build(), elements=ELEMENTS).train()
     batch = batch_of(*structures(), cutoff=REACH)
-    edges = shared_edges([graph_of(atoms, REACH) for atoms in structures()])
+    edges = common_edges([graph_of(atoms, REACH) for atoms in structures()])
     assert edges is not None
     found = []
     for graph in (batch, with_edges(batch, edges)):
@@ -75,9 +75,9 @@ def test_edges_beyond_the_cutoff_change_nothing(build: Callable[[], nn.Module]) 
 )
 def test_structures_that_are_not_one_molecule_share_none(others: list[Atoms]) -> None:
     """One code for all sizes is better there."""
-    assert shared_edges([graph_of(atoms) for atoms in [ethanol(), *others]]) is None
+    assert common_edges([graph_of(atoms) for atoms in [ethanol(), *others]]) is None
 
 
 def test_atoms_out_of_reach_share_none() -> None:
     """A list without an edge is nothing to compile for."""
-    assert shared_edges([graph_of(Atoms("He2", [[0, 0, 0], [9, 0, 0]]))]) is None
+    assert common_edges([graph_of(Atoms("He2", [[0, 0, 0], [9, 0, 0]]))]) is None

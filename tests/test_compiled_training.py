@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mdrelax.compiled import training
-from mdrelax.compiled.training import CompileError, ForceGraph
+from mdrelax.compiled.recording import CompileError
+from mdrelax.compiled.training import CompiledTrainingStep
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.forcematching import ForceMatching
 from mdrelax.forces.loader import Batch, Loader, frames_from_data, join
@@ -62,7 +63,7 @@ def assert_alike(ours: list[Tensor], theirs: list[Tensor]) -> None:
 def test_the_recorded_graph_trains_as_the_network_does(build: Callable[[], nn.Module], relaxed: bool) -> None:
     """For any sizes: recorded on a molecule, used for a batch of others; free maps, theta and penalty included."""
     model = model_of(build, relaxed=relaxed)
-    graph = ForceGraph(model.potential, backend=RECORDED)
+    graph = CompiledTrainingStep(model.potential, backend=RECORDED)
     for structures in (rattled(ethanol(), 1, 0), [*rattled(ethanol(), 1, 1), water()]):
         batch = batch_of(*structures)
         assert_alike(everything(model, batch, graph), everything(model, batch))
@@ -75,7 +76,7 @@ def test_fixed_edges_are_compiled_and_others_run_as_they_are(monkeypatch: pytest
     """One connectivity is part of the graph; what has another one is right, too."""
     model = model_of(SMALLEST, relaxed=True)
     batch, other = (batch_of(*rattled(ethanol(), n, 0)) for n in (2, 3))
-    graph = ForceGraph(model.potential, batch.edge_index, backend=RECORDED)
+    graph = CompiledTrainingStep(model.potential, batch.edge_index, backend=RECORDED)
     assert_alike(everything(model, batch, graph), everything(model, batch))
     calls = []
     monkeypatch.setattr(graph, "compiled", lambda *inputs: calls.append(inputs))
@@ -86,7 +87,7 @@ def test_fixed_edges_are_compiled_and_others_run_as_they_are(monkeypatch: pytest
 def test_a_lone_atom_is_trained_uncompiled() -> None:
     """No edges: nothing to compile for, and no error."""
     model = model_of(SMALLEST, relaxed=False)
-    graph = ForceGraph(model.potential, backend=RECORDED)
+    graph = CompiledTrainingStep(model.potential, backend=RECORDED)
     lonely = graph_of(ethanol()[:1])
     assert_alike(everything(model, lonely, graph), everything(model, lonely))
     assert graph.compiled is None
@@ -97,7 +98,7 @@ def test_a_compiled_step_with_other_derivatives_is_refused(monkeypatch: pytest.M
     monkeypatch.setattr(training, "keep_second_derivatives", lambda graph: None)
     model = model_of(SMALLEST, relaxed=False)
     with pytest.raises(CompileError, match=r"derivatives .* differ"):
-        ForceGraph(model.potential, backend=RECORDED)(*_arguments(model, graph_of(ethanol())))
+        CompiledTrainingStep(model.potential, backend=RECORDED)(*_arguments(model, graph_of(ethanol())))
 
 
 def _arguments(model: ForceField, graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,7 +121,7 @@ def test_a_network_that_looks_at_its_data_is_not_recorded() -> None:
 
     model = ForceField(Branches(), elements=ELEMENTS)
     with pytest.raises(CompileError, match="depends on the structure"):
-        ForceGraph(model.potential, backend=RECORDED)(*_arguments(model.double(), graph_of(ethanol())))
+        CompiledTrainingStep(model.potential, backend=RECORDED)(*_arguments(model.double(), graph_of(ethanol())))
 
 
 # --- in the training of force fields ---
@@ -156,19 +157,19 @@ def test_the_code_is_for_one_molecules_edges_where_all_frames_are_that(tmp_path:
     other = Batch(graph_of(water(), cutoff=CLUSTER_CUTOFF), targets._replace(forces=targets.forces[:3]))
 
     def prepared(loader: Loader) -> ForceMatching:
-        task = ForceMatching(loader, known, settings(compile=True), compiler=ForceGraph)
-        task._compile(ForceGraph, model, join(known))
+        task = ForceMatching(loader, known, settings(compile=True), compiler=CompiledTrainingStep)
+        task._compile(CompiledTrainingStep, model, join(known))
         return task
 
     task = prepared(Loader(known, batch_size=4))
     assert task.edges is not None
     assert torch.equal(task.edges, graph.edge_index)
-    assert isinstance(task.network, ForceGraph)
+    assert isinstance(task.network, CompiledTrainingStep)
     assert torch.equal(task.network.edge_index, join([Batch(graph, targets)] * 4).graph.edge_index)
     for loader in (Loader([*known, other], batch_size=4), Loader(known, batch_size=4, max_edges=24)):
         task = prepared(loader)
         assert task.edges is None
-        assert isinstance(task.network, ForceGraph)
+        assert isinstance(task.network, CompiledTrainingStep)
         assert task.network.edge_index is None
 
 
@@ -199,7 +200,9 @@ def test_a_compiled_step_is_the_uncompiled_one(tmp_path: Path) -> None:
     found = []
     for compiled in (False, True):
         model = model_of(lambda: SMALLEST(cutoff=CLUSTER_CUTOFF), relaxed=True)
-        task = ForceMatching(Loader(known, batch_size=4), known, settings(compile=compiled), compiler=ForceGraph)
+        task = ForceMatching(
+            Loader(known, batch_size=4), known, settings(compile=compiled), compiler=CompiledTrainingStep
+        )
         loss, numbers = task.loss(model, join(known), step=3)
         (loss + penalty(model)).backward()
         found.append([loss.detach(), *numbers, *(p.grad for p in model.parameters() if p.grad is not None)])

@@ -1,4 +1,4 @@
-"""Large systems are evaluated piece by piece: the same numbers, with less memory. Everything is float64."""
+"""Large systems are evaluated chunk by chunk: the same numbers, with less memory. Everything is float64."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ def limit(monkeypatch: pytest.MonkeyPatch, at_once: int, kept: int) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_pieces_give_the_numbers_of_the_whole(monkeypatch, name):
-    """Energies, forces, stress and the double backward pass, in pieces of some 50 of 346 edges and atom by atom."""
+    """Energies, forces, stress and the double backward pass, in chunks of some 50 of 346 edges and atom by atom."""
     network = NETWORKS[name]()
     whole = results(network)
     for at_once, kept in ((50, 0), (50, 120), (50, 1000), (1, 0)):
@@ -64,34 +64,34 @@ def test_pieces_hold_every_edge_once_and_whole_atoms():
     index, vectors = torch.stack([torch.arange(10) % 7, target]), normal(10, 3, seed=0)
     found = split_edges(index, vectors, 7, at_most=4)
     assert len(found) == 3
-    assert sum(piece.n_atoms for piece in found) == 7
-    assert max(piece.edge_index.shape[1] for piece in found) <= 4 + 3  # at most, and all but one edge of an atom
+    assert sum(chunk.n_atoms for chunk in found) == 7
+    assert max(chunk.edge_index.shape[1] for chunk in found) <= 4 + 3  # at most, and all but one edge of an atom
     first, again = 0, []
-    for piece in found:
-        assert piece.edge_index[1].min() >= 0
-        assert piece.edge_index[1].max() < piece.n_atoms
-        again.append(piece.edge_index + torch.tensor([[0], [first]]))
-        first += piece.n_atoms
+    for chunk in found:
+        assert chunk.edge_index[1].min() >= 0
+        assert chunk.edge_index[1].max() < chunk.n_atoms
+        again.append(chunk.edge_index + torch.tensor([[0], [first]]))
+        first += chunk.n_atoms
     assert torch.equal(torch.cat(again, dim=1), index)
-    assert torch.equal(torch.cat([piece.vectors for piece in found]), vectors)
+    assert torch.equal(torch.cat([chunk.vectors for chunk in found]), vectors)
 
 
 def test_the_first_pieces_are_kept_and_training_has_larger_ones():
     """20,000 edges: kept are those that begin before the 6,144th; trained networks split beyond 16,384 edges only."""
     index = torch.arange(20_000).repeat(2, 1) // 20
     vectors = torch.ones(20_000, 3)
-    assert [piece.kept for piece in split_edges(index, vectors, 1000, at_most=2_000)] == [True] * 4 + [False] * 6
-    assert [piece.kept for piece in split_edges(index, vectors, 1000)] == [True, False, False]
-    assert [piece.kept for piece in split_edges(index, vectors, 1000, at_most=2_000, trained=True)] == [True, False]
+    assert [chunk.kept for chunk in split_edges(index, vectors, 1000, at_most=2_000)] == [True] * 4 + [False] * 6
+    assert [chunk.kept for chunk in split_edges(index, vectors, 1000)] == [True, False, False]
+    assert [chunk.kept for chunk in split_edges(index, vectors, 1000, at_most=2_000, trained=True)] == [True, False]
     assert len(split_edges(index[:, :16_000], vectors[:16_000], 800, trained=True)) == 1
 
 
 @pytest.mark.parametrize("target", [[0, 0, 1, 1], [1, 0, 1, 0]])
 def test_few_or_unsorted_edges_stay_together(target):
-    """Sorted ones up to the limit; unsorted ones always, since a piece is a run of atoms."""
+    """Sorted ones up to the limit; unsorted ones always, since a chunk is a run of atoms."""
     index = torch.tensor([[1, 2, 0, 2], target])
-    (piece,) = split_edges(index, normal(4, 3, seed=0), 3, at_most=4 if target[0] == 0 else 1)
-    assert torch.equal(piece.edge_index, index)
+    (chunk,) = split_edges(index, normal(4, 3, seed=0), 3, at_most=4 if target[0] == 0 else 1)
+    assert torch.equal(chunk.edge_index, index)
 
 
 @pytest.mark.parametrize("name", ["equiformer", "segnn"])

@@ -26,10 +26,12 @@ def test_the_sum_of_shifted_rows_is_the_gradient_of_selection_by_index(n_atoms):
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(3 * n_atoms, 2, 3, generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(len(edges.source), 2, 3, generator=generator, dtype=torch.float64)
-    found = RingSelect.apply(rows, edges.source, edges.degree)
+    found = RingSelect.apply(rows, edges.source, edges.edges_per_atom)
     expected = rows.index_select(0, edges.source)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     # rounding of sums in another order
     gradients = [torch.autograd.grad((weight * x.square()).sum(), rows)[0] for x in (found, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-14, atol=1e-14)
-    assert torch.autograd.gradgradcheck(lambda x: RingSelect.apply(x, edges.source, edges.degree).square(), rows)
+    assert torch.autograd.gradgradcheck(
+        lambda x: RingSelect.apply(x, edges.source, edges.edges_per_atom).square(), rows
+    )

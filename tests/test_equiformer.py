@@ -9,7 +9,7 @@ from ase import Atoms
 from torch import Tensor
 
 from mdrelax.potentials import POTENTIALS, PRESETS, build_potential, preset
-from mdrelax.potentials.edges import _common_degree, make_edges
+from mdrelax.potentials.edges import _common_number, make_edges
 from molecules import batch_of, ethanol, graph_of, normal, rattled, tiny_equiformer, tiny_force_field, water
 
 PUBLISHED = 3_496_001  # parameters of the published MD17 network with 64 species, as counted by running it
@@ -132,7 +132,7 @@ def test_both_ways_of_summing_over_edges_agree() -> None:
     """An atom-by-degree table where all atoms have the same number of sorted edges, scattered sums elsewhere."""
     molecule = rattled(ethanol(), 1, seed=0)[0]
     alone, batch = graph_of(molecule), batch_of(molecule, water())
-    degrees = [_common_degree(g.edge_index, len(g.numbers)) for g in (alone, batch)]
+    degrees = [_common_number(g.edge_index, len(g.numbers)) for g in (alone, batch)]
     assert degrees == [8, 0]
     model = tiny_force_field()
     fast, general = model(alone), model(batch)
@@ -144,8 +144,8 @@ def test_each_edge_operation_agrees_on_both_ways() -> None:
     """Sum, hand-out and maximum (at least 0) by table and by index; the sum rounds in another order."""
     targets = torch.arange(5).repeat_interleave(3)
     table = make_edges(torch.stack([targets.flip(0), targets]), 5, normal(15, seed=0))
-    scattered = table._replace(degree=0)
-    assert table.degree == 3
+    scattered = table._replace(edges_per_atom=0)
+    assert table.edges_per_atom == 3
     per_edge, per_atom = normal(15, 4, seed=1), normal(5, 2, 3, seed=2)
     torch.testing.assert_close(table.sum_at_target(per_edge), scattered.sum_at_target(per_edge), rtol=0, atol=1e-14)
     assert torch.equal(table.at_target(per_atom), scattered.at_target(per_atom))
@@ -168,7 +168,7 @@ def test_each_edge_operation_agrees_on_both_ways() -> None:
 def test_the_table_is_used_only_where_it_is_right(targets: list[int], n_atoms: int, degree: int) -> None:
     """The common degree of sorted targets, else 0."""
     edges = torch.tensor([targets, targets], dtype=torch.int64)
-    assert _common_degree(edges, n_atoms) == degree
+    assert _common_number(edges, n_atoms) == degree
 
 
 def test_attention_weights_are_a_softmax_with_a_null_neighbour() -> None:

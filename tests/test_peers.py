@@ -1,4 +1,4 @@
-"""The other packages as contestants: each does a training and an MD step. Needs `make peers`; run with `-m peer`."""
+"""The other packages as implementations: each trains a step and does an MD step. Needs `make peers`; `-m peer`."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from blueprint import ROOT
-from mdrelax.analysis.benchmarks.implementations import CASES, PACKAGES, PEERS, contestants, structures_of
+from mdrelax.analysis.benchmarks.implementations import CASES, PACKAGES, PEERS, implementations, structures_of
 from mdrelax.analysis.benchmarks.peers.protocol import Task
 from mdrelax.analysis.benchmarks.workers import start
 
@@ -24,11 +24,11 @@ PARAMETERS = {
 
 
 def installed(name: str):
-    """The contestant, or a skip."""
-    (contestant,) = contestants([name], peers=True, venvs=VENVS)
-    if not contestant.installed:
+    """The implementation, or a skip."""
+    (implementation,) = implementations([name], peers=True, venvs=VENVS)
+    if not implementation.installed:
         pytest.skip(f"{name} is not installed: make peers")
-    return contestant
+    return implementation
 
 
 @pytest.mark.peer

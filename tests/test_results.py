@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from blueprint import ROOT
-from mdrelax.analysis.benchmarks.speed_report import page as speed_page
+from mdrelax.analysis.benchmarks.speed_report import report as speed_page
 from mdrelax.analysis.studies import rmd17
-from mdrelax.analysis.studies.nbody_report import page
-from mdrelax.analysis.studies.rmd17_report import page as rmd17_page
+from mdrelax.analysis.studies.nbody_report import report
+from mdrelax.analysis.studies.rmd17_report import report as rmd17_page
 
 # | ... | force MAE | energy MAE | [file](path) |
 ROW = re.compile(
@@ -61,7 +61,7 @@ def test_the_nbody_page_repeats_the_stored_studies(path):
     study = (path.parent / "study.md").read_text()
     numbers = [row for row in rows_of(study) if row[2].isdigit()]
     assert numbers
-    assert numbers == [row for row in rows_of(page(pd.read_csv(path))) if row[2].isdigit()]
+    assert numbers == [row for row in rows_of(report(pd.read_csv(path))) if row[2].isdigit()]
     assert set(numbers) <= set(rows_of((ROOT / "docs/nbody.md").read_text()))
 
 

@@ -26,9 +26,9 @@ NOWHERE = Path("no-such-folder")
 QUICK = Rules(repeats=1, seconds=0.01)
 
 
-def run(cases, contestants, **options):
+def run(cases, implementations, **options):
     """The benchmark without processes of our own."""
-    chosen = who.contestants(contestants, peers=options.pop("peers", False), venvs=NOWHERE)
+    chosen = who.implementations(implementations, peers=options.pop("peers", False), venvs=NOWHERE)
     return measure(who.cases(cases), chosen, rules=QUICK, start=in_process, **options)
 
 
@@ -131,7 +131,7 @@ def test_each_form_takes_part_where_it_can():
         "equiformer-small", "equiformer-small:projected", "equiformer-small:relaxed", "equiformer-small:compiled",
         "equiformer-small:relaxed-weight-compiled-training", "no-network", "segnn-nbody:relaxed",
     ]  # fmt: skip
-    kinds = [who.own(name).kinds for name in names]
+    kinds = [who.mdrelax_implementation(name).kinds for name in names]
     both, training, md = ("training", "md"), ("training",), ("md",)
     assert kinds == [both, both, training, md, training, md, ("nbody",)]
 
@@ -172,7 +172,7 @@ def test_no_network_has_a_constant_energy():
     assert not prediction.forces.any()
 
 
-def test_the_picture_has_a_line_for_each_contestant_that_runs_md():
+def test_the_picture_has_a_line_for_each_implementation_that_runs_md():
     """Milliseconds on the left, microseconds an atom on the right; without MD there is nothing to draw."""
     rows = [
         {"kind": "md", "contestant": name, "n_atoms": n, "ms_median": ms * n}
@@ -197,7 +197,7 @@ def test_only_relaxed_forms_have_more_parameters(form):
 
 
 def test_the_plain_form_gives_the_same_energies_and_forces():
-    """float64, to rounding: both contestants do the same work."""
+    """float64, to rounding: both implementations do the same work."""
     task = Task("md", dtype="float64")
     atoms = MOLECULES["ethanol"]()
     graph = build_graph(atoms.positions, atoms.numbers, cutoff=task.cutoff)
@@ -222,7 +222,7 @@ def test_names_are_chosen_by_patterns_and_a_wrong_one_is_answered_with_the_neare
     listed = mdrelax("bench", "speed", "--cases", "md-water-*", "--contestants", "mace-*,segnn-tiny", "--list")
     assert listed.out.splitlines() == [
         "cases: md-water-192, md-water-648, md-water-1536, md-water-5184, md-water-20577",
-        "contestants: segnn-tiny, mace-128, mace-64",
+        "implementations: segnn-tiny, mace-128, mace-64",
     ]
     wrong = mdrelax("bench", "speed", "--cases", "etanol-b8")
     assert wrong.code != 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mdrelax.analysis.benchmarks.implementations import CASES, Contestant
+from mdrelax.analysis.benchmarks.implementations import CASES, Implementation
 from mdrelax.analysis.benchmarks.interleaved import Rules, run_cases
 from mdrelax.analysis.benchmarks.peers.protocol import Server, Task, Work, converse
 from mdrelax.analysis.benchmarks.workers import LostWorkerError, start
@@ -17,7 +17,7 @@ NBODY = CASES["nbody"]
 
 
 def fakes(*names):
-    """Contestants of the N-body case whose workers the test starts itself."""
+    """Implementations of the N-body case whose workers the test starts itself."""
     return [misbehaving("works")._replace(name=name) for name in names]
 
 
@@ -71,11 +71,11 @@ def test_a_worker_that_fails_is_lost_with_one_line(kind, longest, sentence):
 
 
 def test_a_crash_loses_the_case_and_the_others_go_on():
-    """The table has the other contestant, and the crash is told of in one line."""
+    """The table has the other implementation, and the crash is told of in one line."""
     said = []
-    contestants = [misbehaving("dies"), misbehaving("works")]
+    implementations = [misbehaving("dies"), misbehaving("works")]
     rules = Rules(repeats=2)
-    table, _ = run_cases([NBODY], contestants, lambda who: start(who, longest=60), rules=rules, tell=said.append)
+    table, _ = run_cases([NBODY], implementations, lambda who: start(who, longest=60), rules=rules, tell=said.append)
     assert table.contestant.tolist() == ["works"]
     assert table.repeats.tolist() == [2]
     assert [line for line in said if "dies is" in line] == [
@@ -83,7 +83,7 @@ def test_a_crash_loses_the_case_and_the_others_go_on():
     ]
 
 
-def test_contestants_are_timed_in_turns():
+def test_implementations_are_timed_in_turns():
     """One step each, round after round: a slow minute of the machine falls on all."""
     log = []
     start_fake = answering({"a": 1.0, "b": 2.0, "c": 3.0}, log)
@@ -91,7 +91,7 @@ def test_contestants_are_timed_in_turns():
     assert log == ["a", "b", "c"] * 3 + ["end of a", "end of b", "end of c"]
 
 
-def test_a_slow_contestant_stops_after_its_seconds_but_not_before_three():
+def test_a_slow_implementation_stops_after_its_seconds_but_not_before_three():
     """The others have all their repeats."""
     log = []
     start_fake = answering({"slow": 9e9, "fast": 1.0}, log)
@@ -100,7 +100,7 @@ def test_a_slow_contestant_stops_after_its_seconds_but_not_before_three():
     assert table.set_index("contestant").repeats.to_dict() == {"slow": 3, "fast": 5}
 
 
-def test_a_worker_serves_all_cases_of_its_contestant():
+def test_a_worker_serves_all_cases_of_its_implementation():
     """It is started once and ended when no case is left for it."""
     log = []
     both = fakes("a")[0]._replace(kinds=("training", "nbody"))
@@ -128,7 +128,7 @@ def test_workers_that_hold_too_much_memory_together_rest():
             pass
 
     rules = Rules(repeats=1, together_MB=1000.0)
-    run_cases([NBODY], fakes("a", "b"), lambda contestant: Large(), rules=rules, tell=lambda line: None)
+    run_cases([NBODY], fakes("a", "b"), lambda implementation: Large(), rules=rules, tell=lambda line: None)
     assert asked == ["hello", "prepare", "hello", "prepare", "rest", "step", "step", "rest"]
 
 
@@ -138,7 +138,7 @@ def test_imports_are_timed_in_fresh_processes():
     timer = start(base._replace(command=(sys.executable, "-c", "import json")), longest=60)
     timer.ask("prepare")
     assert timer.ask("step")["ms"] > 1
-    broken: Contestant = base._replace(command=(sys.executable, "-c", "import no_such_package"))
+    broken: Implementation = base._replace(command=(sys.executable, "-c", "import no_such_package"))
     with pytest.raises(LostWorkerError, match="ended with code 1: ModuleNotFoundError: No module named"):
         start(broken, longest=60).ask("step")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from mdrelax.analysis.benchmarks.implementations import CASES, Case, Contestant, own
+from mdrelax.analysis.benchmarks.implementations import CASES, Case, Implementation, mdrelax_implementation
 from mdrelax.analysis.benchmarks.interleaved import Rules, run_cases
 from mdrelax.analysis.benchmarks.structures import MOLECULES
 from mdrelax.analysis.benchmarks.workers import Process, Worker
@@ -20,8 +20,8 @@ KINDS = ("training", "training, relaxed", "MD")
 LONGEST = 300.0  # seconds that a worker may take for an answer
 
 
-def _process(contestant: Contestant) -> Worker:
-    return Process(contestant, longest=LONGEST)
+def _process(implementation: Implementation) -> Worker:
+    return Process(implementation, longest=LONGEST)
 
 
 def backbone_times(
@@ -30,14 +30,16 @@ def backbone_times(
     repeats: int = 15,
     sizes: Sequence[str] = SIZES,
     tell: Callable[[str], None] = lambda name: None,
-    start: Callable[[Contestant], Worker] = _process,
+    start: Callable[[Implementation], Worker] = _process,
 ) -> pd.DataFrame:
     """Median milliseconds with quartiles, a row for each potential, preset and kind of step; parameters beside."""
     n_atoms = batch_size * len(MOLECULES["ethanol"]())
     cases = [Case(f"ethanol-b{batch_size}", "training", "ethanol", batch_size, n_atoms), CASES["md-ethanol"]]
     names = [f"{potential}-{size}{form}" for potential in PRESETS for size in sizes for form in ("", ":relaxed")]
     rules = Rules(repeats=repeats)
-    table, _ = run_cases(cases, [own(name)._replace(counted=False) for name in names], start, rules=rules, tell=tell)
+    table, _ = run_cases(
+        cases, [mdrelax_implementation(name)._replace(counted=False) for name in names], start, rules=rules, tell=tell
+    )
     n_parameters = table.groupby("contestant").n_parameters.first()  # of the standard form: free maps do not count
     table["n_parameters"] = [n_parameters[name.partition(":")[0]] for name in table.contestant]
     table["step"] = [_label(name, kind) for name, kind in zip(table.contestant, table.kind, strict=True)]
@@ -46,7 +48,7 @@ def backbone_times(
     return table.set_index("step")[columns].reindex(steps)
 
 
-def _label(contestant: str, kind: str) -> str:
-    network, _, form = contestant.partition(":")
+def _label(implementation: str, kind: str) -> str:
+    network, _, form = implementation.partition(":")
     potential, _, size = network.rpartition("-")
     return f"{potential} {size}: {'MD' if kind == 'md' else 'training, relaxed' if form else 'training'}"

@@ -1,4 +1,4 @@
-"""Who is timed, and on what: the contestants and the cases of the speed benchmark, by name."""
+"""The implementations that the speed benchmark times, and the cases it times them on, by name."""
 
 import importlib.util
 import os
@@ -18,10 +18,10 @@ __all__ = [
     "PACKAGES",
     "PEERS",
     "Case",
-    "Contestant",
+    "Implementation",
     "cases",
-    "contestants",
-    "own",
+    "implementations",
+    "mdrelax_implementation",
     "structures_of",
     "thread_settings",
 ]
@@ -41,7 +41,7 @@ class Case(NamedTuple):
     n_atoms: int = 0
 
 
-class Contestant(NamedTuple):
+class Implementation(NamedTuple):
     """A network in a process of its own."""
 
     name: str
@@ -49,7 +49,7 @@ class Contestant(NamedTuple):
     folder: Path  # where the process starts
     environment: dict[str, str]
     kinds: tuple[str, ...]
-    own: bool = True
+    ours: bool = True
     counted: bool = False  # whether operations and bytes are counted
 
     @property
@@ -59,7 +59,7 @@ class Contestant(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """A contestant of another package."""
+    """An implementation of another package."""
 
     venv: str
     module: str
@@ -82,10 +82,10 @@ PACKAGES = {
     "torchmdnet": "torchmdnet.calculators",
     "schnetpack": "peers.schnetpack",  # which puts back the name that it needs
 }
-OWN_IMPORT = "mdrelax.engines.ase"
+MDRELAX_IMPORT = "mdrelax.engines.ase"
 FORMS = ("", ":relaxed", ":relaxed-weight", ":projected")
 NO_NETWORK = "no-network"  # what an MD step costs beside the network
-OWN = [
+MDRELAX = [
     NO_NETWORK,
     *(f"equiformer-{size}{form}" for size in ("tiny", "small", "md17") for form in FORMS),
     "equiformer-small:plain",
@@ -138,21 +138,21 @@ def cases(patterns: Sequence[str]) -> list[Case]:
     return [CASES[name] for name in _matching("case", patterns, list(CASES))]
 
 
-def contestants(
+def implementations(
     patterns: Sequence[str],
     *,
     peers: bool,
     venvs: Path,
     compiled: bool = False,
     settings: Mapping[str, str] | None = None,
-) -> list[Contestant]:
-    """The contestants whose names match; peers from the virtual environments in a folder.
+) -> list[Implementation]:
+    """The implementations whose names match; peers from the virtual environments in a folder.
 
     ``settings`` are environment variables for all of them. Raises ``ValueError`` for a pattern that matches none.
     """
     extra = dict(settings or {})
-    everyone = [own(name, extra) for name in (*OWN, *NBODY, *(COMPILED if compiled else ()))]
-    everyone += [_own_import(extra)]
+    everyone = [mdrelax_implementation(name, extra) for name in (*MDRELAX, *NBODY, *(COMPILED if compiled else ()))]
+    everyone += [_mdrelax_import(extra)]
     if peers:
         everyone += [_peer(name, venvs, extra) for name in PEERS]
         everyone += [_peer_import(venv, venvs, extra) for venv in PACKAGES]
@@ -186,12 +186,12 @@ def _home() -> Path:
     return Path(spec.origin).parents[1]
 
 
-def own(name: str, extra: Mapping[str, str] | None = None) -> Contestant:
-    """One of ours, by its name in the module ``own``."""
+def mdrelax_implementation(name: str, extra: Mapping[str, str] | None = None) -> Implementation:
+    """One of ours, by its name in ``mdrelax_worker``."""
     command = (sys.executable, "-m", "mdrelax.analysis.benchmarks.mdrelax_worker", name)
     kinds = ("nbody",) if "nbody" in name else ("md",) if name == NO_NETWORK else _kinds(name.partition(":")[2])
     counted = "compiled" not in name and name != NO_NETWORK  # compiled code shows no operations
-    return Contestant(name, command, HERE, _environment(extra or {}, _home()), kinds, counted=counted)
+    return Implementation(name, command, HERE, _environment(extra or {}, _home()), kinds, counted=counted)
 
 
 def _kinds(form: str) -> tuple[str, ...]:
@@ -201,9 +201,9 @@ def _kinds(form: str) -> tuple[str, ...]:
     return ("md",) if form == "compiled" else ("training", "md")
 
 
-def _own_import(extra: Mapping[str, str]) -> Contestant:
-    return Contestant("mdrelax", (sys.executable, "-c", f"import {OWN_IMPORT}"), HERE, _environment(extra, _home()),
-                      ("import",))  # fmt: skip
+def _mdrelax_import(extra: Mapping[str, str]) -> Implementation:
+    command = (sys.executable, "-c", f"import {MDRELAX_IMPORT}")
+    return Implementation("mdrelax", command, HERE, _environment(extra, _home()), ("import",))
 
 
 def _python(venv: str, venvs: Path) -> Path:
@@ -211,14 +211,14 @@ def _python(venv: str, venvs: Path) -> Path:
     return (venvs / venv / folder / "python").absolute()
 
 
-def _peer(name: str, venvs: Path, extra: Mapping[str, str]) -> Contestant:
+def _peer(name: str, venvs: Path, extra: Mapping[str, str]) -> Implementation:
     peer = PEERS[name]
     python = _python(peer.venv, venvs)
     command = (str(python), "-m", f"peers.{peer.module}", *([peer.argument] if peer.argument else []))
-    return Contestant(name, command, HERE, _environment(extra), ("training", "md"), False)
+    return Implementation(name, command, HERE, _environment(extra), ("training", "md"), False)
 
 
-def _peer_import(venv: str, venvs: Path, extra: Mapping[str, str]) -> Contestant:
+def _peer_import(venv: str, venvs: Path, extra: Mapping[str, str]) -> Implementation:
     python = _python(venv, venvs)
     command = (str(python), "-c", f"import {PACKAGES[venv]}")
-    return Contestant(venv, command, HERE, _environment(extra), ("import",), False)
+    return Implementation(venv, command, HERE, _environment(extra), ("import",), False)

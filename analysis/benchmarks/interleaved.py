@@ -1,4 +1,4 @@
-"""Turns: contestants are timed one step each, round after round, so that a busy machine disturbs all of them alike.
+"""Interleaved timing: one step of each implementation, round after round, so that a busy machine disturbs all alike.
 
 Only one worker computes at any time. A slow one stops early: after ``seconds`` of timed steps, but not before three.
 One that fails, or does not answer, loses the case and is told of in one line; the others go on.
@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from mdrelax.analysis.benchmarks.implementations import Case, Contestant, structures_of
+from mdrelax.analysis.benchmarks.implementations import Case, Implementation, structures_of
 from mdrelax.analysis.benchmarks.workers import LostWorkerError, Worker
 
 __all__ = ["Rules", "run_cases"]
 
-FEWEST = 3  # repeats of a slow contestant
+FEWEST = 3  # repeats of a slow implementation
 QUARTILES = ("ms_lower_quartile", "ms_median", "ms_upper_quartile")
 
 Table = list[dict[str, Any]]
 Versions = dict[str, dict[str, str]]
-Start = Callable[[Contestant], Worker]
+Start = Callable[[Implementation], Worker]
 Keep = Callable[[pd.DataFrame, Versions], None]
 Tell = Callable[[str], None]
 
@@ -30,14 +30,14 @@ class Rules(NamedTuple):
     """How long and how carefully to time."""
 
     repeats: int = 15
-    seconds: float = 20.0  # of timed steps for each contestant and case, and a quarter of it at most to warm up
+    seconds: float = 20.0  # of timed steps for each implementation and case, and a quarter of it at most to warm up
     dtype: str = "float32"
     memory_MB: float = 0.0  # of a worker; 0: its share of what is free
     together_MB: float = 0.0  # resident in all, above which they are asked to give free memory back; 0: no limit
 
 
 class Entry:
-    """A contestant in a case."""
+    """An implementation in a case."""
 
     def __init__(self, worker: Worker, prepared: dict[str, Any]) -> None:
         self.worker = worker
@@ -79,27 +79,27 @@ class Entry:
 
 def run_cases(
     cases: Sequence[Case],
-    contestants: Sequence[Contestant],
+    implementations: Sequence[Implementation],
     start: Start,
     *,
     rules: Rules,
     tell: Tell,
     keep: Keep = lambda table, versions: None,
 ) -> tuple[pd.DataFrame, Versions]:
-    """Time every contestant on the cases of its kinds: a row each, and the versions that each worker named.
+    """Time every implementation on the cases of its kinds: a row each, and the versions that each worker named.
 
-    ``start`` makes the worker of a contestant. A worker serves all cases of its contestant, and a fresh one follows one
-    that was lost. ``keep`` is handed what there is after every case.
+    ``start`` makes the worker of an implementation. A worker serves all cases of its implementation, and a fresh one
+    follows one that was lost. ``keep`` is handed the rows so far after every case.
     """
     crew, rows = Crew(start, rules, tell), []
     try:
         for number, case in enumerate(cases, 1):
-            rows += crew.run(case, [each for each in contestants if case.kind in each.kinds])
+            rows += crew.run(case, [each for each in implementations if case.kind in each.kinds])
             keep(pd.DataFrame(rows), crew.versions)
             kinds = {later.kind for later in cases[number:]}
-            crew.dismiss([each for each in contestants if not kinds & set(each.kinds)])
+            crew.dismiss([each for each in implementations if not kinds & set(each.kinds)])
     finally:
-        crew.dismiss(contestants)
+        crew.dismiss(implementations)
     return pd.DataFrame(rows), crew.versions
 
 
@@ -113,39 +113,39 @@ class Crew:
         self.case = ""
         self.entries: dict[str, Entry] = {}
 
-    def run(self, case: Case, contestants: Sequence[Contestant]) -> Table:
+    def run(self, case: Case, implementations: Sequence[Implementation]) -> Table:
         """The rows of a case."""
         self.case, self.entries = case.name, {}
-        for contestant in contestants:
-            self.tell(f"{case.name}: {contestant.name} warms up")
-            with self._losing(contestant.name):
-                self.entries[contestant.name] = self._prepare(case, contestant)
-                self._make_room(contestant.name)
+        for implementation in implementations:
+            self.tell(f"{case.name}: {implementation.name} warms up")
+            with self._losing(implementation.name):
+                self.entries[implementation.name] = self._prepare(case, implementation)
+                self._make_room(implementation.name)
         self.tell(f"{case.name}: {len(self.entries)} in turns")
         self._go_round()
-        for contestant in contestants:
-            if contestant.counted and contestant.name in self.entries:
-                with self._losing(contestant.name, keep=True):
-                    self.entries[contestant.name].count()
+        for implementation in implementations:
+            if implementation.counted and implementation.name in self.entries:
+                with self._losing(implementation.name, keep=True):
+                    self.entries[implementation.name].count()
         return [{"case": case.name, "contestant": name, "kind": case.kind, "n_atoms": case.n_atoms, **entry.row()}
                 for name, entry in self.entries.items()]  # fmt: skip
 
-    def dismiss(self, contestants: Sequence[Contestant]) -> None:
-        """End the workers of contestants that are no longer needed."""
-        for contestant in contestants:
-            self._end(contestant.name)
+    def dismiss(self, implementations: Sequence[Implementation]) -> None:
+        """End the workers of implementations that are no longer needed."""
+        for implementation in implementations:
+            self._end(implementation.name)
 
     def _end(self, name: str) -> None:
         worker = self.workers.pop(name, None)
         if worker is not None:
             worker.close()
 
-    def _prepare(self, case: Case, contestant: Contestant) -> Entry:
-        worker = self.workers.get(contestant.name)
+    def _prepare(self, case: Case, implementation: Implementation) -> Entry:
+        worker = self.workers.get(implementation.name)
         if worker is None:
-            worker = self.workers[contestant.name] = self.start(contestant)
+            worker = self.workers[implementation.name] = self.start(implementation)
             hello = worker.ask("hello", memory_MB=self.rules.memory_MB)
-            self.versions[contestant.name] = hello.get("versions", {})
+            self.versions[implementation.name] = hello.get("versions", {})
         task = {
             "kind": case.kind,
             "structures": [each._asdict() for each in structures_of(case)],

@@ -1,4 +1,4 @@
-"""Our own contestants of the speed benchmark, as workers: `python -m mdrelax.analysis.benchmarks.mdrelax_worker NAME`.
+"""Our own networks as workers of the speed benchmark: `python -m mdrelax.analysis.benchmarks.mdrelax_worker NAME`.
 
 A name is a network, or a network and its form: ``equiformer-md17``, ``equiformer-md17:relaxed``.
 
@@ -34,7 +34,7 @@ from mdrelax.analysis.benchmarks.segnn_e3nn import E3nnNBodySEGNN
 from mdrelax.analysis.benchmarks.structures import ELEMENTS
 from mdrelax.base.allocator import keep_freed_memory
 from mdrelax.compiled import compile_force_field
-from mdrelax.compiled.training import ForceGraph
+from mdrelax.compiled.training import CompiledTrainingStep
 from mdrelax.engines.ase import MDRelaxCalculator
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.method.projection import project
@@ -42,7 +42,7 @@ from mdrelax.method.relaxation import PenaltyKind, penalty, relax_constraints, s
 from mdrelax.packs.nbody.networks import NBodySEGNN
 from mdrelax.potentials import build_potential, preset
 from mdrelax.potentials.equiformer import Equiformer
-from mdrelax.structures.common_edges import shared_edges, with_edges
+from mdrelax.structures.common_edges import common_edges, with_edges
 from mdrelax.structures.graph import Graph, collate
 from mdrelax.structures.neighbors import build_graph
 
@@ -58,7 +58,7 @@ BATCH, PARTICLES = 100, 5
 
 
 def prepare(name: str, task: Task) -> Work:
-    """The step of a contestant for a task."""
+    """The step of an implementation for a task."""
     network, _, form = name.partition(":")
     if task.kind == "nbody":
         return _nbody(form, getattr(torch, task.dtype))
@@ -73,9 +73,9 @@ def prepare(name: str, task: Task) -> Work:
     parts = [collate(graphs[k : k + MICRO_BATCH]) for k in range(0, len(graphs), MICRO_BATCH)]
     compiled = None
     if form.endswith("compiled-training"):  # as ``ForceMatching`` does it
-        edges = shared_edges(graphs)
+        edges = common_edges(graphs)
         parts = parts if edges is None else [with_edges(part, edges) for part in parts]
-        compiled = ForceGraph(model.potential, None if edges is None else parts[0].edge_index)
+        compiled = CompiledTrainingStep(model.potential, None if edges is None else parts[0].edge_index)
 
     def predict(part: Graph) -> tuple[Tensor, Tensor]:
         prediction = model(part, create_graph=True, network=compiled)

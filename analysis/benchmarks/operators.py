@@ -16,14 +16,16 @@ __all__ = ["operator_table"]
 WARM_UP = 2
 
 
-def operator_table(contestants: list[str], case: str, *, steps: int = 1, rows: int = 10) -> pd.DataFrame:
-    """The largest operations of a case for each contestant of ours: calls and milliseconds a step, share of all.
+def operator_table(implementations: list[str], case: str, *, steps: int = 1, rows: int = 10) -> pd.DataFrame:
+    """The largest operations of a case for each implementation of ours: calls and milliseconds a step, share of all.
 
     Raises ``KeyError`` for an unknown case, ``ValueError`` for an unknown network.
     """
     chosen = CASES[case]
     task = Task(chosen.kind, structures_of(chosen))
-    return pd.concat([_of_one(name, task, steps, rows).assign(case=case) for name in contestants], ignore_index=True)
+    return pd.concat(
+        [_of_one(name, task, steps, rows).assign(case=case) for name in implementations], ignore_index=True
+    )
 
 
 def _of_one(name: str, task: Task, steps: int, rows: int) -> pd.DataFrame:

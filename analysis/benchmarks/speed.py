@@ -1,7 +1,7 @@
 """The speed benchmark: training and MD steps of our networks and of other packages, timed in turns in one run.
 
-What is timed stands in ``contestants``, how in ``turns``; here the numbers become a table with its ratios, with the
-fractions of what the machine could do, and the files that are kept.
+What is timed stands in ``implementations``, how in ``interleaved``; here the numbers become a table with its ratios,
+with the fractions of what the machine could do, and the files that are kept.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from mdrelax.analysis.benchmarks.implementations import Case, Contestant, own
+from mdrelax.analysis.benchmarks.implementations import Case, Implementation, mdrelax_implementation
 from mdrelax.analysis.benchmarks.interleaved import Rules, run_cases
 from mdrelax.analysis.benchmarks.peers import process_memory
 from mdrelax.analysis.benchmarks.speed_figures import scaling
-from mdrelax.analysis.benchmarks.speed_report import page
+from mdrelax.analysis.benchmarks.speed_report import report
 from mdrelax.analysis.benchmarks.workers import Worker, start
 from mdrelax.analysis.drawing import NothingToDrawError, png
 from mdrelax.analysis.tables import write_table
@@ -44,14 +44,14 @@ class Speed(NamedTuple):
     """A finished run."""
 
     table: pd.DataFrame
-    versions: dict[str, dict[str, str]]  # of each contestant's packages
+    versions: dict[str, dict[str, str]]  # of each implementation's packages
     limits: dict[str, Any]  # what the machine reaches
     rules: Rules
 
 
 def measure(
     cases: Sequence[Case],
-    contestants: Sequence[Contestant],
+    implementations: Sequence[Implementation],
     *,
     rules: Rules,
     settings: Mapping[str, str] | None = None,
@@ -60,18 +60,18 @@ def measure(
     keep: Callable[["Speed"], object] = lambda speed: None,
     start: Callable[..., Worker] = start,
 ) -> Speed:
-    """Time the contestants on the cases; those that are not installed are left out with one line.
+    """Time the implementations on the cases; those that are not installed are left out with one line.
 
     ``settings`` are environment variables for the worker that times the machine; a worker may take ``longest``
     seconds for an answer; ``keep`` is handed what there is after every case.
     """
-    here = [each for each in contestants if each.installed]
-    for each in contestants:
+    here = [each for each in implementations if each.installed]
+    for each in implementations:
         if not each.installed:
             tell(f"{each.name} is left out, it is not installed (`make peers`)")
-    machine = start(own(LIMITS, settings), longest=longest)
+    machine = start(mdrelax_implementation(LIMITS, settings), longest=longest)
     limits: dict[str, Any] = {}
-    peers = [each.name for each in here if "md" in each.kinds and (not each.own or each.name.startswith(LIBRARY))]
+    peers = [each.name for each in here if "md" in each.kinds and (not each.ours or each.name.startswith(LIBRARY))]
 
     def finished(table: pd.DataFrame, versions: dict[str, dict[str, str]]) -> Speed:
         return Speed(with_limits(with_ratios(table, peers), limits), dict(versions), dict(limits), rules)
@@ -89,7 +89,9 @@ def measure(
     finally:
         machine.close()
     if table.empty:
-        raise ValueError("Nothing was timed: no chosen contestant takes part in a chosen case, or all were left out.")
+        raise ValueError(
+            "Nothing was timed: no chosen implementation takes part in a chosen case, or all were left out."
+        )
     return finished(table, versions)
 
 
@@ -97,7 +99,7 @@ def with_ratios(table: pd.DataFrame, references: Sequence[str]) -> pd.DataFrame:
     """Milliseconds an atom and ratios of medians within each case.
 
     ``ratio_to_standard`` compares a relaxed or projected form with the standard one, compiled ones with the compiled;
-    ``times_faster_than_plain`` compares with the network's plain e3nn form, ``times_faster_than_X`` with contestant X.
+    ``times_faster_than_plain`` compares with the network's plain e3nn form, ``times_faster_than_X`` with X.
     """
     median = table.set_index(["case", "contestant"]).ms_median
     result = table.assign(
@@ -111,7 +113,7 @@ def with_ratios(table: pd.DataFrame, references: Sequence[str]) -> pd.DataFrame:
 
 
 def _same(reference: str, name: str) -> str:
-    """One contestant as the reference of all."""
+    """One implementation as the reference of all."""
     return reference
 
 
@@ -164,7 +166,7 @@ def write_speed(speed: Speed, folder: Path, *, command: str) -> list[Path]:
         "forward, squared error, backward, Adam of 100 systems of 5 particles; import: a fresh process"
     )
     paths = write_table(speed.table, folder, command=command, work=work, name="speed", more=more)
-    text = page(speed.table, speed.limits, dtype=speed.rules.dtype)
+    text = report(speed.table, speed.limits, dtype=speed.rules.dtype)
     write_atomically(folder / "speed.md", text.encode())
     paths.append(folder / "speed.md")
     try:

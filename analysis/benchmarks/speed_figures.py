@@ -43,7 +43,7 @@ MARKERS = "osD^v"
 def scaling(table: pd.DataFrame) -> Figure:
     """Milliseconds an MD step, and microseconds for each atom, against the number of atoms, both log-log.
 
-    One line for each contestant, those that end highest first. Raises ``NothingToDrawError`` without MD steps.
+    One line for each implementation, those that end highest first. Raises ``NothingToDrawError`` without MD steps.
     """
     left_out = table.contestant.str.endswith(":projected") | (table.contestant == NO_NETWORK)
     steps = table[(table.kind == "md") & ~left_out].sort_values("n_atoms")

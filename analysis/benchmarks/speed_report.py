@@ -6,7 +6,7 @@ import pandas as pd
 
 from mdrelax.analysis.markdown import markdown
 
-__all__ = ["page"]
+__all__ = ["report"]
 
 TABLES = [  # title, kinds of cases, column, its factor, digits behind the point
     ("Training step, ms", ("training", "nbody"), "ms_median", 1.0, 1),
@@ -22,8 +22,8 @@ TABLES = [  # title, kinds of cases, column, its factor, digits behind the point
 ]
 
 
-def page(table: pd.DataFrame, limits: dict[str, Any], *, dtype: str) -> str:
-    """The text of speed.md; a contestant that lost a case has an empty place there."""
+def report(table: pd.DataFrame, limits: dict[str, Any], *, dtype: str) -> str:
+    """The text of speed.md; an implementation that lost a case has an empty place there."""
     parts = ["# Speed benchmark", _machine(limits, dtype)]
     for title, kinds, column, factor, digits in TABLES:
         rows = table[table.kind.isin(kinds)]

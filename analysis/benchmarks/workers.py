@@ -1,4 +1,4 @@
-"""Workers: the processes of the contestants as the benchmark sees them; each is asked, and answers."""
+"""Workers: the processes of the implementations as the benchmark sees them; each is asked, and answers."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Any, Protocol
 
-from mdrelax.analysis.benchmarks.implementations import Contestant
+from mdrelax.analysis.benchmarks.implementations import Implementation
 
 __all__ = ["LostWorkerError", "Process", "Timer", "Worker", "start"]
 
@@ -22,7 +22,7 @@ class LostWorkerError(RuntimeError):
 
 
 class Worker(Protocol):
-    """What the benchmark needs of a contestant at work."""
+    """What the benchmark needs of an implementation at work."""
 
     def ask(self, do: str, **details: Any) -> dict[str, Any]:
         """The answer to a question; raises ``LostWorkerError`` when there is none."""
@@ -36,14 +36,14 @@ class Worker(Protocol):
 class Process:
     """A worker in its own process; ``longest`` is how many seconds an answer may take."""
 
-    def __init__(self, contestant: Contestant, *, longest: float) -> None:
+    def __init__(self, implementation: Implementation, *, longest: float) -> None:
         self.longest = longest
         self.late = False
         self.complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
         self.process = subprocess.Popen(
-            contestant.command,
-            cwd=contestant.folder,
-            env=contestant.environment,
+            implementation.command,
+            cwd=implementation.folder,
+            env=implementation.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.complaints,
@@ -113,8 +113,8 @@ class Process:
 class Timer:
     """A command that is started anew for every step, and timed from its start to its end."""
 
-    def __init__(self, contestant: Contestant, *, longest: float) -> None:
-        self.contestant, self.longest = contestant, longest
+    def __init__(self, implementation: Implementation, *, longest: float) -> None:
+        self.implementation, self.longest = implementation, longest
 
     def ask(self, do: str, **details: Any) -> dict[str, Any]:
         """Only ``step`` does anything."""
@@ -132,9 +132,9 @@ class Timer:
     def _run(self) -> None:
         try:
             subprocess.run(
-                self.contestant.command,
-                cwd=self.contestant.folder,
-                env=self.contestant.environment,
+                self.implementation.command,
+                cwd=self.implementation.folder,
+                env=self.implementation.environment,
                 capture_output=True,
                 timeout=self.longest,
                 check=True,
@@ -146,8 +146,8 @@ class Timer:
             raise LostWorkerError(f"ended with code {error.returncode}: {lines[-1]}") from error
 
 
-def start(contestant: Contestant, *, longest: float) -> Worker:
-    """The worker of a contestant: a lasting process, or for imports one that is started for every step."""
-    if "import" in contestant.kinds:
-        return Timer(contestant, longest=longest)
-    return Process(contestant, longest=longest)
+def start(implementation: Implementation, *, longest: float) -> Worker:
+    """The worker of an implementation: a lasting process, or for imports one that is started for every step."""
+    if "import" in implementation.kinds:
+        return Timer(implementation, longest=longest)
+    return Process(implementation, longest=longest)

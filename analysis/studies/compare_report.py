@@ -1,4 +1,4 @@
-"""The page of a comparison: report.html and figures/*.png of a folder of paired runs, made of ``compare``'s tables."""
+"""The report of a comparison: report.html and figures/*.png of a folder of paired runs, from ``compare``'s tables."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""The page of an N-body study: its summary as a Markdown table, which lines up in a terminal too, and what it means."""
+"""The report of an N-body study: its summary as a Markdown table, aligned for the terminal too, and what it means."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import pandas as pd
 
 from mdrelax.analysis.markdown import markdown
 
-__all__ = ["page"]
+__all__ = ["report"]
 
 HEADER = ["arm", "layers", "n_train", "seeds", "test MSE (1e-3)", "minus standard (1e-3)", "CPU minutes"]
 EXPLANATION = (
@@ -17,7 +17,7 @@ EXPLANATION = (
 )
 
 
-def page(summary: pd.DataFrame, *, unfinished: Sequence[str] = (), unlike: Sequence[str] = ()) -> str:
+def report(summary: pd.DataFrame, *, unfinished: Sequence[str] = (), unlike: Sequence[str] = ()) -> str:
     """The text of study.md for a table with a row a setting; names of runs left out, settings that should be alike."""
     notes = [EXPLANATION]
     if unlike:

@@ -26,7 +26,7 @@ from mdrelax.analysis.drawing import NothingToDrawError, png
 from mdrelax.analysis.studies.arm_figures import RunTables, learning_curves, lie_derivatives
 from mdrelax.analysis.studies.nbody_figures import arms_overview, main_setting, mse_against
 from mdrelax.analysis.studies.nbody_grid import ERRORS, KEYS, collect, summarize
-from mdrelax.analysis.studies.nbody_report import page
+from mdrelax.analysis.studies.nbody_report import report
 from mdrelax.analysis.studies.statistics import half_interval
 from mdrelax.base.files import write_atomically
 from mdrelax.base.provenance import portable
@@ -72,7 +72,7 @@ def write_study(folder: Path, *, command: str = "") -> list[Path]:
     summary["pairs"] = summary["pairs"].fillna(0).astype(int)
     study = _study(results, unfinished, _commands(folder / "study.json", portable(command)))
     contents = {
-        "study.md": page(
+        "study.md": report(
             summary, unfinished=unfinished, unlike=_unlike([result["run"] for result in results.values()])
         ),
         "summary.csv": summary.to_csv(index=False),

@@ -30,7 +30,7 @@ from mdrelax.analysis.studies.compare import (
     summarize,
     without_folders,
 )
-from mdrelax.analysis.studies.rmd17_report import molecule_curves, page
+from mdrelax.analysis.studies.rmd17_report import molecule_curves, report
 from mdrelax.base.files import write_atomically
 from mdrelax.base.names import nearest_name
 from mdrelax.base.sections import ConfigError
@@ -203,7 +203,7 @@ def write_study(results: Path) -> list[Path]:
     contents = {
         "runs.csv": table.to_csv(index=False),
         "summary.csv": summary.to_csv(index=False),
-        "study.md": page(summary),
+        "study.md": report(summary),
     }
     paths = []
     for name, text in contents.items():

@@ -1,4 +1,4 @@
-"""The page of the rMD17 study: its tables beside published errors, and the learning curves of each molecule."""
+"""The report of the rMD17 study: its tables beside published errors, and the learning curves of each molecule."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from mdrelax.analysis.drawing import fit_axes, panels, shared_legend, step_axis,
 from mdrelax.analysis.markdown import markdown
 from mdrelax.analysis.studies.arm_figures import arm_style, in_order
 
-__all__ = ["PUBLISHED", "molecule_curves", "page"]
+__all__ = ["PUBLISHED", "molecule_curves", "report"]
 
 HEADER = ["molecule", "arm", "seeds", "steps", "CPU-h", "force MAE", "minus {first}", "energy MAE", "NVE drift"]
 EXPLANATION = (
@@ -28,7 +28,7 @@ PUBLISHED = {  # energy / force in meV and meV/A, 950 training frames
 }
 
 
-def page(summary: pd.DataFrame) -> str:
+def report(summary: pd.DataFrame) -> str:
     """The text of study.md, from a table with a row a molecule and arm."""
     molecules = list(dict.fromkeys(summary.molecule))
     firsts = set(summary.groupby("molecule").arm.first())

@@ -8,6 +8,6 @@ unknown elements stay the force field's.
 from mdrelax.compiled.export import compile_force_field, export_model
 from mdrelax.compiled.files import file_hash, load_compiled
 from mdrelax.compiled.inference import CompiledPotential
-from mdrelax.compiled.training import CompileError
+from mdrelax.compiled.recording import CompileError
 
 __all__ = ["CompileError", "CompiledPotential", "compile_force_field", "export_model", "file_hash", "load_compiled"]

@@ -8,7 +8,7 @@ from mdrelax.base.files import write_atomically
 from mdrelax.compiled.files import seal
 from mdrelax.compiled.inference import CompiledPotential, compile_potential, load_library
 from mdrelax.compiled.parity import Parity, arguments_of, example_graphs, measure_parity, require_parity
-from mdrelax.compiled.training import CompileError
+from mdrelax.compiled.recording import CompileError
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.method.relaxation import is_relaxed
 from mdrelax.modelfile import LoadedModel, frozen_copy

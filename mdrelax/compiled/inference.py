@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mdrelax.compiled.training import SMALLEST, Arguments, CompileError, first_line, record, require_compiler
+from mdrelax.compiled.recording import SMALLEST, Arguments, CompileError, first_line, record, require_compiler
 from mdrelax.forces.forcefield import energies_and_gradient
 from mdrelax.structures.graph import neighbor_table
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdrelax.compiled.training import LARGEST_DIFFERENCE, Arguments, CompileError
+from mdrelax.compiled.recording import LARGEST_DIFFERENCE, Arguments, CompileError
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.structures.graph import Graph, edge_vectors
 from mdrelax.structures.neighbors import build_graph

@@ -1,4 +1,4 @@
-"""Force graph: a network's energies and their gradient as one recorded graph without Python, compiled for training.
+"""Compiled training step: a network's energies and their gradient as one recorded graph without Python.
 
 Training on forces differentiates twice, and torch.compile does not look into the inner derivative. So the network and
 its backward pass are recorded once as a plain function of the parameters,
@@ -12,35 +12,30 @@ those of the uncompiled network, to rounding; both are compared before the first
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from mdrelax.compiled.recording import (
+    LARGEST_DIFFERENCE,
+    SMALLEST,
+    Arguments,
+    CompileError,
+    first_line,
+    keep_second_derivatives,
+    record,
+    require_compiler,
+)
 from mdrelax.forces.forcefield import energies_and_gradient
 from mdrelax.method.relaxation import relaxed_layers
 
-__all__ = [
-    "LARGEST_DIFFERENCE",
-    "CompileError",
-    "ForceGraph",
-    "first_line",
-    "keep_second_derivatives",
-    "record",
-    "require_compiler",
-]
+__all__ = ["CompiledTrainingStep"]
 
-Arguments = tuple[Tensor, Tensor, Tensor]  # species (N,), edge_index (2, E), edge_vectors (E, 3)
-LARGEST_DIFFERENCE = {torch.float32: 1e-4, torch.float64: 1e-10}  # from the uncompiled network, relative
-SMALLEST = 2  # atoms and edges: torch compiles sizes of 0 and 1 apart
 PROBE_THETA = 0.5  # of relaxed layers while both forms are compared: at 0 the free maps would not be seen
 
 
-class CompileError(RuntimeError):
-    """A network that cannot be compiled, or whose compiled form gives other numbers."""
-
-
-class ForceGraph:
+class CompiledTrainingStep:
     """``energies_and_gradient`` of a potential in training mode with ``create_graph=True``, compiled at its first call.
 
     With ``edge_index`` (2, E), the code is for those very edges, which is fastest; batches with other edges run
@@ -147,54 +142,3 @@ def _require_parity(found: list[Tensor], wanted: list[Tensor]) -> None:
                 f"The {what} of the compiled training step differ from the network's by {difference:.1e}, where "
                 f"{limit:.0e} is allowed; it is refused. Train uncompiled (`training.compile: false`)."
             )
-
-
-def record(function: Callable[..., Any], arguments: tuple[Any, ...], *, symbolic: bool, network: str) -> fx.GraphModule:
-    """The operations of a call as a graph, with symbols in place of sizes or with the example's own sizes.
-
-    Raises ``CompileError``, naming the ``network``, where it asks its data what to compute.
-    """
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    mode: Literal["symbolic", "real"] = "symbolic" if symbolic else "real"
-    try:
-        with torch.backends.opt_einsum.flags(enabled=False):  # it would choose an order by the example's sizes
-            return make_fx(function, tracing_mode=mode, _allow_non_fake_inputs=True)(*arguments)
-    except Exception as error:  # torch raises many types here, none of them public
-        raise CompileError(
-            f"The network `{network}` cannot be compiled{' for every number of atoms' if symbolic else ''}: what it "
-            f"computes depends on the structure ({first_line(error)}). Use it uncompiled."
-        ) from error
-
-
-def keep_second_derivatives(module: fx.GraphModule) -> None:
-    """Take out where autograd detached what it saved for the backward pass: a second derivative goes through it.
-
-    Our own are kept: of the relaxed layers' inputs, and of maxima, which only keep exponentials from overflowing.
-    """
-    for node in list(module.graph.nodes):
-        if node.target is torch.ops.aten.detach.default:
-            around = [str(other.target) for other in (*node.users, *node.all_input_nodes)]
-            if not any("amax" in name or "scatter_reduce" in name or name == "output" for name in around):
-                node.replace_all_uses_with(node.args[0])
-                module.graph.erase_node(node)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-
-
-def require_compiler() -> None:
-    """Raise ``CompileError`` where torch finds no C++ compiler."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except RuntimeError as error:
-        raise CompileError(
-            "Compiling needs a C++ compiler, and none was found: install g++ or clang++, or name one in the "
-            "environment variable CXX."
-        ) from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -150,7 +150,7 @@ class ForceField(nn.Module):
         """Energy, forces and (on request) stress of each structure.
 
         ``create_graph=True`` keeps the result differentiable, as training on forces needs. Works under ``no_grad``.
-        ``network`` takes the place of ``network_output`` (compiled code for training, ``forcegraph``).
+        ``network`` takes the place of ``network_output`` (compiled code for training, ``mdrelax.compiled.training``).
         Raises ``UnknownElementError`` for an element the model does not know, ``ValueError`` when stress is asked of
         direct forces.
         """

@@ -15,7 +15,7 @@ from mdrelax.forces.loader import Batch, Loader, rotate_batch, split_batch
 from mdrelax.forces.loss import LossWeights, Targets, task_loss
 from mdrelax.forces.predict import predict
 from mdrelax.forces.settings import TrainingConfig
-from mdrelax.structures.common_edges import shared_edges, with_edges
+from mdrelax.structures.common_edges import common_edges, with_edges
 
 __all__ = ["Compiler", "ForceMatching", "validation_errors"]
 
@@ -96,7 +96,7 @@ class ForceMatching:
     def _compile(self, compiler: Compiler, model: ForceField, part: Batch) -> None:
         """Compile for the edges of one molecule where all frames are that, and batches count structures, not edges."""
         if self.loader.max_edges is None:
-            self.edges = shared_edges([frame.graph for frame in self.loader.frames])
+            self.edges = common_edges([frame.graph for frame in self.loader.frames])
         fixed = None if self.edges is None else with_edges(part.graph, self.edges).edge_index
         self.network = compiler(model.potential, fixed)
 

@@ -73,7 +73,7 @@ class Relaxed(nn.Module):
         flat = _flatten(x)
         if self.training:
             self.last_input = flat.detach()
-        # A tensor, too, while ``forcegraph`` records the network.
+        # A tensor, too, while the network is recorded (``mdrelax.compiled``).
         theta: float | Tensor = self.theta_tensor if torch.compiler.is_compiling() else self.theta
         if not isinstance(theta, Tensor) and theta == 0.0:
             return y

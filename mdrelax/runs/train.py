@@ -20,7 +20,7 @@ from mdrelax.base.files import locked_folder, write_atomically
 from mdrelax.base.provenance import environment
 from mdrelax.base.sections import ConfigError
 from mdrelax.base.seeds import generator
-from mdrelax.compiled.training import ForceGraph
+from mdrelax.compiled.training import CompiledTrainingStep
 from mdrelax.datasets.structure_files import spread
 from mdrelax.forces import metrics
 from mdrelax.forces.forcefield import ForceField, fit_reference_energies
@@ -259,7 +259,7 @@ def _trainer(
     relaxation, training = config.relaxation, config.training
     relax(force_field, relaxation, seed=training.seed)
     loader = Loader(frames.train, batch_size=training.batch_size, max_edges=training.max_edges, seed=training.seed)
-    task = ForceMatching(loader, frames.validation, training, compiler=ForceGraph)
+    task = ForceMatching(loader, frames.validation, training, compiler=CompiledTrainingStep)
     return Trainer(force_field, task, training=training, relaxation=relaxation, folder=folder, listener=listener)
 
 

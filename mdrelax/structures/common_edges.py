@@ -1,4 +1,4 @@
-"""Shared edges: one list of edges for many structures of a molecule, so that code is compiled for that list alone.
+"""Common edges: one list of edges for many structures of a molecule, so that code is compiled for that list alone.
 
 The list holds every edge that any of the structures has. In a structure where such an edge is longer than the cut-off,
 its envelope is 0 with two derivatives, so energies, forces and what training does with them stay what they were.
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from mdrelax.structures.graph import Graph
 
-__all__ = ["shared_edges", "with_edges"]
+__all__ = ["common_edges", "with_edges"]
 
 LARGEST_GROWTH = 1.5  # more edges than a structure has on average: as much more work
 
 
-def shared_edges(graphs: Sequence[Graph]) -> Tensor | None:
+def common_edges(graphs: Sequence[Graph]) -> Tensor | None:
     """The edges (2, E) that any of the structures has, sorted by target; ``graphs`` have one structure each.
 
     None where they differ in the number of atoms, where one is periodic, and where there would be 1.5 times as many

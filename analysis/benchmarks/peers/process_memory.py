@@ -1,8 +1,8 @@
 """Memory of a worker, in MB: what it holds, what it may take, and how it gives back what it does not need.
 
-A contestant that wants more than there is must lose its case, and nothing else on the machine may suffer. So before
-every step a worker limits itself to a share of what is free then, and should memory run out all the same, it goes
-first.
+An implementation that wants more than there is must lose its case, and nothing else on the machine may suffer. So
+before every step a worker limits itself to a share of what is free then, and should memory run out all the same, it
+goes first.
 """
 
 import ctypes

@@ -11,28 +11,33 @@ def speed(
     cases: Annotated[
         str, typer.Option(help="Comma-separated names, * allowed: ethanol-b8, aspirin-*, md-*, nbody, import.")
     ] = "*",
-    contestants: Annotated[
-        str, typer.Option(help="Comma-separated names, * allowed: equiformer-*, *:relaxed, mace-128, ...")
+    implementations: Annotated[
+        str,
+        typer.Option(
+            "--implementations",
+            "--contestants",
+            help="Comma-separated names, * allowed: equiformer-*, *:relaxed, mace-128, ...",
+        ),
     ] = "*",
     peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Time other packages too (`make peers`).")] = True,
     venvs: Annotated[
         Path, typer.Option(envvar="MDRELAX_PEERS", help="Folder with a virtual environment for each peer.")
     ] = Path(".peers"),
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    repeats: Annotated[int, typer.Option(help="Steps of each contestant that are timed, in turns.")] = 15,
+    repeats: Annotated[int, typer.Option(help="Steps of each implementation that are timed, in turns.")] = 15,
     seconds: Annotated[
-        float, typer.Option(help="A contestant stops after so many seconds of timed steps, but not before three.")
+        float, typer.Option(help="An implementation stops after so many seconds of timed steps, but not before three.")
     ] = 20.0,
     longest: Annotated[float, typer.Option(help="Seconds without an answer after which a case is lost.")] = 300.0,
     memory: Annotated[
         float | None,
-        typer.Option(help="GB that a contestant may hold; never more than 70 % of what is free beside it."),
+        typer.Option(help="GB that an implementation may hold; never more than 70 % of what is free beside it."),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Threads of each contestant; default: as the environment.")
+        int | None, typer.Option(help="Threads of each implementation; default: as the environment.")
     ] = None,
     compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Time compiled networks too.")] = False,
-    list_names: Annotated[bool, typer.Option("--list", help="Name the cases and contestants, and stop.")] = False,
+    list_names: Annotated[bool, typer.Option("--list", help="Name the cases and implementations, and stop.")] = False,
 ) -> None:
     """Time training and MD steps of our networks and of other packages, all in turns in one run."""
     from mdrelax.analysis.benchmarks import implementations as who
@@ -41,11 +46,13 @@ def speed(
     from mdrelax.base.provenance import command_line
 
     settings = who.thread_settings(threads)
-    chosen = who.contestants(contestants.split(","), peers=peers, venvs=venvs, compiled=compile, settings=settings)
+    chosen = who.implementations(
+        implementations.split(","), peers=peers, venvs=venvs, compiled=compile, settings=settings
+    )
     what = who.cases(cases.split(","))
     if list_names:
         typer.echo("cases: " + ", ".join(case.name for case in what))
-        typer.echo("contestants: " + ", ".join(each.name for each in chosen))
+        typer.echo("implementations: " + ", ".join(each.name for each in chosen))
         return
     rules = Rules(repeats=repeats, seconds=seconds, dtype=_dtype(dtype), **benchmark.memory_rules(memory))
 
@@ -63,16 +70,19 @@ def speed(
 def operators(
     out: Annotated[Path, typer.Option(help="Folder for operators.csv and operators.json.")] = Path("runs/speed"),
     case: Annotated[str, typer.Option(help="A training or MD case of `bench speed`.")] = "aspirin-b8",
-    contestants: Annotated[str, typer.Option(help="Comma-separated names of our networks in `bench speed`.")] = (
-        "equiformer-md17:plain,equiformer-md17"
-    ),
+    implementations: Annotated[
+        str,
+        typer.Option(
+            "--implementations", "--contestants", help="Comma-separated names of our networks in `bench speed`."
+        ),
+    ] = ("equiformer-md17:plain,equiformer-md17"),
 ) -> None:
     """Say which torch operations a step spends its time on: the plain e3nn form and the fast one."""
     from mdrelax.analysis.benchmarks.operators import operator_table
     from mdrelax.analysis.tables import write_table
     from mdrelax.base.provenance import command_line
 
-    table = operator_table(contestants.split(","), _case(case))
+    table = operator_table(implementations.split(","), _case(case))
     typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
     for path in write_table(table, out, command=command_line(), work=f"{case} of `bench speed`", name="operators"):
         typer.echo(path)

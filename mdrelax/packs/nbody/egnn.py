@@ -34,7 +34,7 @@ class EGNNLayer(nn.Module):
         apart = edges.at_target(x) - edges.at_source(x)
         pair = [edges.at_target(h), edges.at_source(h), apart.square().sum(1, keepdim=True), charges]
         messages = self.edge(torch.cat(pair, dim=1))
-        pull = edges.sum_at_target(apart * self.coordinate(messages)) / edges.degree
+        pull = edges.sum_at_target(apart * self.coordinate(messages)) / edges.edges_per_atom
         x = x + self.velocity(h) * v + pull
         return h + self.node(torch.cat([h, edges.sum_at_target(messages)], dim=1)), x
 

@@ -45,6 +45,6 @@ class NBodySEGNN(nn.Module):
         invariants = torch.cat([distances, (edges.at_source(q) * edges.at_target(q)).unsqueeze(1)], dim=1)
         centred = (positions - positions.mean(1, keepdim=True)).flatten(0, 1)
         inputs = (speeds.unsqueeze(2), torch.stack([centred, v], dim=2))
-        around = self.segnn.look(edges, of_edge, invariants)
-        (displacement,) = self.segnn(inputs, of_node, self.segnn.gathers(around))
+        edge_features = self.segnn.edge_features(edges, of_edge, invariants)
+        (displacement,) = self.segnn(inputs, of_node, self.segnn.gathers(edge_features))
         return displacement.view(n_systems, n_particles, 3)

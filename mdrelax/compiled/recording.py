@@ -1,0 +1,77 @@
+"""Recording: the operations of a network as a graph without Python, for any number of atoms or for fixed sizes."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+
+__all__ = [
+    "LARGEST_DIFFERENCE",
+    "SMALLEST",
+    "Arguments",
+    "CompileError",
+    "first_line",
+    "keep_second_derivatives",
+    "record",
+    "require_compiler",
+]
+
+Arguments = tuple[Tensor, Tensor, Tensor]  # species (N,), edge_index (2, E), edge_vectors (E, 3)
+LARGEST_DIFFERENCE = {torch.float32: 1e-4, torch.float64: 1e-10}  # from the uncompiled network, relative
+SMALLEST = 2  # atoms and edges: torch compiles sizes of 0 and 1 apart
+
+
+class CompileError(RuntimeError):
+    """A network that cannot be compiled, or whose compiled form gives other numbers."""
+
+
+def record(function: Callable[..., Any], arguments: tuple[Any, ...], *, symbolic: bool, network: str) -> fx.GraphModule:
+    """The operations of a call as a graph, with symbols in place of sizes or with the example's own sizes.
+
+    Raises ``CompileError``, naming the ``network``, where it asks its data what to compute.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    mode: Literal["symbolic", "real"] = "symbolic" if symbolic else "real"
+    try:
+        with torch.backends.opt_einsum.flags(enabled=False):  # it would choose an order by the example's sizes
+            return make_fx(function, tracing_mode=mode, _allow_non_fake_inputs=True)(*arguments)
+    except Exception as error:  # torch raises many types here, none of them public
+        raise CompileError(
+            f"The network `{network}` cannot be compiled{' for every number of atoms' if symbolic else ''}: what it "
+            f"computes depends on the structure ({first_line(error)}). Use it uncompiled."
+        ) from error
+
+
+def keep_second_derivatives(module: fx.GraphModule) -> None:
+    """Take out where autograd detached what it saved for the backward pass: a second derivative goes through it.
+
+    Our own are kept: of the relaxed layers' inputs, and of maxima, which only keep exponentials from overflowing.
+    """
+    for node in list(module.graph.nodes):
+        if node.target is torch.ops.aten.detach.default:
+            around = [str(other.target) for other in (*node.users, *node.all_input_nodes)]
+            if not any("amax" in name or "scatter_reduce" in name or name == "output" for name in around):
+                node.replace_all_uses_with(node.args[0])
+                module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def require_compiler() -> None:
+    """Raise ``CompileError`` where torch finds no C++ compiler."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError as error:
+        raise CompileError(
+            "Compiling needs a C++ compiler, and none was found: install g++ or clang++, or name one in the "
+            "environment variable CXX."
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
