@@ -25,7 +25,6 @@ else:
 
 __all__ = ["InUseError", "locked_file", "locked_folder", "whole_file", "write_atomically"]
 
-HAS_LOCKS = fcntl is not None
 _held: dict[Path, int] = {}  # lock file -> the thread of this process that holds it
 _held_guard = threading.Lock()
 
