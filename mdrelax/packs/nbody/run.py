@@ -109,7 +109,7 @@ def run_nbody(
     result = {
         "run": run.model_dump(mode="json"),
         "n_parameters": n_parameters,
-        "n_free_parameters": sum(layer.weight.numel() for layer in relaxed_layers(model).values()),
+        "n_free_parameters": sum(layer.free.weight.numel() for layer in relaxed_layers(model).values()),
         **error_profile(fit.model, test),
         "validation_mse": mean_squared_error(fit.model, validation),
         **_story(fit),
