@@ -26,10 +26,12 @@ class VectorNeuron(nn.Module):
         self.mixing = nn.Parameter(normal(4, 5, seed=1))
 
     def relaxable(self) -> Site:
+        """Where the free map stands."""
         sides = (IrrepsRepresentation(f"{n}x1o", "mul_ir") for n in (5, 4))
         return Site(*sides, view=AxesView(channels=1, components=2))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features to features."""
         return torch.einsum("oc,bcdn->bodn", self.mixing, x)
 
 
@@ -44,9 +46,11 @@ class C4Convolution(nn.Module):
         )
 
     def relaxable(self) -> Site:
+        """Where the free map stands."""
         return Site(*self.sides, make_free=partial(FreeConv2d, kernel_size=3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features to features."""
         source, output = self.sides
         return nn.functional.conv2d(x, output.orbit_of_kernel(self.kernel, source).mean(0), padding=1)
 
@@ -57,6 +61,7 @@ def quarter(x: Tensor) -> Tensor:
 
 
 def turn(x: Tensor) -> Tensor:
+    """A rotation of the 3-vectors."""
     return torch.einsum("de,bcen->bcdn", rotations(1, seed=0)[0], x)
 
 
@@ -108,6 +113,7 @@ class TwoNames(nn.Module):
         self.again = self.up
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features to features."""
         assert x.shape[-1] == self.up.irreps_out.dim
         return self.again(self.up(x))
 
