@@ -26,7 +26,8 @@ from mdrelax.base.seeds import numpy_generator
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.symmetry import network_in, relative_error
 from mdrelax.method.groups import IrrepsRepresentation, Layout
-from mdrelax.method.relaxation import relaxable_sites, relaxed_layers
+from mdrelax.method.relaxation import relaxed_layers
+from mdrelax.method.sites import relaxable_sites
 from mdrelax.structures.graph import Graph
 from mdrelax.structures.rotate import rotate
 
@@ -98,7 +99,10 @@ def _layers(model: nn.Module) -> dict[str, tuple[nn.Module, o3.Irreps, o3.Irreps
     """Every layer by name with its irreps and layout; a relaxed one in the place of what it wraps."""
     relaxed = relaxed_layers(model)
     found: dict[str, tuple[nn.Module, o3.Irreps, o3.Irreps, Layout]] = {}
-    for name, site in relaxable_sites(model).items():
+    for name in relaxable_sites(model):
+        site = model.get_submodule(name)
+        if not hasattr(site, "irreps_in"):
+            continue
         parent, _, leaf = name.rpartition(".")
         outer = parent if leaf == "layer" and parent in relaxed else name
         module: Any = site

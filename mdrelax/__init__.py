@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from mdrelax.forces.forcefield import ForceField
     from mdrelax.forces.symmetry import certify, equivariance_error
     from mdrelax.method.certificate import Certificate
+    from mdrelax.method.penalty import penalty, record_inputs
     from mdrelax.method.projection import project
-    from mdrelax.method.relaxation import penalty, relax_constraints, set_theta
+    from mdrelax.method.relaxation import relax_constraints, set_theta
     from mdrelax.method.schedule import Schedule
     from mdrelax.modelfile import load_model, save_model
     from mdrelax.runs.config import Config
@@ -38,6 +39,7 @@ __all__ = [
     "load_model",
     "penalty",
     "project",
+    "record_inputs",
     "relax_constraints",
     "save_model",
     "set_theta",
@@ -53,8 +55,9 @@ _HOMES = {
     "certify": "forces.symmetry",
     "equivariance_error": "forces.symmetry",
     "load_model": "modelfile",
-    "penalty": "method.relaxation",
+    "penalty": "method.penalty",
     "project": "method.projection",
+    "record_inputs": "method.penalty",
     "relax_constraints": "method.relaxation",
     "save_model": "modelfile",
     "set_theta": "method.relaxation",

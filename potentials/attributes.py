@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mdrelax.base import o3
+from mdrelax.method.sites import Site, irreps_site
 from mdrelax.potentials.edges import Edges
 from mdrelax.potentials.radial import uniform
 from mdrelax.potentials.steerable import Constant, Features, Gate, distinct
@@ -132,9 +133,12 @@ class SteerableProduct(nn.Module):
 
     feature_layout = "ir_mul"
 
-    def __init__(self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, lmax: int, *, scalar: float = 1.0) -> None:
+    def __init__(
+        self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, lmax: int, *, scalar: float = 1.0, on_pairs: bool = False
+    ) -> None:
         super().__init__()
         self.irreps_in, self.irreps_out, self.scalar = distinct(irreps_in), distinct(irreps_out), scalar
+        self.only_on_pairs = on_pairs
         self.scalars_at = [i for i, (_, ir) in enumerate(irreps_in) if ir.is_scalar()]
         self.paths = product_paths(irreps_in, lmax, irreps_out)
         fan_in = [sum(irreps_in[p.source].mul for p in self.paths if p.output == o) for o in range(len(irreps_out))]
@@ -147,6 +151,10 @@ class SteerableProduct(nn.Module):
         self.bias_at = next((k for k, (_, ir) in enumerate(irreps_out) if ir.is_scalar()), -1)
         n_scalars = irreps_out[self.bias_at].mul if self.bias_at >= 0 else 0
         self.bias = nn.Parameter(uniform(n_scalars, fan_in=fan_in[self.bias_at])) if n_scalars else None
+
+    def relaxable(self) -> Site | None:
+        """Where a free map stands; nowhere if the layer is only ever used through ``on_pairs``."""
+        return None if self.only_on_pairs else irreps_site(self.irreps_in, self.irreps_out, "ir_mul")
 
     def forward(self, x: Features, attribute: Attribute) -> Features:
         """Features (M, D, C) of ``irreps_in`` to features of ``irreps_out``."""
@@ -236,11 +244,18 @@ class GatedProduct(nn.Module):
 
     feature_layout = "ir_mul"
 
-    def __init__(self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, lmax: int, *, scalar: float = 1.0) -> None:
+    def __init__(
+        self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, lmax: int, *, scalar: float = 1.0, on_pairs: bool = False
+    ) -> None:
         super().__init__()
         self.irreps_in, self.irreps_out = irreps_in, irreps_out
+        self.only_on_pairs = on_pairs
         self.gate = Gate(irreps_out)
-        self.product = SteerableProduct(irreps_in, self.gate.irreps_in, lmax, scalar=scalar)
+        self.product = SteerableProduct(irreps_in, self.gate.irreps_in, lmax, scalar=scalar, on_pairs=on_pairs)
+
+    def relaxable(self) -> Site | None:
+        """Where a free map stands; nowhere if the layer is only ever used through ``on_pairs``."""
+        return None if self.only_on_pairs else irreps_site(self.irreps_in, self.irreps_out, "ir_mul")
 
     def forward(self, x: Features, attribute: Attribute) -> Features:
         """Features of ``irreps_in`` to features of ``irreps_out``."""

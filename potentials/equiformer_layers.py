@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from mdrelax.base import o3
 from mdrelax.method.relaxation import is_relaxed
+from mdrelax.method.sites import Site, irreps_site
 from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
 from mdrelax.potentials.edges import Edges
 from mdrelax.potentials.steerable import Features, Gate, Linear, layer_norm
@@ -87,6 +88,10 @@ class FeedForward(nn.Module):
         self.gate = Gate(irreps_middle)
         self.up = Linear(irreps_in, self.gate.irreps_in)
         self.down = Linear(irreps_middle, irreps_out)
+
+    def relaxable(self) -> Site:
+        """Where a free map stands."""
+        return irreps_site(self.irreps_in, self.irreps_out, "ir_mul")
 
     def forward(self, x: Features) -> Features:
         """Features of ``irreps_in`` to features of ``irreps_out``."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mdrelax.base import o3
+from mdrelax.method.sites import Site, irreps_site
 from mdrelax.potentials.equiformer_layers import smooth_leaky_relu
 
 __all__ = ["DistanceAttention", "MLPAttention", "Neighbourhood", "adopt"]
@@ -58,6 +59,10 @@ class Linear(library.Linear):
     def irreps_out(self) -> o3.Irreps:
         """See ``irreps_in``."""
         return o3.Irreps([(w.shape[1], (degree, 1)) for degree, w in zip(self.degrees, self.weights, strict=True)])
+
+    def relaxable(self) -> Site:
+        """Where a free map stands."""
+        return irreps_site(self.irreps_in, self.irreps_out, "mul_ir")
 
     @torch.no_grad()
     def fold(self, blocks: dict[tuple[int, int], Tensor]) -> None:

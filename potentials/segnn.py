@@ -63,7 +63,7 @@ class Layer(nn.Module):
         both = o3.Irreps([(2 * mul, ir) for mul, ir in irreps])
         pair = o3.Irreps([(2 * mul + (n_invariants if ir.is_scalar() else 0), ir) for mul, ir in irreps])
         self.sum_scale = sum_scale
-        self.message_1 = GatedProduct(pair, irreps, lmax, scalar=INTEGRAL)
+        self.message_1 = GatedProduct(pair, irreps, lmax, scalar=INTEGRAL, on_pairs=True)
         self.message_2 = GatedProduct(irreps, irreps, lmax, scalar=INTEGRAL)
         self.update_1 = GatedProduct(both, irreps, lmax)
         self.update_2 = SteerableProduct(irreps, irreps, lmax)

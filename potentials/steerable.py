@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mdrelax.base import o3
+from mdrelax.method.sites import Site, irreps_site
 
 __all__ = [
     "SILU_SCALE",
@@ -69,6 +70,10 @@ class Linear(nn.Module):
         scalars = next((mul for mul, ir in irreps_out if ir.is_scalar()), 0)
         self.bias = nn.Parameter(torch.zeros(scalars)) if bias and scalars else None
         self.bias_at = next((k for k, (_, ir) in enumerate(irreps_out) if ir.is_scalar()), -1)
+
+    def relaxable(self) -> Site:
+        """Where a free map stands."""
+        return irreps_site(self.irreps_in, self.irreps_out, "ir_mul")
 
     def forward(self, x: Features) -> Features:
         """Features of ``irreps_in`` to features of ``irreps_out``; of the first few, what can be made of them."""

@@ -9,6 +9,7 @@ from e3nn import o3
 from lennard_jones import SmoothLennardJones, assert_like_ase, cluster, crystal, lj_calculator, lj_force_field
 from mdrelax.engines.ase import MDRelaxCalculator, UnprojectedModelError
 from mdrelax.forces.forcefield import UnknownElementError
+from mdrelax.method.free_maps import FreeLinear
 from mdrelax.method.groups import IrrepsRepresentation
 from mdrelax.method.relaxation import Relaxed
 from molecules import ethanol, tiny_force_field
@@ -48,7 +49,7 @@ def test_a_model_with_relaxed_layers_is_refused() -> None:
     """Relaxed layers break the symmetry of the forces, whatever theta is: the constructor names the first."""
     force_field = lj_force_field()
     scalar = IrrepsRepresentation(o3.Irreps("0e"), "mul_ir")
-    force_field.potential = Relaxed(SmoothLennardJones(), scalar, scalar)
+    force_field.potential = Relaxed(SmoothLennardJones(), FreeLinear(scalar, scalar))
     force_field.potential.theta = 0.0
     with pytest.raises(UnprojectedModelError, match=r"1 relaxed layers \(the first: `potential`\).*project"):
         MDRelaxCalculator(force_field)

@@ -17,7 +17,8 @@ from mdrelax.forces.forcematching import ForceMatching
 from mdrelax.forces.loader import Batch, Loader, frames_from_data, join
 from mdrelax.forces.loss import Targets
 from mdrelax.forces.settings import TrainingConfig
-from mdrelax.method.relaxation import penalty, relax_constraints, set_theta
+from mdrelax.method.penalty import penalty, record_inputs
+from mdrelax.method.relaxation import relax_constraints, set_theta
 from mdrelax.structures.graph import Graph, edge_vectors
 from molecules import ELEMENTS, batch_of, ethanol, graph_of, rattled, tiny_equiformer, tiny_segnn, water
 from small_runs import CLUSTER_CUTOFF, clusters, data_of
@@ -43,10 +44,11 @@ def model_of(build: Callable[[], nn.Module], *, relaxed: bool) -> ForceField:
 def everything(model: ForceField, graph: Graph, network: Any = None) -> list[Tensor]:
     """Energy, forces, and the gradient of a loss of both, with the penalty where there is one."""
     model.zero_grad()
-    prediction = model(graph, create_graph=True, network=network)
+    with record_inputs(model) as inputs:
+        prediction = model(graph, create_graph=True, network=network)
     loss = prediction.energy.square().sum() + prediction.forces.square().sum()
     if any("feed_forward.weight" in name or name.endswith(".layer") for name, _ in model.named_modules()):
-        loss = loss + penalty(model)
+        loss = loss + penalty(model, inputs)
     loss.backward()
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     return [prediction.energy.detach(), prediction.forces.detach(), *gradients]
@@ -203,8 +205,9 @@ def test_a_compiled_step_is_the_uncompiled_one(tmp_path: Path) -> None:
         task = ForceMatching(
             Loader(known, batch_size=4), known, settings(compile=compiled), compiler=CompiledTrainingStep
         )
-        loss, numbers = task.loss(model, join(known), step=3)
-        (loss + penalty(model)).backward()
+        with record_inputs(model) as inputs:
+            loss, numbers = task.loss(model, join(known), step=3)
+        (loss + penalty(model, inputs)).backward()
         found.append([loss.detach(), *numbers, *(p.grad for p in model.parameters() if p.grad is not None)])
         assert (task.network is not None) == compiled
     assert_alike(*found)

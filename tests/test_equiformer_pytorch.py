@@ -16,8 +16,10 @@ from torch import Tensor
 from mdrelax.engines.ase import MDRelaxCalculator
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.symmetry import equivariance_error
+from mdrelax.method.penalty import penalty, record_inputs
 from mdrelax.method.projection import project
-from mdrelax.method.relaxation import penalty, relax_constraints, relaxable_sites, relaxed_layers, set_theta
+from mdrelax.method.relaxation import relax_constraints, relaxed_layers, set_theta
+from mdrelax.method.sites import relaxable_sites
 from mdrelax.potentials import build_potential
 from mdrelax.potentials.alignment import axial_couplings
 from mdrelax.potentials.equiformer_pytorch import EquiformerPytorch
@@ -147,8 +149,8 @@ def test_an_equivariant_free_map_is_folded_without_loss() -> None:
     potential, atoms = _random(), rattled(ethanol(), 1, seed=0)[0]
     relax_constraints(potential, where=list(relaxable_sites(potential)))
     for k, layer in enumerate(relaxed_layers(potential).values()):
-        free = 0.1 * normal(*layer.weight.shape, seed=k)
-        layer.weight.data.copy_(layer.output.average(free, layer.source))
+        free = 0.1 * normal(*layer.free.weight.shape, seed=k)
+        layer.free.weight.data.copy_(layer.free.output.average(free, layer.free.source))
     set_theta(potential, 1.0)
     before = _ours(potential, atoms)
     assert all(record.how == "folded" for record in project(potential, how="fold"))
@@ -166,9 +168,12 @@ def test_the_relaxed_network_breaks_the_symmetry_and_theta_zero_keeps_it() -> No
     assert equivariance_error(model, graph, n_operations=1).rotation < 1e-11
     set_theta(model, 1.0)
     model.train()
-    model(graph, create_graph=True)
-    penalty(model).backward()
-    assert all(layer.weight.grad is not None and layer.weight.grad.any() for layer in relaxed_layers(model).values())
+    with record_inputs(model) as inputs:
+        model(graph, create_graph=True)
+    penalty(model, inputs).backward()
+    assert all(
+        layer.free.weight.grad is not None and layer.free.weight.grad.any() for layer in relaxed_layers(model).values()
+    )
 
 
 # --- direct forces ---

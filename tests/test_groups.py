@@ -13,12 +13,7 @@ from mdrelax.method.groups import (
     FiniteRepresentation,
     IrrepsRepresentation,
     Layout,
-    commutator_norm,
-    commutators,
     cyclic_regular,
-    equivariant_blocks,
-    equivariant_part,
-    symmetry_spectrum,
 )
 from molecules import normal
 
@@ -95,7 +90,7 @@ def test_commutators_are_derivatives_of_the_groups_action(irreps_out: str, irrep
     for axis in range(3):
         ahead, behind = (turned(weight, output, source, axis_rotation(axis, e)) for e in (step, -step))
         torch.testing.assert_close(
-            commutators(weight, output, source)[axis], (ahead - behind) / (2 * step), atol=2e-6, rtol=0
+            output.commutators(weight, source)[axis], (ahead - behind) / (2 * step), atol=2e-6, rtol=0
         )
 
 
@@ -105,7 +100,7 @@ def test_the_last_commutator_is_the_inversions(irreps_out: str, irreps_in: str, 
     """C_g(W) = rho_out(-1) W rho_in(-1) - W."""
     output, source, weight = pair(irreps_out, irreps_in, layout)
     expected = turned(weight, output, source, -torch.eye(3, dtype=torch.float64)) - weight
-    found = commutators(weight, output, source)
+    found = output.commutators(weight, source)
     assert found.shape == (4, output.dim, source.dim)
     torch.testing.assert_close(found[3], expected, atol=ROUNDING, rtol=0)
 
@@ -118,7 +113,7 @@ def test_the_last_commutator_is_the_inversions(irreps_out: str, irreps_in: str, 
 def test_the_equivariant_part_is_the_haar_average(irreps_out: str, irreps_in: str, layout: Layout):
     """P(W) is the mean of rho_out(g) W rho_in(g)^-1 over O(3), here by an exact quadrature over Euler angles."""
     output, source, weight = pair(irreps_out, irreps_in, layout)
-    part = equivariant_part(weight, output, source)
+    part = output.average(weight, source)
     assert part.norm() > 0.1 * weight.norm()  # there is something to find
     torch.testing.assert_close(part, haar_average(weight, output, source), atol=1e-11, rtol=0)
 
@@ -128,9 +123,9 @@ def test_the_equivariant_part_is_the_haar_average(irreps_out: str, irreps_in: st
 def test_the_equivariant_part_is_an_orthogonal_projection(irreps_out: str, irreps_in: str, layout: Layout):
     """P(P(W)) = P(W), and W - P(W) is orthogonal to P of any other matrix: nothing equivariant is nearer."""
     output, source, weight = pair(irreps_out, irreps_in, layout)
-    part = equivariant_part(weight, output, source)
-    other = equivariant_part(normal(*weight.shape, seed=2), output, source)
-    torch.testing.assert_close(equivariant_part(part, output, source), part, atol=ROUNDING, rtol=0)
+    part = output.average(weight, source)
+    other = output.average(normal(*weight.shape, seed=2), source)
+    torch.testing.assert_close(output.average(part, source), part, atol=ROUNDING, rtol=0)
     assert abs(((weight - part) * other).sum().item()) < 1e-11
 
 
@@ -139,7 +134,7 @@ def test_the_equivariant_part_is_an_orthogonal_projection(irreps_out: str, irrep
 def test_the_equivariant_part_commutes_with_rotations_and_reflections(irreps_out: str, irreps_in: str, layout: Layout):
     """rho_out(g) P(W) = P(W) rho_in(g) for scipy's random rotations and for their mirror images."""
     output, source, weight = pair(irreps_out, irreps_in, layout)
-    part = equivariant_part(weight, output, source)
+    part = output.average(weight, source)
     for rotation in rotations(2, seed=3):
         for matrix in (rotation, -rotation):
             torch.testing.assert_close(turned(part, output, source, matrix), part, atol=1e-11, rtol=0)
@@ -149,8 +144,8 @@ def test_the_equivariant_part_commutes_with_rotations_and_reflections(irreps_out
 def test_equal_degrees_of_unequal_parity_have_no_equivariant_part(layout: Layout):
     """Schur's lemma in O(3): 1o -> 1e holds nothing, although its rotations are the same."""
     output, source, weight = pair("2x1e", "2x1o", layout)
-    assert equivariant_part(weight, output, source).norm() == 0
-    assert equivariant_blocks(weight, output, source) == {}
+    assert output.average(weight, source).norm() == 0
+    assert output.blocks(weight, source) == {}
 
 
 def test_representations_of_two_groups_do_not_mix():
@@ -158,7 +153,7 @@ def test_representations_of_two_groups_do_not_mix():
     continuous, finite = IrrepsRepresentation("1x1o+1x0e"), cyclic_regular(4)
     for output, source in ((continuous, finite), (finite, continuous)):
         with pytest.raises(ValueError, match=r"same (finite )?group"):
-            equivariant_part(torch.eye(4, dtype=torch.float64), output, source)
+            output.average(torch.eye(4, dtype=torch.float64), source)
 
 
 # --- the symmetry spectrum (law 9) -----------------------------------------------------------------------------------
@@ -185,7 +180,7 @@ def test_the_spectrum_is_that_of_the_casimir_operator(irreps_out: str, irreps_in
     """||W_J||^2 by Clebsch-Gordan is the weight of W in the eigenspace J(J+1), found by a dense diagonalisation."""
     output, source, weight = pair(irreps_out, irreps_in, layout)
     expected = casimir_spectrum(weight, output, source)
-    torch.testing.assert_close(symmetry_spectrum(weight, output, source), expected, atol=1e-10, rtol=0)
+    torch.testing.assert_close(output.spectrum(weight, source), expected, atol=1e-10, rtol=0)
 
 
 @each_layout
@@ -193,9 +188,9 @@ def test_the_spectrum_is_that_of_the_casimir_operator(irreps_out: str, irreps_in
 def test_the_lie_penalty_is_the_spectrum_weighted_by_the_casimir(irreps_out: str, irreps_in: str, layout: Layout):
     """sum_A ||C_A(W)||^2 = sum_J J(J+1) ||W_J||^2, and the W_J together are W."""
     output, source, weight = pair(irreps_out, irreps_in, layout)
-    spectrum = symmetry_spectrum(weight, output, source)
+    spectrum = output.spectrum(weight, source)
     degree = torch.arange(len(spectrum))
-    lie = commutators(weight, output, source)[:3].square().sum()
+    lie = output.commutators(weight, source)[:3].square().sum()
     torch.testing.assert_close((degree * (degree + 1) * spectrum).sum(), lie, rtol=ROUNDING, atol=0)
     torch.testing.assert_close(spectrum.sum(), weight.square().sum(), rtol=ROUNDING, atol=0)
 
@@ -206,16 +201,16 @@ def test_half_the_penalty_bounds_the_distance_to_equivariance(irreps_out: str, i
     """||W - P(W)||^2 <= penalty / 2, for random W and for W that are nearly equivariant; tight at J = 1."""
     output, source, weight = pair(irreps_out, irreps_in, layout)
     for size in (1.0, 1e-3):
-        part = equivariant_part(weight, output, source)
+        part = output.average(weight, source)
         near = part + size * (weight - part)
         distance = (near - part).square().sum()
-        assert 0 < distance <= commutators(near, output, source).square().sum() / 2
+        assert 0 < distance <= output.commutators(near, source).square().sum() / 2
 
 
 def test_the_bound_is_reached_by_a_map_between_scalars_and_vectors():
     """l = 1 from l = 0 has J = 1 only, where J(J+1) / 2 = 1: the SO(3) bound is an equality."""
     output, source, weight = pair("2x1e", "3x0e", "ir_mul")
-    penalty = commutators(weight, output, source).square().sum()
+    penalty = output.commutators(weight, source).square().sum()
     torch.testing.assert_close(penalty / 2, weight.square().sum(), rtol=ROUNDING, atol=0)
 
 
@@ -226,7 +221,7 @@ def test_the_average_over_c4_is_the_nearest_circulant_matrix():
     """Maps between regular representations of C_n are circulants; the nearest has the means of the diagonals."""
     weight = normal(4, 4, seed=0)
     means = [np.mean([weight[(k + j) % 4, j].item() for j in range(4)]) for k in range(4)]
-    found = equivariant_part(weight, cyclic_regular(4), cyclic_regular(4))
+    found = cyclic_regular(4).average(weight, cyclic_regular(4))
     np.testing.assert_allclose(found, circulant(means), atol=ROUNDING)
 
 
@@ -235,9 +230,9 @@ def test_the_average_over_a_finite_group_commutes_with_its_generators(n: int):
     """C_g(P(W)) = 0 for many channels, and C_g(W) is not (but for the group of one element)."""
     output, source = cyclic_regular(n, channels=3), cyclic_regular(n, channels=2)
     weight = normal(output.dim, source.dim, seed=1)
-    part = equivariant_part(weight, output, source)
-    assert commutators(part, output, source).abs().sum() < 1e-11
-    assert (commutators(weight, output, source).square().sum() > 1) == (n > 1)
+    part = output.average(weight, source)
+    assert output.commutators(part, source).abs().sum() < 1e-11
+    assert (output.commutators(weight, source).square().sum() > 1) == (n > 1)
 
 
 def test_a_group_of_quarter_turns_in_the_plane_acts_on_vectors():
@@ -247,7 +242,7 @@ def test_a_group_of_quarter_turns_in_the_plane_acts_on_vectors():
     x = normal(5, 6, seed=0)
     expected = (x.view(5, 2, 3) @ turns[1].T).flatten(1)
     torch.testing.assert_close(representation.elements(x)[0], expected, atol=ROUNDING, rtol=0)
-    part = equivariant_part(normal(6, 6, seed=1), representation, representation)
+    part = representation.average(normal(6, 6, seed=1), representation)
     quarter = torch.block_diag(turns[1], turns[1])
     torch.testing.assert_close(quarter @ part, part @ quarter, atol=ROUNDING, rtol=0)
     assert part.norm() > 0.5
@@ -264,12 +259,12 @@ def test_the_norm_of_the_commutators_needs_none_of_them(irreps_in: str, irreps_o
     """The quadratic form block by block is the sum of squares of all commutators, for several matrices at once."""
     source, output = IrrepsRepresentation(irreps_in, layout), IrrepsRepresentation(irreps_out, layout)
     weights = normal(3, output.dim, source.dim, seed=4)
-    expected = sum(commutators(weight, output, source).square().sum() for weight in weights)
-    torch.testing.assert_close(commutator_norm(weights, output, source), expected, rtol=ROUNDING, atol=0)
+    expected = sum(output.commutators(weight, source).square().sum() for weight in weights)
+    torch.testing.assert_close(output.commutator_norm(weights, source), expected, rtol=ROUNDING, atol=0)
 
 
 def test_the_norm_of_the_commutators_of_a_finite_group():
     """C4 has no irreps here: the commutators themselves are taken."""
     source, output = cyclic_regular(4, 3), cyclic_regular(4, 2)
     weight = normal(8, 12, seed=5)
-    assert commutator_norm(weight, output, source) == commutators(weight, output, source).square().sum()
+    assert output.commutator_norm(weight, source) == output.commutators(weight, source).square().sum()

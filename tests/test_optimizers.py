@@ -198,13 +198,13 @@ def test_free_maps_move_at_their_fraction_of_the_rate(kind):
     (layer,) = relaxed_layers(model).values()
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert len(rates) == len(list(model.parameters()))
-    assert rates[id(layer.weight)] == pytest.approx(0.005)
+    assert rates[id(layer.free.weight)] == pytest.approx(0.005)
     assert rates[id(model[1].weight)] == pytest.approx(0.05)
-    layer.weight.grad = torch.ones_like(layer.weight)
-    before = layer.weight.detach().clone()
+    layer.free.weight.grad = torch.ones_like(layer.free.weight)
+    before = layer.free.weight.detach().clone()
     for _ in range(2):  # soap's first step only looks
         optimizer.step()
-    assert not torch.equal(layer.weight, before)
+    assert not torch.equal(layer.free.weight, before)
 
 
 def test_free_maps_may_have_an_optimizer_of_their_own():
@@ -213,9 +213,9 @@ def test_free_maps_may_have_an_optimizer_of_their_own():
     relax_constraints(model)
     optimizer = make_optimizer(model, kind="muon", free_kind="adamw", lr=0.1, weight_decay=0.0, betas=(0.9, 0.99))
     (layer,) = relaxed_layers(model).values()
-    free, matrix = layer.weight.detach().clone(), model[1].weight.detach().clone()
+    free, matrix = layer.free.weight.detach().clone(), model[1].weight.detach().clone()
     _step(model, optimizer, [torch.randn(p.shape) for p in model.parameters()])
-    torch.testing.assert_close((layer.weight - free).abs(), torch.full_like(free, 0.1), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close((layer.free.weight - free).abs(), torch.full_like(free, 0.1), rtol=1e-4, atol=1e-6)
     assert 0.06 < torch.linalg.matrix_norm(model[1].weight - matrix, 2) < 0.13
     with pytest.raises(ValueError, match="Unknown optimizer `adanw`"):
         make_optimizer(model, free_kind="adanw", lr=0.1, weight_decay=0.0, betas=(0.9, 0.99))

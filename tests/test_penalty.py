@@ -9,8 +9,10 @@ from scipy.linalg import circulant
 from torch import Tensor, nn
 
 from haar import action, axis_rotation, haar_average, rotations
+from mdrelax.method.free_maps import FreeLinear
 from mdrelax.method.groups import IrrepsRepresentation, Layout, Representation, cyclic_regular
-from mdrelax.method.relaxation import PenaltyKind, Relaxed, penalty, relax_constraints, relaxed_layers, set_theta
+from mdrelax.method.penalty import PenaltyKind, penalty, record_inputs
+from mdrelax.method.relaxation import Relaxed, relax_constraints, relaxed_layers, set_theta
 from molecules import batch_of, ethanol, normal, rattled, tiny_force_field
 
 KINDS: tuple[PenaltyKind, ...] = get_args(PenaltyKind)
@@ -23,13 +25,14 @@ each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 def derivative_part(weight: Tensor, output: Representation, source: Representation, kind: PenaltyKind) -> float:
     """sqrt(LD) of one free map at random inputs: the penalty less sqrt(N), which is computed here."""
-    layer = Relaxed(nn.Linear(source.dim, output.dim).double(), source, output).double()
+    layer = Relaxed(nn.Linear(source.dim, output.dim).double(), FreeLinear(source, output)).double()
     with torch.no_grad():
-        layer.weight.copy_(weight)
+        layer.free.weight.copy_(weight)
     x = normal(6, source.dim, seed=11)
-    layer(x)
+    with record_inputs(layer) as inputs:
+        layer(x)
     size = weight.norm() if kind == "weight" else (x @ weight.T).square().sum(1).mean().sqrt()
-    return (penalty(layer, kind=kind) - size).item()
+    return (penalty(layer, inputs, kind=kind) - size).item()
 
 
 # --- law 1: zero for equivariant maps, positive otherwise ------------------------------------------------------------
@@ -101,13 +104,13 @@ def test_the_penalty_is_the_papers_formula(layout: Layout):
     irreps_in, irreps_out = "2x0e+1x1o", "1x0e+1x1o+1x2e"
     source, output = IrrepsRepresentation(irreps_in, layout), IrrepsRepresentation(irreps_out, layout)
     model = nn.ModuleList(
-        Relaxed(nn.Linear(source.dim, output.dim).double(), source, output) for _ in range(2)
+        Relaxed(nn.Linear(source.dim, output.dim).double(), FreeLinear(source, output)) for _ in range(2)
     ).double()
-    derivatives, sizes = 0.0, 0.0
+    derivatives, sizes, inputs = 0.0, 0.0, {}
     for k, layer in enumerate(model):
-        nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(k))
-        x, weight = normal(5, source.dim, seed=k), layer.weight.detach()
-        layer(x)
+        nn.init.normal_(layer.free.weight, generator=torch.Generator().manual_seed(k))
+        x, weight = normal(5, source.dim, seed=k), layer.free.weight.detach()
+        inputs[str(k)] = [x]
         sizes += (x @ weight.T).square().sum(1).mean().item()
         for axis in range(3):
             ahead, behind = axis_rotation(axis, 1e-4), axis_rotation(axis, -1e-4)
@@ -115,16 +118,17 @@ def test_the_penalty_is_the_papers_formula(layout: Layout):
             derivatives += (x @ (d_out @ weight - weight @ d_in).T).square().sum(1).mean().item()
         flip_in, flip_out = (action(r, -torch.eye(3).double()) for r in (source, output))
         derivatives += (x @ (flip_out @ weight - weight @ flip_in).T).square().sum(1).mean().item()
-    assert penalty(model).item() == pytest.approx(derivatives**0.5 + sizes**0.5, rel=1e-6)
+    assert penalty(model, inputs).item() == pytest.approx(derivatives**0.5 + sizes**0.5, rel=1e-6)
 
 
 def test_the_weight_penalty_is_the_activation_penalty_at_the_identity():
     """With x running over the unit vectors, sum ||W x||^2 = ||W||^2: the two kinds agree up to the mean over rows."""
     source = output = IrrepsRepresentation("2x0e+2x1o+1x2e")
-    layer = Relaxed(nn.Identity(), source, output).double()
-    nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(0))
-    layer(torch.eye(source.dim, dtype=torch.float64))
-    expected = source.dim**0.5 * penalty(layer, kind="activation")
+    layer = Relaxed(nn.Identity(), FreeLinear(source, output)).double()
+    nn.init.normal_(layer.free.weight, generator=torch.Generator().manual_seed(0))
+    with record_inputs(layer) as inputs:
+        layer(torch.eye(source.dim, dtype=torch.float64))
+    expected = source.dim**0.5 * penalty(layer, inputs, kind="activation")
     torch.testing.assert_close(penalty(layer, kind="weight"), expected, rtol=1e-6, atol=0)  # the guard's 1e-8
 
 
@@ -158,15 +162,18 @@ def test_gradients_are_finite_at_zero_weights(kind: PenaltyKind):
     """sqrt(0) has an infinite slope (NaN at the point-cloud release's first step); the task moves W off zero."""
     model = tiny_force_field().train()
     relax_constraints(model, initial_std=0.0)
-    prediction = model(batch_of(*rattled(ethanol(), 2, seed=0)), create_graph=True)
-    total = prediction.energy.square().sum() + prediction.forces.square().sum() + 0.01 * penalty(model, kind=kind)
+    with record_inputs(model) as inputs:
+        prediction = model(batch_of(*rattled(ethanol(), 2, seed=0)), create_graph=True)
+    total = (
+        prediction.energy.square().sum() + prediction.forces.square().sum() + 0.01 * penalty(model, inputs, kind=kind)
+    )
     total.backward()
-    assert penalty(model, kind=kind) == 0
+    assert penalty(model, inputs, kind=kind) == 0
     for name, parameter in model.named_parameters():
         assert parameter.grad is None or parameter.grad.isfinite().all(), name
     for layer in relaxed_layers(model).values():
-        assert layer.weight.grad is not None
-        assert layer.weight.grad.norm() > 0
+        assert layer.free.weight.grad is not None
+        assert layer.free.weight.grad.norm() > 0
 
 
 @each_kind
@@ -174,9 +181,10 @@ def test_the_penalty_trains_the_free_maps_and_nothing_else(kind: PenaltyKind):
     """Its input is detached: in the MD17 release the penalty leaked into 198 of 210 parameters of the trunk."""
     model = tiny_force_field().train()
     relax_constraints(model, generator=torch.Generator().manual_seed(0))
-    model(batch_of(*rattled(ethanol(), 2, seed=0)), create_graph=True)
-    penalty(model, kind=kind).backward()
-    free = {f"{name}.weight" for name in relaxed_layers(model)}
+    with record_inputs(model) as inputs:
+        model(batch_of(*rattled(ethanol(), 2, seed=0)), create_graph=True)
+    penalty(model, inputs, kind=kind).backward()
+    free = {f"{name}.free.weight" for name in relaxed_layers(model)}
     reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert reached == free
     assert all(parameter.grad.norm() > 0 for parameter in model.parameters() if parameter.grad is not None)
@@ -194,8 +202,8 @@ def test_the_task_trains_the_trunk_and_the_free_maps():
         prediction = model(batch_of(*rattled(ethanol(), 2, seed=0)), create_graph=True)
         (prediction.energy.square().sum() + prediction.forces.square().sum()).backward()
         moved = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-        assert {f"{name}.weight" for name in names} <= moved
-        reached.append({name.replace(".layer.", ".") for name in moved} - {f"{name}.weight" for name in names})
+        assert {f"{name}.free.weight" for name in names} <= moved
+        reached.append({name.replace(".layer.", ".") for name in moved} - {f"{name}.free.weight" for name in names})
     assert len(reached[0]) > 50  # of some 70
     assert reached[0] <= reached[1]
 
@@ -206,12 +214,13 @@ def test_descending_the_penalty_alone_leads_to_zero(kind: PenaltyKind):
     model = tiny_force_field().train()
     relax_constraints(model, initial_std=0.1, generator=torch.Generator().manual_seed(0))
     graph = batch_of(*rattled(ethanol(), 1, seed=0))
-    model(graph)
-    before = [layer.weight.norm().item() for layer in relaxed_layers(model).values()]
-    penalty(model, kind=kind).backward()
+    with record_inputs(model) as inputs:
+        model(graph)
+    before = [layer.free.weight.norm().item() for layer in relaxed_layers(model).values()]
+    penalty(model, inputs, kind=kind).backward()
     for layer, norm in zip(relaxed_layers(model).values(), before, strict=True):
-        assert layer.weight.grad is not None
-        shrunk = layer.weight - 1e-3 * layer.weight.grad
+        assert layer.free.weight.grad is not None
+        shrunk = layer.free.weight - 1e-3 * layer.free.weight.grad
         assert shrunk.norm() < norm
 
 
@@ -226,13 +235,17 @@ def test_a_misspelt_kind_names_the_nearest():
         penalty(model, kind="activations")  # type: ignore[arg-type]
 
 
-def test_the_activation_penalty_needs_a_pass_in_training_mode():
-    """Without inputs there is nothing to measure; evaluation remembers none: held-out data stay out."""
-    model = tiny_force_field().eval()
+def test_the_activation_penalty_needs_recorded_inputs():
+    """Without inputs there is nothing to measure: one sentence says how to record them, one names the layer."""
+    model = tiny_force_field()
     relax_constraints(model)
     model(batch_of(ethanol()))
-    with pytest.raises(RuntimeError, match="forward pass in training mode"):
+    with pytest.raises(ValueError, match=r"with record_inputs\(model\) as inputs"):
         penalty(model)
+    with record_inputs(model) as inputs:
+        pass
+    with pytest.raises(ValueError, match=r"`potential\.blocks\.0\.feed_forward` was recorded"):
+        penalty(model, inputs)
     assert penalty(model, kind="weight") > 0
 
 
@@ -257,13 +270,15 @@ def test_theta_does_not_scale_the_penalty():
 def test_the_penalty_at_all_rows_is_the_penalty_and_at_some_an_estimate():
     """``rows`` at or above their number changes nothing; fewer give the penalty of exactly those evenly spaced rows."""
     source, output = IrrepsRepresentation("3x0e+2x1o"), IrrepsRepresentation("2x0e+2x1o")
-    layer = Relaxed(nn.Linear(source.dim, output.dim).double(), source, output).double()
-    layer.weight.data = normal(output.dim, source.dim, seed=1)
+    layer = Relaxed(nn.Linear(source.dim, output.dim).double(), FreeLinear(source, output)).double()
+    layer.free.weight.data = normal(output.dim, source.dim, seed=1)
     x = normal(10, source.dim, seed=2)
-    layer(x)
-    assert penalty(layer, rows=10) == penalty(layer, rows=99) == penalty(layer)
-    some = penalty(layer, rows=4)
-    layer(x[[0, 2, 5, 7]])
-    torch.testing.assert_close(some, penalty(layer), rtol=1e-12, atol=0)
+    with record_inputs(layer) as inputs:
+        layer(x)
+    assert penalty(layer, inputs, rows=10) == penalty(layer, inputs, rows=99) == penalty(layer, inputs)
+    some = penalty(layer, inputs, rows=4)
+    with record_inputs(layer) as inputs:
+        layer(x[[0, 2, 5, 7]])
+    torch.testing.assert_close(some, penalty(layer, inputs), rtol=1e-12, atol=0)
     with pytest.raises(ValueError, match="`rows` must be at least 1, got 0"):
-        penalty(layer, rows=0)
+        penalty(layer, inputs, rows=0)

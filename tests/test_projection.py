@@ -9,6 +9,7 @@ from e3nn.util.test import equivariance_error as e3nn_error
 from torch import Tensor, nn
 
 from haar import haar_average
+from mdrelax.method.free_maps import FreeLinear
 from mdrelax.method.groups import cyclic_regular
 from mdrelax.method.projection import project, projected_copy
 from mdrelax.method.relaxation import Relaxed, is_relaxed, relax_constraints, relaxed_layers, set_theta
@@ -104,7 +105,7 @@ def test_a_copy_is_prepared_before_it_is_projected():
         assert is_relaxed(twin)
         assert twin is not model
         for layer in relaxed_layers(twin).values():
-            layer.weight.data.mul_(2.0)
+            layer.free.weight.data.mul_(2.0)
 
     once, twice = (projected_copy(model, how="fold", prepare=hook)[0] for hook in (lambda twin: None, fill))
     torch.testing.assert_close(matrix(twice) - plain, 2 * (matrix(once) - plain), atol=1e-12, rtol=0)
@@ -138,7 +139,7 @@ def test_a_folded_e3nn_layer_is_the_haar_average_of_the_relaxed_one(theta: float
     model = linear()
     relax(model, theta)
     layer = relaxed_layers(model)["0"]
-    expected = haar_average(matrix(model), layer.output, layer.source)  # type: ignore[arg-type]
+    expected = haar_average(matrix(model), layer.free.output, layer.free.source)  # type: ignore[arg-type]
     (record,) = project(model, how="fold")
     assert record.how == "folded"
     torch.testing.assert_close(matrix(model), expected, atol=1e-11, rtol=0)
@@ -172,7 +173,7 @@ def test_folding_loses_nothing_of_an_equivariant_map():
     relax(model, 0.8, ["*.attention.source", "*.attention.out", "potential.hidden"])
     with torch.no_grad():
         for layer in relaxed_layers(model).values():
-            layer.weight.copy_(haar_average(layer.weight, layer.output, layer.source))  # type: ignore[arg-type]
+            layer.free.weight.copy_(haar_average(layer.free.weight, layer.free.output, layer.free.source))  # type: ignore[arg-type]
     expected = outputs(model)
     twin, records = projected_copy(model, how="fold")
     torch.testing.assert_close(outputs(twin), expected, atol=1e-10, rtol=1e-10)
@@ -235,8 +236,8 @@ def test_the_record_of_a_layer_is_right():
     model = linear()
     relax(model, 0.6)
     layer = relaxed_layers(model)["0"]
-    weight = layer.weight.detach()
-    distance = (weight - haar_average(weight, layer.output, layer.source)).norm().item()  # type: ignore[arg-type]
+    weight = layer.free.weight.detach()
+    distance = (weight - haar_average(weight, layer.free.output, layer.free.source)).norm().item()  # type: ignore[arg-type]
     (record,) = project(model)
     assert (record.name, record.theta, record.how) == ("0", 0.6, "dropped")
     assert record.norm == pytest.approx(weight.norm().item(), rel=1e-12)
@@ -248,11 +249,13 @@ def test_the_record_of_a_layer_is_right():
 
 @pytest.mark.parametrize("how", ["drop", "fold"])
 def test_maps_between_fibres_of_a_finite_group_are_dropped(how: str):
-    """They have no spectrum over J, and no layer that could take up the average."""
+    """No layer could take up the average; the spectrum over frequencies 0, 1 and 2 adds up to ||W||^2."""
     regular = cyclic_regular(4, channels=2)
-    model = nn.Sequential(Relaxed(nn.Linear(8, 8), regular, regular))
-    nn.init.normal_(model[0].weight, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(Relaxed(nn.Linear(8, 8), FreeLinear(regular, regular)))
+    nn.init.normal_(model[0].free.weight, generator=torch.Generator().manual_seed(0))
     (record,) = project(model, how=how)  # type: ignore[arg-type]
-    assert (record.how, record.spectrum) == ("dropped", [])
+    assert record.how == "dropped"
+    assert len(record.spectrum) == 3
+    assert sum(record.spectrum) == pytest.approx(record.norm**2, rel=1e-12)
     assert 0 < record.distance <= record.bound
     assert isinstance(model[0], nn.Linear)

@@ -8,16 +8,9 @@ from torch import Tensor, nn
 
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.symmetry import equivariance_error
-from mdrelax.method.relaxation import (
-    INITIAL_STD,
-    Relaxed,
-    is_relaxed,
-    penalty,
-    relax_constraints,
-    relaxable_sites,
-    relaxed_layers,
-    set_theta,
-)
+from mdrelax.method.penalty import penalty, record_inputs
+from mdrelax.method.relaxation import INITIAL_STD, Relaxed, is_relaxed, relax_constraints, relaxed_layers, set_theta
+from mdrelax.method.sites import relaxable_sites
 from mdrelax.structures.graph import Graph
 from molecules import batch_of, ethanol, graph_of, normal, rattled, tiny_force_field, water
 
@@ -79,9 +72,9 @@ def test_the_default_is_the_papers_place_but_in_the_last_block():
     layers = relaxed_layers(model)
     assert list(layers) == SITES
     dim = o3.Irreps("8x0e+4x1o+4x2e").dim
-    assert [tuple(layer.weight.shape) for layer in layers.values()] == [(dim, dim), (dim, dim)]
-    assert layers[SITES[0]].weight.std().item() == pytest.approx(INITIAL_STD, rel=0.1)  # 1600 numbers: 2 %
-    assert all(layer.weight.dtype == torch.float64 for layer in layers.values())
+    assert [tuple(layer.free.weight.shape) for layer in layers.values()] == [(dim, dim), (dim, dim)]
+    assert layers[SITES[0]].free.weight.std().item() == pytest.approx(INITIAL_STD, rel=0.1)  # 1600 numbers: 2 %
+    assert all(layer.free.weight.dtype == torch.float64 for layer in layers.values())
 
 
 def test_a_network_of_one_block_is_relaxed_there():
@@ -95,7 +88,7 @@ def test_the_default_of_an_e3nn_network_is_every_linear():
     """Any module of e3nn's linear maps can be relaxed; e3nn keeps channels first."""
     model = vectors()
     assert relax_constraints(model) == ["first", "second"]
-    assert model.first.source.layout == "mul_ir"  # type: ignore[union-attr]
+    assert model.first.free.source.layout == "mul_ir"  # type: ignore[union-attr]
 
 
 def test_patterns_choose_among_the_sites():
@@ -140,7 +133,7 @@ def test_free_maps_come_from_the_generator():
     state = torch.get_rng_state()
     first, again = relaxed_network(), relaxed_network()
     for a, b in zip(relaxed_layers(first).values(), relaxed_layers(again).values(), strict=True):
-        assert torch.equal(a.weight, b.weight)
+        assert torch.equal(a.free.weight, b.free.weight)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -161,7 +154,7 @@ def test_free_maps_are_not_even_read_at_theta_zero():
     """0 times infinity is NaN: a free map that exploded cannot hurt the network that is left at theta = 0."""
     model, expected = relaxed_network(), outputs(network())
     for layer in relaxed_layers(model).values():
-        nn.init.constant_(layer.weight, float("inf"))
+        nn.init.constant_(layer.free.weight, float("inf"))
     set_theta(model, 0.0)
     assert torch.equal(outputs(model), expected)
 
@@ -186,7 +179,7 @@ def test_an_e3nn_linear_gains_theta_times_w(theta: float):
     relax_constraints(model, initial_std=1.0, generator=torch.Generator().manual_seed(0))
     set_theta(model, theta)
     layer = relaxed_layers(model)["first"]
-    torch.testing.assert_close(layer(x), expected + theta * x @ layer.weight.T, atol=1e-12, rtol=0)
+    torch.testing.assert_close(layer(x), expected + theta * x @ layer.free.weight.T, atol=1e-12, rtol=0)
 
 
 def test_features_per_irrep_gain_theta_times_w():
@@ -197,14 +190,15 @@ def test_features_per_irrep_gain_theta_times_w():
     layer.theta = 0.5
     free = [relaxed - plain for relaxed, plain in zip(layer(x), layer.layer(x), strict=True)]
     flat_free = torch.cat([block.reshape(5, -1) for block in free], dim=1)
-    torch.testing.assert_close(flat_free, 0.5 * flat @ layer.weight.T, atol=1e-12, rtol=0)
+    torch.testing.assert_close(flat_free, 0.5 * flat @ layer.free.weight.T, atol=1e-12, rtol=0)
 
 
 def test_a_graph_without_atoms_passes_the_free_maps():
     """No atoms, no rows: an energy of zero, relaxed or not, and a penalty of zero."""
     model, nothing = relaxed_network().train(), graph_of(Atoms())
-    assert model(nothing).energy.tolist() == network()(nothing).energy.tolist() == [0.0]
-    assert penalty(model) == 0
+    with record_inputs(model) as inputs:
+        assert model(nothing).energy.tolist() == network()(nothing).energy.tolist() == [0.0]
+    assert penalty(model, inputs) == 0
 
 
 @pytest.mark.parametrize("theta", [-0.1, 1.1, float("nan")])
@@ -231,7 +225,7 @@ def test_theta_reaches_every_layer(site: str):
         set_theta(model, theta)
         before = outputs(model)
         with torch.no_grad():
-            relaxed_layers(model)[site].weight.add_(0.1)
+            relaxed_layers(model)[site].free.weight.add_(0.1)
         assert torch.equal(outputs(model), before) == (theta == 0)
 
 
@@ -268,27 +262,28 @@ def test_the_net_force_is_zero_with_the_relaxation_on():
 # --- bookkeeping -----------------------------------------------------------------------------------------------------
 
 
-def test_inputs_are_remembered_in_training_only_and_without_their_history():
-    """What the penalty sees is detached, and evaluation keeps no features alive."""
+def test_inputs_are_recorded_explicitly_and_without_their_history():
+    """What the penalty sees is detached; outside the ``with`` statement no features are kept alive."""
     model = relaxed_network().train()
-    model(structures(), create_graph=True)
-    remembered = [layer.last_input for layer in relaxed_layers(model).values()]
-    assert all(x is not None and x.shape == (21, 40) and not x.requires_grad for x in remembered)
-    fresh = relaxed_network().eval()
-    fresh(structures())
-    assert all(layer.last_input is None for layer in relaxed_layers(fresh).values())
+    with record_inputs(model) as inputs:
+        model(structures(), create_graph=True)
+    model(structures())
+    assert [len(calls) for calls in inputs.values()] == [1, 1, 1]
+    assert all(x.shape == (21, 40) and not x.requires_grad for (x,) in inputs.values())
 
 
 def test_the_free_map_takes_the_layers_dtype_and_mode():
     """Relaxing a float32 network in evaluation mode gives float32 maps in evaluation mode."""
     model = network().to_dtype(torch.float32).eval()
     relax_constraints(model)
-    assert all(layer.weight.dtype == torch.float32 and not layer.training for layer in relaxed_layers(model).values())
+    assert all(
+        layer.free.weight.dtype == torch.float32 and not layer.training for layer in relaxed_layers(model).values()
+    )
 
 
 def test_a_relaxed_layer_is_found_anywhere():
     """`is_relaxed` looks into containers."""
-    linear = o3.Linear("2x0e", "2x0e")
+    linear = o3.Linear("2x1o", "2x1o")
     model = nn.Sequential(nn.ModuleDict({"a": nn.Sequential(linear)}))
     assert not is_relaxed(model)
     assert relax_constraints(model) == ["0.a.0"]

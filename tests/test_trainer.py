@@ -60,7 +60,7 @@ def test_validation_sees_the_projected_average(tmp_path, source):
     average = dict(zip(subject.ema.names, subject.ema.average, strict=True))
     assert not relaxed_layers(twin)
     assert [record.how for record in records] == ["dropped"]
-    trunk = {name.replace(".layer.", ".", 1): tensor for name, tensor in average.items() if "ward.weight" not in name}
+    trunk = {name.replace(".layer.", ".", 1): tensor for name, tensor in average.items() if ".free." not in name}
     assert set(trunk) == {name for name, _ in twin.named_parameters()}
     assert all(torch.equal(parameter, trunk[name]) for name, parameter in twin.named_parameters())
     assert any(not torch.equal(p, average[name]) for name, p in subject.model.named_parameters())
@@ -75,7 +75,7 @@ def test_the_free_maps_do_not_reach_validation(tmp_path, source):
     relaxed = subject.model.eval()(batch.graph).energy
     for layer in relaxed_layers(subject.model).values():
         layer.theta = 1.0
-        torch.nn.init.constant_(layer.weight, 3.0)
+        torch.nn.init.constant_(layer.free.weight, 3.0)
     for name, average in zip(subject.ema.names, subject.ema.average, strict=True):
         if name.endswith("feed_forward.weight"):
             average.fill_(-5.0)

@@ -37,8 +37,9 @@ from mdrelax.compiled import compile_force_field
 from mdrelax.compiled.training import CompiledTrainingStep
 from mdrelax.engines.ase import MDRelaxCalculator
 from mdrelax.forces.forcefield import ForceField
+from mdrelax.method.penalty import PenaltyKind, penalty, record_inputs
 from mdrelax.method.projection import project
-from mdrelax.method.relaxation import PenaltyKind, penalty, relax_constraints, set_theta
+from mdrelax.method.relaxation import relax_constraints, set_theta
 from mdrelax.packs.nbody.networks import NBodySEGNN
 from mdrelax.potentials import build_potential, preset
 from mdrelax.potentials.equiformer import Equiformer
@@ -136,7 +137,15 @@ def _penalty(model: nn.Module, form: str, rows: int) -> Callable[[], Tensor] | N
     if not form.startswith("relaxed"):
         return None
     kind: PenaltyKind = "weight" if form.startswith("relaxed-weight") else "activation"
-    return lambda: 0.01 * penalty(model, kind=kind, rows=rows)
+    inputs = record_inputs(model).__enter__()  # for as long as the process lives, emptied after each step
+
+    def extra() -> Tensor:
+        value = 0.01 * penalty(model, inputs, kind=kind, rows=rows)
+        for calls in inputs.values():
+            calls.clear()
+        return value
+
+    return extra
 
 
 def _nbody(form: str, dtype: torch.dtype) -> Work:

@@ -22,7 +22,6 @@ __all__ = [
     "Linear",
     "Norm",
     "TensorProduct",
-    "so3_generators",
     "spherical_harmonics",
     "wigner_3j",
 ]
@@ -63,7 +62,6 @@ with _compiler_left_alone():
         Linear,
         Norm,
         TensorProduct,
-        so3_generators,
         spherical_harmonics,
         wigner_3j,
     )

@@ -9,6 +9,7 @@ which torch.compile differentiates and fuses as any other (NequIP's way, Tan et 
 those of the uncompiled network, to rounding; both are compared before the first step.
 """
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from mdrelax.compiled.recording import (
     require_compiler,
 )
 from mdrelax.forces.forcefield import energies_and_gradient
+from mdrelax.method.penalty import record_inputs
 from mdrelax.method.relaxation import relaxed_layers
 
 __all__ = ["CompiledTrainingStep"]
@@ -49,6 +51,7 @@ class CompiledTrainingStep:
     def __init__(self, potential: nn.Module, edge_index: Tensor | None = None, *, backend: str = "inductor") -> None:
         self.potential, self.edge_index, self.backend = potential, edge_index, backend
         self.layers = list(relaxed_layers(potential).values())
+        self.calls: list[int] = []  # of each layer, while the network was recorded
         self.compiled: Callable[..., Sequence[Tensor]] | None = None
 
     def __call__(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,8 +69,10 @@ class CompiledTrainingStep:
     def _run(self, arguments: Arguments) -> tuple[Tensor, Tensor]:
         compiled = self._compile(arguments) if self.compiled is None else self.compiled
         energies, gradient, *inputs = compiled(*self._inputs(arguments))
-        for layer, x in zip(self.layers, inputs, strict=True):
-            layer.last_input = x.detach()
+        given = iter(inputs)
+        for layer, n_calls in zip(self.layers, self.calls, strict=True):
+            for x in itertools.islice(given, n_calls):
+                layer.note(x)
         return energies, gradient
 
     def _inputs(self, arguments: Arguments) -> tuple[Any, ...]:
@@ -81,7 +86,7 @@ class CompiledTrainingStep:
         """Record, compile and compare with the uncompiled network, which also fills its caches of constants."""
         if arguments[2].device.type == "cpu":
             require_compiler()
-        with self._theta(PROBE_THETA):
+        with self._theta(PROBE_THETA), record_inputs(self.potential):  # what the comparison computes is in no penalty
             wanted = self._probe(energies_and_gradient(self.potential, *arguments, create_graph=True))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's, about its own inner deprecations
@@ -107,9 +112,10 @@ class CompiledTrainingStep:
             def potential(*arguments: Tensor) -> Tensor:
                 return torch.func.functional_call(self.potential, state, arguments)
 
-            with self._theta(theta):
+            with self._theta(theta), record_inputs(self.potential) as recorded:
                 result = energies_and_gradient(potential, species, edge_index, vectors, create_graph=True)
-            return *result, *(layer.last_input for layer in self.layers)
+            self.calls = [len(calls) for calls in recorded.values()]
+            return *result, *(x for calls in recorded.values() for x in calls)
 
         return function
 

@@ -171,7 +171,7 @@ def _run_in(
     if resume:
         trainer.resume()
         tell(f"Resumed at step {trainer.step} of {trainer.n_steps}.")
-    n_free = sum(layer.weight.numel() for layer in relaxed_layers(force_field).values())
+    n_free = sum(layer.free.weight.numel() for layer in relaxed_layers(force_field).values())
     tell(
         f"{len(frames.train)} training, {len(frames.validation)} validation and {len(frames.test)} test frames; "
         f"{config.potential.name} `{config.potential.preset}`: {n_parameters:,} parameters, {n_free:,} free ones while "

@@ -99,7 +99,7 @@ def make_optimizer(
     make = {**OPTIMIZERS, "muon": partial(_muon, vector_fraction=vector_fraction)}
     settings: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "betas": betas}
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    free: list[Tensor] = [layer.weight for layer in relaxed_layers(model).values()]
+    free: list[Tensor] = [layer.free.weight for layer in relaxed_layers(model).values()]
     if (free_kind == kind and free_fraction == 1) or not free:
         return make[kind](parameters, **settings)
     known = {id(p) for p in free}
@@ -268,5 +268,7 @@ class Ema:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore from ``state_dict``."""
         self.steps = state["steps"]
+        saved = state["average"]
         for average, name in zip(self.average, self.names, strict=True):
-            average.copy_(state["average"][name])
+            older = name.replace("free.weight", "weight")  # the free maps' name in checkpoints of older versions
+            average.copy_(saved[name] if name in saved else saved[older])

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from mdrelax.base.allocator import keep_freed_memory
 from mdrelax.base.files import write_atomically
-from mdrelax.method.free_map_log import LAYER_COLUMNS, activation_lie_squares, last_inputs, layer_rows
+from mdrelax.method.free_map_log import LAYER_COLUMNS, activation_lie_squares, layer_rows
+from mdrelax.method.penalty import Inputs, penalty, record_inputs
 from mdrelax.method.projection import LayerRecord, projected_copy
-from mdrelax.method.relaxation import is_relaxed, penalty, set_theta
+from mdrelax.method.relaxation import is_relaxed, set_theta
 from mdrelax.method.schedule import Schedule
 from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from mdrelax.training.optimizers import Ema, LearningRate, make_optimizer, set_rate
@@ -139,6 +140,7 @@ class Trainer(Generic[Model]):
         self.rows: list[dict[str, float]] = []
         self.layer_rows: list[dict[str, Any]] = []
         self.since_validation: list[Tensor] = []
+        self.inputs: Inputs = {}  # of the relaxed layers, in the last step
 
     # --- the loop ---
 
@@ -165,9 +167,10 @@ class Trainer(Generic[Model]):
         theta = self._set_theta()
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss, numbers = self.task.loss(self.model, batch, step=self.step)
+        with record_inputs(self.model) as self.inputs:
+            loss, numbers = self.task.loss(self.model, batch, step=self.step)
         extra = (
-            penalty(self.model, kind=self.relaxation.penalty, rows=self.relaxation.penalty_rows)
+            penalty(self.model, self.inputs, kind=self.relaxation.penalty, rows=self.relaxation.penalty_rows)
             if self.relaxed
             else torch.zeros(())
         )
@@ -206,11 +209,11 @@ class Trainer(Generic[Model]):
 
     def _log_and_project(self) -> tuple[Model, list[LayerRecord]]:
         """``projected``, and the rows of layers.csv on the way."""
-        inputs, squares = last_inputs(self.model), {}
+        squares: dict[str, float] = {}
 
         def prepare(twin: nn.Module) -> None:
             self.ema.copy_to(twin)
-            squares.update(activation_lie_squares(twin, inputs))
+            squares.update(activation_lie_squares(twin, self.inputs))
 
         twin, layers = projected_copy(self.model, how=self.relaxation.projection, prepare=prepare)
         self.layer_rows += layer_rows(self.step, layers, squares)

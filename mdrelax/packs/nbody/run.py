@@ -116,7 +116,7 @@ def _run_in(run: NBodyRun, folder: Path, listener: Callable[[Progress], None]) -
     result = {
         "run": run.model_dump(mode="json"),
         "n_parameters": n_parameters,
-        "n_free_parameters": sum(layer.weight.numel() for layer in relaxed_layers(model).values()),
+        "n_free_parameters": sum(layer.free.weight.numel() for layer in relaxed_layers(model).values()),
         **error_profile(fit.model, test),
         "validation_mse": mean_squared_error(fit.model, validation),
         **_story(fit),

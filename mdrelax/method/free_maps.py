@@ -1,0 +1,340 @@
+"""Free maps: linear maps without any symmetry that stand next to equivariant layers while these are trained.
+
+A free map W knows everything that the method asks of it: W x, how far W is from equivariance at given inputs or as a
+matrix, its nearest equivariant map P(W), its spectrum, and how a layer takes P(W) up.
+
+| map | features | W | an element g of the group |
+| --- | --- | --- | --- |
+| ``FreeLinear`` | vectors (..., dim), made by a ``FeatureView`` | (dim_out, dim_in) | acts on both sides |
+| ``FreeConv2d`` | images (B, dim, H, W) | (dim_out, dim_in, k, k) | acts on both channel axes and turns the grid |
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mdrelax.base import o3
+from mdrelax.method.groups import Blocks, FiniteRepresentation, Representation, orbit_spectrum
+
+__all__ = [
+    "FLAT",
+    "AxesView",
+    "FeatureView",
+    "FlatView",
+    "FreeConv2d",
+    "FreeLinear",
+    "FreeMap",
+    "ImageView",
+    "Terms",
+    "fibre_axes",
+]
+
+
+class Terms(NamedTuple):
+    """The two sums of the penalty, both scalars."""
+
+    derivative: Tensor  # LD
+    size: Tensor  # N
+
+
+# --- features and the vectors that they are ---
+
+
+class FeatureView(Protocol):
+    """Reads a layer's features as the one tensor that a free map takes, and writes what it gives in their form."""
+
+    def flatten(self, x: Any) -> Tensor:
+        """Features as one tensor."""
+
+    def unflatten(self, flat: Tensor, like: Any) -> Any:
+        """The inverse, in the form of the features ``like``."""
+
+
+class FlatView:
+    """Features are a tensor (..., dim), or a tuple or dict with one tensor per irrep.
+
+    The last two axes of the latter are components and channels in the order of the layout; they are flattened side by
+    side.
+    """
+
+    def flatten(self, x: Any) -> Tensor:
+        """(..., dim)."""
+        if isinstance(x, Tensor):
+            return x
+        return torch.cat([block.flatten(-2) for block in (x.values() if isinstance(x, dict) else x)], dim=-1)
+
+    def unflatten(self, flat: Tensor, like: Any) -> Any:
+        """A tensor, tuple or dict as ``like`` is."""
+        if isinstance(like, Tensor):
+            return flat
+        blocks = list(like.values() if isinstance(like, dict) else like)
+        pieces = flat.split([block.shape[-2:].numel() for block in blocks], dim=-1)
+        shaped = [piece.view_as(block) for block, piece in zip(blocks, pieces, strict=True)]
+        return dict(zip(like, shaped, strict=True)) if isinstance(like, dict) else tuple(shaped)
+
+
+class AxesView(NamedTuple):
+    """Two axes of a tensor are the vector: 1 and 2 for the (B, C, 3, N[, k]) of vector neurons."""
+
+    channels: int
+    components: int
+
+    def flatten(self, x: Tensor) -> Tensor:
+        """(..., C D), channel first."""
+        return x.movedim(tuple(self), (-2, -1)).flatten(-2)
+
+    def unflatten(self, flat: Tensor, like: Tensor) -> Tensor:
+        """Both axes back in their places."""
+        sizes = like.shape[self.channels], like.shape[self.components]
+        return flat.unflatten(-1, sizes).movedim((-2, -1), tuple(self))
+
+
+class ImageView:
+    """Features are images (B, dim, H, W), as ``FreeConv2d`` takes them."""
+
+    def flatten(self, x: Tensor) -> Tensor:
+        """The images themselves."""
+        return x
+
+    def unflatten(self, flat: Tensor, like: Tensor) -> Tensor:
+        """The images themselves."""
+        return flat
+
+
+FLAT = FlatView()
+
+
+# --- free maps ---
+
+
+class FreeMap(nn.Module, ABC):
+    """One free linear map between two representations; ``weight`` is all that it learns, and starts at zero."""
+
+    weight: nn.Parameter
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """W x."""
+
+    @abstractmethod
+    def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | None = None) -> Terms:
+        """(LD, N) as means over the inputs of recorded calls, or of the weights themselves where none are given.
+
+        With ``rows`` at so many of the rows of all calls, evenly spaced.
+        """
+
+    @classmethod
+    def terms_of_many(
+        cls, maps: Sequence[Self], inputs: Sequence[Sequence[Tensor] | None], *, rows: int | None = None
+    ) -> list[Terms]:
+        """The terms of several maps of this class, in any order and grouping: only their sums are used."""
+        return [each.penalty_terms(x, rows=rows) for each, x in zip(maps, inputs, strict=True)]
+
+    @abstractmethod
+    def commutators(self) -> Tensor:
+        """What equivariance makes vanish, one per generator: (A + G, *weight.shape)."""
+
+    @abstractmethod
+    def equivariant_part(self) -> Tensor:
+        """P(W), the nearest equivariant map in Frobenius norm, of the shape of ``weight``."""
+
+    @abstractmethod
+    def spectrum(self) -> Tensor:
+        """The squared norm of each component of W; they sum to ||W||^2, and only the first can be equivariant."""
+
+    @abstractmethod
+    def fold_into(self, layer: nn.Module, theta: float) -> bool:
+        """Add theta P(W) to the layer's own weights; False where the layer cannot hold it."""
+
+
+class FreeLinear(FreeMap):
+    """W x on vectors (..., dim) with a dense W (dim_out, dim_in).
+
+    A layer takes P(W) up in a method ``fold(blocks)``: mixing matrices (C_out, C_in) per pair of equal irreps.
+    """
+
+    def __init__(self, source: Representation, output: Representation) -> None:
+        super().__init__()
+        self.source, self.output = source, output
+        self.weight = nn.Parameter(torch.zeros(output.dim, source.dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim_in) to (..., dim_out)."""
+        return x @ self.weight.T
+
+    def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | None = None) -> Terms:
+        """A row is a vector x: LD = mean sum_A ||drho_out(A) W x - W drho_in(A) x||^2 and N = mean ||W x||^2."""
+        (terms,) = self.terms_of_many([self], [inputs], rows=rows)
+        return terms
+
+    @classmethod
+    def terms_of_many(
+        cls, maps: Sequence[Self], inputs: Sequence[Sequence[Tensor] | None], *, rows: int | None = None
+    ) -> list[Terms]:
+        """Maps between equal representations, with inputs of equal size, are computed at once: one entry for each."""
+        groups: dict[Any, list[tuple[Self, Tensor | None]]] = {}
+        for each, calls in zip(maps, inputs, strict=True):
+            x = None if calls is None else _rows(calls, rows)
+            key = each.source.key, each.output.key, None if x is None else len(x)
+            groups.setdefault(key, []).append((each, x))
+        return [_terms_of_equals(*zip(*group, strict=True)) for group in groups.values()]
+
+    def commutators(self) -> Tensor:
+        """C_A(W) and C_g(W), see ``groups``."""
+        return self.output.commutators(self.weight, self.source)
+
+    def equivariant_part(self) -> Tensor:
+        """(dim_out, dim_in)."""
+        return self.output.average(self.weight, self.source)
+
+    def spectrum(self) -> Tensor:
+        """||W_J||^2 of irreps, ||W_f||^2 of a finite group."""
+        return self.output.spectrum(self.weight, self.source)
+
+    @torch.no_grad()
+    def fold_into(self, layer: nn.Module, theta: float) -> bool:
+        """By the layer's ``fold``, or a rule for the layers of e3nn; False between finite groups."""
+        blocks = self.output.blocks(theta * self.weight, self.source)
+        if blocks is None:
+            return False
+        rule = next((FOLDS[kind] for kind in type(layer).__mro__ if kind in FOLDS), _fold_declared)
+        return rule(layer, blocks)
+
+
+class FreeConv2d(FreeMap):
+    """A free kernel K (dim_out, dim_in, k, k) next to a steerable convolution of C_1, C_2 or C_4.
+
+    An element g turns the kernel's grid and acts on both channel axes, C_g(K) = rho_out(g) K(g^-1 .) rho_in(g)^-1 - K;
+    on images x, with g^-1 for g, its size is that of rho_out(g) K x - K rho_in(g) x. A layer takes P(K) up in a method
+    ``fold(kernel)``.
+    """
+
+    def __init__(
+        self, source: FiniteRepresentation, output: FiniteRepresentation, *, kernel_size: int, stride: int = 1,
+        padding: int = 0, dilation: int = 1,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.source, self.output = source, output
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.weight = nn.Parameter(torch.zeros(output.dim, source.dim, kernel_size, kernel_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, dim_in, H, W) to (B, dim_out, H', W')."""
+        return self._convolve(x, self.weight)
+
+    def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | None = None) -> Terms:
+        """A row is an image; the means are over images and over the pixels of the result."""
+        changes = self.commutators()
+        if inputs is None:
+            return Terms(changes.square().sum(), self.weight.square().sum())
+        kernels = torch.cat([self.weight, changes.flatten(0, 1)])  # ((1 + G) dim_out, dim_in, k, k)
+        derivative, size, n_pixels = self.weight.new_zeros(()), self.weight.new_zeros(()), 0
+        for x in _some_of_each(inputs, rows):
+            image, change = self._convolve(x, kernels).split([self.output.dim, changes[:, :, 0, 0, 0].numel()], dim=1)
+            derivative, size = derivative + change.square().sum(), size + image.square().sum()
+            n_pixels += image[:, 0].numel()
+        return Terms(derivative / max(n_pixels, 1), size / max(n_pixels, 1))
+
+    def commutators(self) -> Tensor:
+        """C_g(K) of the inverse of the generator, as on images above: (G, dim_out, dim_in, k, k)."""
+        return self._orbit()[[-g for g in self.output.generators]] - self.weight
+
+    def equivariant_part(self) -> Tensor:
+        """The mean of the kernel's orbit, (dim_out, dim_in, k, k)."""
+        return self._orbit().mean(0)
+
+    def spectrum(self) -> Tensor:
+        """||K_f||^2 per irrep of the group."""
+        return orbit_spectrum(self._orbit(), cyclic=True)
+
+    @torch.no_grad()
+    def fold_into(self, layer: nn.Module, theta: float) -> bool:
+        """By the layer's ``fold``."""
+        return _fold_declared(layer, theta * self.equivariant_part())
+
+    def _orbit(self) -> Tensor:
+        return self.output.orbit_of_kernel(self.weight, self.source)
+
+    def _convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
+        return functional.conv2d(x, kernel, stride=self.stride, padding=self.padding, dilation=self.dilation)
+
+
+def _terms_of_equals(maps: Sequence[FreeLinear], inputs: Sequence[Tensor | None]) -> Terms:
+    """The summed terms of maps between equal representations, with inputs of equal size or without."""
+    source, output = maps[0].source, maps[0].output
+    weights = torch.stack([each.weight for each in maps])
+    given = [x for x in inputs if x is not None]
+    if not given:
+        return Terms(output.commutator_norm(weights, source), weights.square().sum())
+    x = torch.stack(given)  # (K, rows, dim_in)
+    moved = torch.cat([x.unsqueeze(0), source.lie(x), source.elements(x)])  # (1 + A + G, K, rows, dim_in)
+    image, *images = (moved.transpose(0, 1).flatten(1, 2) @ weights.mT).unflatten(1, (len(moved), -1)).unbind(1)
+    difference = torch.cat([output.lie(image), output.elements(image)]) - torch.stack(images)
+    n_rows = max(x.shape[1], 1)
+    return Terms(difference.square().sum() / n_rows, image.square().sum() / n_rows)
+
+
+def _rows(calls: Sequence[Tensor], rows: int | None) -> Tensor:
+    """The inputs of all calls as (rows, dim), all of them or evenly spaced ones."""
+    flat = [x.flatten(0, -2) for x in calls]
+    x = flat[0] if len(flat) == 1 else torch.cat(flat)
+    return x if rows is None or rows >= len(x) else x[_evenly(rows, len(x)).to(x.device)]
+
+
+def _some_of_each(calls: Sequence[Tensor], rows: int | None) -> Sequence[Tensor]:
+    """The calls themselves, or evenly spaced entries of their first axes taken together."""
+    sizes = [len(x) for x in calls]
+    if rows is None or rows >= sum(sizes):
+        return calls
+    chosen = torch.zeros(sum(sizes), dtype=torch.bool)
+    chosen[_evenly(rows, sum(sizes))] = True
+    return [x[mask.to(x.device)] for x, mask in zip(calls, chosen.split(sizes), strict=True)]
+
+
+def _evenly(n: int, total: int) -> Tensor:
+    return torch.arange(n) * total // n
+
+
+# --- layers that take up an equivariant map ---
+
+
+def _fold_declared(layer: nn.Module, part: Any) -> bool:
+    fold = getattr(layer, "fold", None)
+    if fold is None:
+        return False
+    fold(part)
+    return True
+
+
+def fibre_axes(linear: Any) -> tuple[int, int] | None:
+    """(f_in, f_out) of e3nn's ``Linear``, read off its weights, or None where features have no such axis."""
+    shape = list(linear.weight.shape) if linear.internal_weights else []
+    return (shape[0], shape[1]) if len(shape) == 3 else None
+
+
+def _fold_e3nn(linear: Any, blocks: Blocks) -> bool:
+    """e3nn's ``Linear`` computes path_weight * x w: the map is divided by the path weight.
+
+    With ``f_in`` and ``f_out``, both representations are repeated, and the weights have these two axes in front.
+    """
+    paths = [(k, i) for k, i in enumerate(linear.instructions) if i.i_in >= 0]
+    n_in, n_out = len(linear.irreps_in), len(linear.irreps_out)
+    axes = fibre_axes(linear)
+    pairs = {
+        (y * n_out + i.i_out, x * n_in + i.i_in): (k, (x, y) if axes else (), i.path_weight)
+        for k, i in paths
+        for x in range(axes[0] if axes else 1)
+        for y in range(axes[1] if axes else 1)
+    }
+    if set(pairs) != set(blocks) or not linear.internal_weights:
+        return False
+    for pair, (k, place, path_weight) in pairs.items():
+        linear.weight_view_for_instruction(k)[place].add_(blocks[pair].T / path_weight)
+    return True
+
+
+FOLDS: dict[type[nn.Module], Callable[[nn.Module, Blocks], bool]] = {o3.Linear: _fold_e3nn}

@@ -1,0 +1,104 @@
+"""Penalty: what keeps the free maps small and near equivariance while they are trained.
+
+The loss gains lambda times
+
+    sqrt( sum_l LD_l ) + sqrt( sum_l N_l )         sums over the relaxed layers
+
+| kind | N_l | LD_l | cost |
+| --- | --- | --- | --- |
+| activation (the paper's) | mean ||W x||^2 | mean sum_A ||drho_out(A) W x - W drho_in(A) x||^2 | a few products a row |
+| weight (ours, closed form) | ||W||_F^2 | sum_A ||drho_out(A) W - W drho_in(A)||_F^2 | none a row |
+
+Means are over the rows of x, all that the layer was given while its inputs were recorded, detached: the penalty trains
+W and nothing else. For the inversion of O(3) and for finite groups the commutator of the group's element takes the
+place of the Lie derivative.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from mdrelax.base.names import nearest_name
+from mdrelax.method.free_maps import FreeMap, Terms
+from mdrelax.method.relaxation import Relaxed, relaxed_layers
+
+__all__ = ["Inputs", "PenaltyKind", "penalty", "record_inputs"]
+
+PenaltyKind = Literal["activation", "weight"]
+Inputs = Mapping[str, list[Tensor]]  # by relaxed layer: one detached tensor for each of its calls
+SMALLEST_SQUARE = 1e-16  # below it the penalty's square root is flat: a finite gradient at W = 0
+
+
+@contextmanager
+def record_inputs(model: nn.Module) -> Iterator[Inputs]:
+    """Record what the relaxed layers of a model are given in every call inside the ``with`` statement.
+
+    The record goes on being usable after it. A recording inside another one keeps its calls to itself.
+    """
+    layers = relaxed_layers(model)
+    outer = [layer.calls for layer in layers.values()]
+    inputs: dict[str, list[Tensor]] = {name: [] for name in layers}
+    for name, layer in layers.items():
+        layer.calls = inputs[name]
+    try:
+        yield inputs
+    finally:
+        for layer, calls in zip(layers.values(), outer, strict=True):
+            layer.calls = calls
+
+
+def penalty(
+    model: nn.Module, inputs: Inputs | None = None, *, kind: PenaltyKind = "activation", rows: int | None = None
+) -> Tensor:
+    """sqrt(sum LD) + sqrt(sum N) over the relaxed layers, a scalar whose gradient reaches the free maps only.
+
+    The activation penalty is taken at ``inputs``, what ``record_inputs(model)`` recorded (``ValueError`` where a layer
+    was never called); with ``rows`` at so many of each layer's rows, evenly spaced, which estimates the same means for
+    less. Raises ``ValueError`` for an unknown kind and for ``rows`` below 1.
+    """
+    if kind not in get_args(PenaltyKind):
+        raise ValueError(f"Unknown penalty `{kind}`; {nearest_name(kind, get_args(PenaltyKind))}")
+    if rows is not None and rows < 1:
+        raise ValueError(f"`rows` must be at least 1, got {rows}.")
+    layers = relaxed_layers(model)
+    if not layers:
+        raise ValueError("No layer of the model is relaxed; call `relax_constraints` first.")
+    calls = [None if kind == "weight" else _calls(inputs, name) for name in layers]
+    terms = _terms(list(layers.values()), calls, rows)
+    derivatives, sizes = (torch.stack(column).sum() for column in zip(*terms, strict=True))
+    return _safe_sqrt(derivatives) + _safe_sqrt(sizes)
+
+
+def _terms(layers: Sequence[Relaxed], calls: Sequence[Sequence[Tensor] | None], rows: int | None) -> list[Terms]:
+    """The terms of all layers, those of one class of free maps together."""
+    kinds: dict[type[FreeMap], list[int]] = {}
+    for k, layer in enumerate(layers):
+        kinds.setdefault(type(layer.free), []).append(k)
+    return [
+        terms
+        for kind, members in kinds.items()
+        for terms in kind.terms_of_many([layers[k].free for k in members], [calls[k] for k in members], rows=rows)
+    ]
+
+
+def _calls(inputs: Inputs | None, name: str) -> Sequence[Tensor]:
+    if inputs is None:
+        raise ValueError(
+            "The activation penalty needs the inputs of a forward pass: `with record_inputs(model) as inputs: ...`, "
+            "then `penalty(model, inputs)`."
+        )
+    if not inputs.get(name):
+        raise ValueError(
+            f"No input of the relaxed layer `{name}` was recorded: (a) no forward pass ran inside "
+            "`with record_inputs(model)`, (b) it was another model's, or (c) the network uses parts of this layer "
+            "without calling it, so that its free map does nothing; leave it out of `where`."
+        )
+    return inputs[name]
+
+
+def _safe_sqrt(square: Tensor) -> Tensor:
+    """The square root, 0 and flat (zero gradient) below ``SMALLEST_SQUARE``."""
+    return square.clamp(min=SMALLEST_SQUARE).sqrt() - SMALLEST_SQUARE**0.5

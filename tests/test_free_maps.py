@@ -1,0 +1,146 @@
+"""Layers of other kinds, relaxed, penalised, projected and certified by the same functions."""
+
+from functools import partial
+
+import pytest
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from haar import rotations
+from mdrelax.method.certificate import EquivarianceError, certificate_of, require
+from mdrelax.method.free_maps import AxesView, FreeConv2d
+from mdrelax.method.groups import IrrepsRepresentation, cyclic_regular
+from mdrelax.method.penalty import penalty, record_inputs
+from mdrelax.method.projection import project
+from mdrelax.method.relaxation import relax_constraints, relaxed_layers, set_theta
+from mdrelax.method.sites import Site
+from molecules import normal
+
+
+class VectorNeuron(nn.Module):
+    """V -> M V on (B, C, 3, N)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixing = nn.Parameter(normal(4, 5, seed=1))
+
+    def relaxable(self) -> Site:
+        """Where the free map stands."""
+        sides = (IrrepsRepresentation(f"{n}x1o", "mul_ir") for n in (5, 4))
+        return Site(*sides, view=AxesView(channels=1, components=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features to features."""
+        return torch.einsum("oc,bcdn->bodn", self.mixing, x)
+
+
+class C4Convolution(nn.Module):
+    """A kernel averaged over C4, between regular representations: (B, 8, H, W) to (B, 12, H, W)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sides, self.kernel = (
+            (cyclic_regular(4, 2), cyclic_regular(4, 3)),
+            nn.Parameter(normal(12, 8, 3, 3, seed=1)),
+        )
+
+    def relaxable(self) -> Site:
+        """Where the free map stands."""
+        return Site(*self.sides, make_free=partial(FreeConv2d, kernel_size=3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features to features."""
+        source, output = self.sides
+        return nn.functional.conv2d(x, output.orbit_of_kernel(self.kernel, source).mean(0), padding=1)
+
+
+def quarter(x: Tensor) -> Tensor:
+    """A quarter turn of images whose channels are regular fibres of C4: entries shift by one."""
+    return torch.rot90(x.unflatten(1, (-1, 4)).roll(1, 2).flatten(1, 2), 1, (-2, -1))
+
+
+def turn(x: Tensor) -> Tensor:
+    """A rotation of the 3-vectors."""
+    return torch.einsum("de,bcen->bcdn", rotations(1, seed=0)[0], x)
+
+
+CASES = {
+    "vector neurons": (VectorNeuron, (2, 5, 3, 7), turn, "E(3)"),
+    "C4 convolution": (C4Convolution, (2, 8, 6, 6), quarter, "C4"),
+}
+
+
+@pytest.mark.parametrize(("build", "shape", "act", "symmetry"), CASES.values(), ids=CASES)
+def test_any_layer_is_relaxed_penalised_projected_and_certified(build, shape, act, symmetry):
+    """LD by turning the input and the output; 0 for P(W); theta acts; the projected layer is the old one."""
+    model, x = nn.Sequential(build()), normal(*shape, seed=3)
+    plain = model(x)
+    assert relax_constraints(model, initial_std=0.3, generator=torch.Generator().manual_seed(0)) == ["0"]
+    with record_inputs(model) as inputs:
+        assert (model(x) - plain).norm() > 1
+    free, whole = relaxed_layers(model)["0"].free, penalty(model, inputs)
+    assert free.penalty_terms(inputs["0"]).derivative > 0.1
+    if symmetry == "C4":
+        change = act(free(x)) - free(act(x))
+        expected = change.square().sum() / change[:, 0].numel()
+        torch.testing.assert_close(free.penalty_terms(inputs["0"]).derivative, expected)
+    part = free.equivariant_part().detach()
+    assert 0.05 < part.norm() < free.weight.norm()
+    torch.testing.assert_close(free.spectrum().sum(), free.weight.square().sum())
+    free.weight.data = part
+    for recorded in (inputs["0"], None):
+        assert free.penalty_terms(recorded).derivative < 1e-20
+    assert 0 < penalty(model, inputs) < whole
+    set_theta(model, 0.5)
+    layers = project(model)
+    torch.testing.assert_close(model(x), plain, rtol=0, atol=0)
+
+    def measure(dtype: torch.dtype) -> EquivarianceError:
+        twin, y = model.to(dtype), x.to(dtype)
+        error = (act(twin(y).double()) - twin(act(y.double()).to(dtype)).double()).abs().max().item()
+        return EquivarianceError(error, (twin(-y) + twin(y)).abs().max().item(), 0.0, 0.0)
+
+    require(certificate_of(model, measure, symmetry=symmetry, n_structures=2, layers=layers))
+
+
+class TwoNames(nn.Module):
+    """One layer under two names, called twice, whose attribute is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = o3.Linear("2x0e+2x1o", "2x0e+2x1o").double()
+        self.again = self.up
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features to features."""
+        assert x.shape[-1] == self.up.irreps_out.dim
+        return self.again(self.up(x))
+
+
+def test_a_layer_under_two_names_is_relaxed_under_both_and_all_its_calls_count():
+    """And its attributes are reached; the penalty is that of both inputs; projection gives both names back."""
+    model, x = TwoNames(), normal(6, 8, seed=0)
+    layer = model.up
+    assert relax_constraints(model, initial_std=0.3) == ["up"]
+    assert model.up is model.again
+    with record_inputs(model) as inputs:
+        model(x)
+    assert len(inputs["up"]) == 2
+    torch.testing.assert_close(penalty(model, inputs), penalty(model, {"up": [torch.cat(inputs["up"])]}))
+    project(model)
+    assert model.up is model.again is layer
+
+
+@pytest.mark.parametrize("how", ["drop", "fold"])
+def test_e3nns_linear_with_fibres_is_relaxed_and_folded(how):
+    """`f_in` and `f_out`: an equivariant W is folded without loss."""
+    model = nn.Sequential(o3.Linear("2x0e+1x1o", "1x0e+2x1o", f_in=3, f_out=2)).double()
+    x = normal(4, 3, 5, seed=0)
+    plain = model(x)
+    relax_constraints(model, initial_std=0.3)
+    free = relaxed_layers(model)["0"].free
+    free.weight.data = free.equivariant_part().detach()
+    relaxed = model(x)
+    project(model, how=how)
+    torch.testing.assert_close(model(x), relaxed if how == "fold" else plain)
