@@ -248,3 +248,17 @@ def test_the_table_of_the_smoothness_page_is_the_stored_one():
         assert list(printed[row["network"]]) == [*constants, *errors]
     assert stored["command"].startswith("mdrelax bench smoothness")
     assert {"torch", "platform", "date"} <= stored["environment"].keys()
+
+
+def test_the_vibrations_of_ethanol_in_the_page_are_the_stored_ones():
+    """Mean and largest error of the frequencies, against the stored table, mode by mode."""
+    folder = ROOT / "docs/results/vibrations/ethanol"
+    found, table = json.loads((folder / "eval.json").read_text()), pd.read_csv(folder / "harmonic.csv")
+    error, worst = table.difference_per_cm.abs().mean(), table.loc[table.difference_per_cm.abs().idxmax()]
+    assert found["harmonic"]["mae_per_cm"] == pytest.approx(error)
+    sentence = (
+        f"MAE {error:.1f} / cm, largest error {worst.difference_per_cm:+.1f} / cm at {worst.reference_per_cm:.0f} / cm "
+        f"({len(table)} modes, paired by overlap)"
+    )
+    assert sentence in (ROOT / "docs/vibrations.md").read_text()
+    assert {"torch", "platform", "date"} <= found["environment"].keys()
