@@ -20,6 +20,7 @@ Weights are random: time does not depend on them.
 
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache, partial
 from typing import cast
 
@@ -137,9 +138,10 @@ def _penalty(model: nn.Module, form: str, rows: int) -> Callable[[], Tensor] | N
     if not form.startswith("relaxed"):
         return None
     kind: PenaltyKind = "weight" if form.startswith("relaxed-weight") else "activation"
-    inputs = record_inputs(model).__enter__()  # for as long as the process lives, emptied after each step
+    recording = ExitStack()  # lives as long as ``extra``, which empties the record after each step
+    inputs = recording.enter_context(record_inputs(model))
 
-    def extra() -> Tensor:
+    def extra(_recording: ExitStack = recording) -> Tensor:
         value = 0.01 * penalty(model, inputs, kind=kind, rows=rows)
         for calls in inputs.values():
             calls.clear()
