@@ -176,11 +176,12 @@ class ForceField(nn.Module):
             raw, slope = self.network_output(species, graph.edge_index, vectors.to(self.dtype))
             sizes = (self.scale * slope.double()).norm(dim=1)  # (E,)
             at_atoms = sizes.new_zeros(len(species)).index_add_(0, graph.edge_index.flatten(), sizes.repeat(2))
+            energies = self.scale * raw.double()
         else:
-            raw, forces, _ = self._direct(graph, species, stress=False, create_graph=False)
-            raw, at_atoms = raw / self.scale, forces.flatten()
-        energies = (self.scale * raw.detach().double()).abs()
-        energy = energies.new_zeros(graph.n_graphs).index_add_(0, graph.batch, energies)
+            energies, forces, _ = self._direct(graph, species, stress=False, create_graph=False)
+            at_atoms = forces.flatten()
+        sizes_of_energies = energies.detach().abs()
+        energy = sizes_of_energies.new_zeros(graph.n_graphs).index_add_(0, graph.batch, sizes_of_energies)
         forces_size = at_atoms.detach().square().mean().sqrt()
         return Magnitudes(energy.clamp(min=SMALLEST_MAGNITUDE), forces_size.clamp(min=SMALLEST_MAGNITUDE))
 
