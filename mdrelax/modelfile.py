@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 import mdrelax.potentials as networks
 from mdrelax.base import o3
@@ -230,7 +230,7 @@ def _migrate(header: dict[str, Any]) -> dict[str, Any]:
 def _build(header: dict[str, Any]) -> ForceField:
     elements = tuple(header["elements"])
     spec = header["potential"]
-    network: nn.Module = networks.build_potential(spec["name"], len(elements), spec["arguments"])
+    network = networks.build_potential(spec["name"], len(elements), spec["arguments"])
     force_field = ForceField(network, elements=elements)
     return force_field.to_dtype(DTYPES[header["dtype"]])
 

@@ -14,23 +14,22 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
-
 from mdrelax.base.names import nearest_name
+from mdrelax.forces.potential import Potential
 from mdrelax.potentials.equiformer import Equiformer
 from mdrelax.potentials.segnn import SEGNNPotential
 
 __all__ = ["POTENTIALS", "PRESETS", "Equiformer", "SEGNNPotential", "build_potential", "preset", "resolved_arguments"]
 
 
-def _equiformer_pytorch() -> type[nn.Module]:
+def _equiformer_pytorch() -> type[Potential]:
     """The adapter; its library takes a moment to import, and only those who use it wait."""
     from mdrelax.potentials.equiformer_pytorch import EquiformerPytorch
 
     return EquiformerPytorch
 
 
-POTENTIALS: dict[str, Callable[[], type[nn.Module]]] = {
+POTENTIALS: dict[str, Callable[[], type[Potential]]] = {
     "equiformer": lambda: Equiformer,
     "segnn": lambda: SEGNNPotential,
     "equiformer-pytorch": _equiformer_pytorch,
@@ -102,7 +101,7 @@ def resolved_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any
     return {**defaults, **arguments}
 
 
-def build_potential(name: str, n_species: int, arguments: Mapping[str, Any]) -> nn.Module:
+def build_potential(name: str, n_species: int, arguments: Mapping[str, Any]) -> Potential:
     """The network ``name`` for so many elements; raises ``ValueError`` for unknown names and impossible arguments."""
     try:
         return _network_class(name)(n_species, **arguments)
@@ -110,7 +109,7 @@ def build_potential(name: str, n_species: int, arguments: Mapping[str, Any]) -> 
         raise ValueError(f"The potential `{name}` cannot be built: {error}.") from error
 
 
-def _network_class(name: str) -> type[nn.Module]:
+def _network_class(name: str) -> type[Potential]:
     return POTENTIALS[_known(name)]()
 
 

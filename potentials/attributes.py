@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mdrelax.base import o3
 from mdrelax.method.sites import Site, irreps_site
-from mdrelax.potentials.edges import Edges
+from mdrelax.potentials.adjacency import Adjacency
 from mdrelax.potentials.radial import uniform
 from mdrelax.potentials.steerable import Constant, Features, Gate, distinct
 
@@ -182,7 +182,7 @@ class SteerableProduct(nn.Module):
             sent.append(block @ weight[channels : 2 * channels])
         return Ends(tuple(received), tuple(sent))
 
-    def on_pairs(self, ends: Ends, invariants: Tensor, edges: Edges, attribute: Attribute) -> Features:
+    def on_pairs(self, ends: Ends, invariants: Tensor, edges: Adjacency, attribute: Attribute) -> Features:
         """The same product for edges, whose input is (x_i, x_j, invariants) side by side: (E, D, C) per output.
 
         ``ends`` are ``at_ends(x)``; the invariants (E, K) are scalars.
@@ -261,6 +261,6 @@ class GatedProduct(nn.Module):
         """Features of ``irreps_in`` to features of ``irreps_out``."""
         return self.gate(self.product(x, attribute))
 
-    def on_pairs(self, ends: Ends, invariants: Tensor, edges: Edges, attribute: Attribute) -> Features:
+    def on_pairs(self, ends: Ends, invariants: Tensor, edges: Adjacency, attribute: Attribute) -> Features:
         """The same for the two ends of edges, ``product.at_ends(x)``; see ``SteerableProduct.on_pairs``."""
         return self.gate(self.product.on_pairs(ends, invariants, edges, attribute))

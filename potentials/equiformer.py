@@ -31,10 +31,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mdrelax.base import o3
+from mdrelax.forces.potential import Potential
+from mdrelax.potentials.adjacency import Adjacency, make_adjacency
 from mdrelax.potentials.arguments import check_numbers
 from mdrelax.potentials.edge_chunks import EdgeChunk, gather_in_chunks, join, split_edges
 from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
-from mdrelax.potentials.edges import Edges, make_edges
 from mdrelax.potentials.equiformer_layers import Block, BlockSizes
 from mdrelax.potentials.radial import BesselBasis, ExpNormalBasis, RadialNetworks, polynomial_envelope
 from mdrelax.potentials.steerable import (
@@ -46,6 +47,7 @@ from mdrelax.potentials.steerable import (
     layer_norm,
     why_rough,
 )
+from mdrelax.structures.graph import Edges
 
 __all__ = ["Equiformer"]
 
@@ -53,8 +55,8 @@ WEIGHTS_AT_ONCE = 12_000_000  # path weights of all edges of a chunk in all bloc
 RADIAL_BASES = {"bessel": BesselBasis, "expnormal": ExpNormalBasis}
 
 
-class Equiformer(nn.Module):
-    """Per-atom energies from species and edge vectors; the shapes and units are those of ``forcefield.Potential``.
+class Equiformer(Potential):
+    """Per-atom energies from species and edge vectors; the shapes and units are those of ``Potential``.
 
     ``irreps`` are the node features, scalars first, each irrep once; degrees of one parity (``128x0e+64x1e+32x2e``, as
     published) give SE(3) symmetry, natural parities (``128x0e+64x1o+32x2e``) give E(3). Multiplicities must be
@@ -112,36 +114,33 @@ class Equiformer(nn.Module):
             Block(irreps, output, self.basis, BlockSizes(n_heads, expansion, nonlinear_messages, norm, norm_eps))
             for output in [irreps] * (n_blocks - 1) + [features]
         )
+        # The paper's place, beside the feed-forward networks, but in the last block, which makes scalars: a free map
+        # there reads what nobody else does, and computing it costs more than all other free maps together. A network of
+        # one block has no other place.
+        self.relax_where = tuple(f"blocks.{number}.feed_forward" for number in range(max(1, n_blocks - 1)))
         self.norm = layer_norm(norm, features)
         self.hidden = Linear(features, features)
         self.energy = Linear(features, o3.Irreps("1x0e"))
 
-    @property
-    def relax_where(self) -> tuple[str, ...]:
-        """The paper's place, beside the feed-forward networks, but in the last block, which is left as it is.
-
-        That block makes scalars. A free map there reads what nobody else does, and computing it costs more than all
-        other free maps together; a network of one block has no other place.
-        """
-        return tuple(f"blocks.{number}.feed_forward" for number in range(max(1, len(self.blocks) - 1)))
-
-    def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
-        """Energies (N,) of the atoms; see ``forcefield.Potential``."""
-        trained = self.embedding.requires_grad
-        chunks = split_edges(edge_index, edge_vectors, species.shape[0], at_most=self.edges_at_once, trained=trained)
+    def forward(self, species: Tensor, edges: Edges) -> Tensor:
+        """Energies of the atoms; see ``Potential``."""
+        trained, n_local = self.embedding.requires_grad, edges.n_local
+        species = edges.computed(species)
+        chunks = split_edges(edges.index, edges.vectors, species.shape[0], at_most=self.edges_at_once, trained=trained)
         convolutions = [ChunkConvolution(self, chunk) for chunk in chunks]
         both = zip(chunks, convolutions, strict=True)
         x = self._embed(species, join([chunk.run(convolution.degree_embedding) for chunk, convolution in both]))
         for number, block in enumerate(self.blocks):
 
             def gather(sent: Features, received: Features, n_out: int, number: int = number) -> Features:
+                sent = tuple(map(edges.everywhere, sent))
                 gather_from = partial(ChunkConvolution.gather, number=number, sent=sent, n_out=n_out)
                 return gather_in_chunks(gather_from, chunks, convolutions, received)
 
             x = block(x, gather)
         (x,) = self.hidden(self.norm(x))
         (energies,) = self.energy((SILU_SCALE * functional.silu(x),))
-        return energies.flatten()
+        return energies.flatten()[:n_local]
 
     def _embed(self, species: Tensor, degree_embedding: Features) -> Features:
         """Species embedding plus the degree embedding: what the neighbours' directions and distances tell."""
@@ -159,7 +158,7 @@ class Equiformer(nn.Module):
         lengths = chunk.vectors.norm(dim=1)
         harmonics = self.harmonics(chunk.vectors / lengths.unsqueeze(1))
         envelope = polynomial_envelope(lengths / self.cutoff)
-        edges = make_edges(chunk.edge_index, chunk.n_atoms, envelope)._replace(matrices=self.basis(harmonics))
+        edges = make_adjacency(chunk.edge_index, chunk.n_atoms, envelope)._replace(matrices=self.basis(harmonics))
         return EdgeFeatures(edges, harmonics, self.radial_basis(lengths))
 
     def degree_embedding(self, features: "EdgeFeatures") -> Features:
@@ -174,7 +173,7 @@ class Equiformer(nn.Module):
 class EdgeFeatures(NamedTuple):
     """Edges with the blocks' matrices, their harmonics (E, S) and radial basis (E, K)."""
 
-    edges: Edges
+    edges: Adjacency
     harmonics: Tensor
     basis: Tensor
 

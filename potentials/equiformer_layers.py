@@ -11,8 +11,8 @@ from torch.nn import functional
 from mdrelax.base import o3
 from mdrelax.method.relaxation import is_relaxed
 from mdrelax.method.sites import Site, irreps_site
+from mdrelax.potentials.adjacency import Adjacency
 from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
-from mdrelax.potentials.edges import Edges
 from mdrelax.potentials.steerable import Features, Gate, Linear, layer_norm
 
 __all__ = ["Attention", "Block", "BlockSizes", "FeedForward", "smooth_leaky_relu"]
@@ -50,7 +50,7 @@ class Attention(nn.Module):
         return self.out(gather(self.source(x), self.target(x), n_out))
 
     def gather(
-        self, sent: Features, received: Features, n_out: int, edges: Edges, radial_weights: Sequence[Tensor]
+        self, sent: Features, received: Features, n_out: int, edges: Adjacency, radial_weights: Sequence[Tensor]
     ) -> Features:
         """Attended values (N, D, C) of the first ``n_out`` irreps at the edges' targets.
 
@@ -67,7 +67,7 @@ class Attention(nn.Module):
             value = self.value(edges.matrices, self.gate(value), None, n_out)
         return tuple(edges.sum_at_target((v.unflatten(2, (self.n_heads, -1)) * weights).flatten(2)) for v in value)
 
-    def _softmax(self, scalars: Tensor, edges: Edges) -> Tensor:
+    def _softmax(self, scalars: Tensor, edges: Adjacency) -> Tensor:
         """Attention weights (E, 1, H, 1): softmax with envelope and a null neighbour (difference 1 of the module)."""
         activated = smooth_leaky_relu(scalars.view(scalars.shape[0], *self.logit.shape))
         logits = (activated * self.logit).sum(2)  # (E, H)

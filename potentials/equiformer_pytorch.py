@@ -21,6 +21,7 @@ import torch
 from equiformer_pytorch.reversible import SequentialSequence
 from torch import Tensor, nn
 
+from mdrelax.forces.potential import Potential
 from mdrelax.potentials.alignment import axial_couplings, edge_frames, wigner_matrices
 from mdrelax.potentials.arguments import check_numbers
 from mdrelax.potentials.equiformer_pytorch_layers import (
@@ -33,7 +34,7 @@ from mdrelax.potentials.equiformer_pytorch_layers import (
 )
 from mdrelax.potentials.radial import BesselBasis, polynomial_envelope
 from mdrelax.potentials.steerable import NormKind, why_rough
-from mdrelax.structures.graph import neighbor_table
+from mdrelax.structures.graph import Edges, neighbor_table
 
 __all__ = ["EquiformerPytorch"]
 
@@ -43,8 +44,8 @@ KINKED = (
 )
 
 
-class EquiformerPytorch(nn.Module):
-    """Per-atom energies from species and edge vectors; the shapes and units are those of ``forcefield.Potential``.
+class EquiformerPytorch(Potential):
+    """Per-atom energies from species and edge vectors; the shapes and units are those of ``Potential``.
 
     ``dim`` are the channels of the degrees 0, 1, ... and ``dim_head`` those of each attention head. The radial networks
     read the distance alone, as in the library, or also ``n_basis`` Bessel functions of it (the library's ``edges``).
@@ -84,7 +85,7 @@ class EquiformerPytorch(nn.Module):
         check_numbers(sizes, {"cutoff": cutoff, "average_neighbors": average_neighbors, "norm_eps": norm_eps})
         _check_choices(dim, dim_head, attention=attention, forces=forces, norm=norm, n_basis=n_basis)
         self.cutoff, self.average_neighbors = float(cutoff), average_neighbors
-        self.direct_forces, self.smooth = forces == "direct", smooth
+        self.conservative, self.smooth = forces == "gradient", smooth
         self.symmetry = "SE(3)" if len(dim) > 1 else "E(3)"
         self.roughness = (why_rough(norm) if len(dim) > 1 else None) if smooth else KINKED
         self.library_arguments: dict[str, Any] = {
@@ -117,39 +118,38 @@ class EquiformerPytorch(nn.Module):
         for i, o in self.coupled:
             self.register_buffer(f"basis:({i},{o})", axial_couplings(i, o).float())
 
-    def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor, table: Tensor | None = None) -> Tensor:
-        """Energies (N,) of the atoms; see ``forcefield.Potential``. ``table`` is the ``neighbor_table`` where known."""
-        return self._outputs(species, edge_index, edge_vectors, table)[0].flatten()
+    def forward(self, species: Tensor, edges: Edges) -> Tensor:
+        """Energies of the atoms; see ``Potential``."""
+        return self._outputs(species, edges)[0].flatten()[: edges.n_local]
 
-    def energies_and_forces(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> tuple[Tensor, Tensor]:
+    def energies_and_forces(self, species: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
         """Energies (N,) and direct forces (N, 3), which are no gradient of them (1/A times the energies' unit)."""
-        outputs = self._outputs(species, edge_index, edge_vectors)
-        return outputs[0].flatten(), outputs[1].view(-1, 3)
+        outputs = self._outputs(species, edges)
+        return outputs[0].flatten()[: edges.n_local], outputs[1].view(-1, 3)[: edges.n_local]
 
-    def _outputs(
-        self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor, table: Tensor | None = None
-    ) -> Fibers:
+    def _outputs(self, species: Tensor, edges: Edges) -> Fibers:
         """The library's outputs, one (1, N, 1, 2l+1) per degree."""
-        table = neighbor_table(edge_index[1], len(species)) if table is None else table
-        neighbours = self._neighbourhood(table, edge_index, edge_vectors)
+        species = edges.computed(species)
+        neighbours = self._neighbourhood(edges, n_atoms=len(species))
         features = self._gather({0: self.token_emb(species)[None, :, :, None]}, neighbours)
         return self.ff_out(self.norm(self.layers(features, neighbours=neighbours)))
 
-    def _neighbourhood(self, table: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Neighbourhood:
-        nobody = edge_vectors.new_tensor([[0.0, self.cutoff, 0.0]])  # fills empty places; its envelope is 0
-        vectors = torch.cat([-edge_vectors, nobody])[table]  # the library looks from the neighbour to the atom
-        sources = torch.cat([edge_index[0], edge_index.new_zeros(1)])[table]
+    def _neighbourhood(self, edges: Edges, *, n_atoms: int) -> Neighbourhood:
+        table = neighbor_table(edges.index[1], n_atoms) if edges.table is None else edges.table
+        nobody = edges.vectors.new_tensor([[0.0, self.cutoff, 0.0]])  # fills empty places; its envelope is 0
+        vectors = torch.cat([-edges.vectors, nobody])[table]  # the library looks from the neighbour to the atom
+        sources = torch.cat([edges.index[0], edges.index.new_zeros(1)])[table]
         lengths = vectors.norm(dim=-1)
         frames = wigner_matrices(edge_frames(vectors / lengths.unsqueeze(-1)), len(self.library_arguments["dim"]) - 1)
         envelope = polynomial_envelope(lengths / self.cutoff)
         if not self.smooth:
-            envelope = (table < edge_index.shape[1]).to(envelope)
+            envelope = (table < edges.index.shape[1]).to(envelope)
         radial = [lengths.unsqueeze(-1)]
         if self.radial_basis is not None:
             radial.insert(0, self.radial_basis(lengths.flatten()).unflatten(0, lengths.shape))
         return Neighbourhood(
             sources[None], envelope[None], [frame[None] for frame in frames], torch.cat(radial, dim=-1)[None],
-            {(i, o): _even_and_odd(getattr(self, f"basis:({i},{o})")) for i, o in self.coupled},
+            {(i, o): _even_and_odd(getattr(self, f"basis:({i},{o})")) for i, o in self.coupled}, edges.everywhere,
         )  # fmt: skip
 
     def _gather(self, features: Fibers, neighbours: Neighbourhood) -> Fibers:

@@ -23,6 +23,7 @@ from torch.nn import functional
 from mdrelax.base import o3
 from mdrelax.method.sites import Site, irreps_site
 from mdrelax.potentials.equiformer_layers import smooth_leaky_relu
+from mdrelax.structures.graph import Exchange
 
 __all__ = ["DistanceAttention", "MLPAttention", "Neighbourhood", "adopt"]
 
@@ -38,6 +39,7 @@ class Neighbourhood(NamedTuple):
     frames: Sequence[Tensor]  # of degree l: (1, N, J, 2l+1, 2l+1)
     radial: Tensor  # (1, N, J, K): what the radial networks read
     couplings: Mapping[tuple[int, int], tuple[Tensor, Tensor]]  # degrees in, out -> factors of entries m and -m
+    everywhere: Exchange  # rows of the atoms that have features here to rows of all atoms; see ``Edges``
 
     @property
     def tokens(self) -> Tensor:
@@ -149,7 +151,7 @@ def _product(kernel: Tensor, x: Tensor, degree_in: int, degree_out: int, neighbo
 
 def _turn(received: Tensor, sent: Tensor, neighbours: Neighbourhood, degree: int) -> Tensor:
     """Target plus source of each edge in the edge's frame: (1, N, J, C, D)."""
-    x = sent[:, neighbours.sources[0]] + received.unsqueeze(2)
+    x = neighbours.everywhere(sent[0])[neighbours.sources] + received.unsqueeze(2)
     return x @ neighbours.frames[degree] if degree else x
 
 

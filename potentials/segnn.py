@@ -26,12 +26,14 @@ import torch
 from torch import Tensor, nn
 
 from mdrelax.base import o3
+from mdrelax.forces.potential import Potential
+from mdrelax.potentials.adjacency import Adjacency, make_adjacency
 from mdrelax.potentials.arguments import check_numbers
 from mdrelax.potentials.attributes import INTEGRAL, Attribute, AttributeBasis, Ends, GatedProduct, SteerableProduct
 from mdrelax.potentials.edge_chunks import EdgeChunk, gather_in_chunks, split_edges
-from mdrelax.potentials.edges import Edges, make_edges
 from mdrelax.potentials.radial import BesselBasis, polynomial_envelope
 from mdrelax.potentials.steerable import Features, SphericalHarmonics, layer_norm, why_rough
+from mdrelax.structures.graph import Edges
 
 __all__ = ["SEGNN", "SEGNNPotential"]
 
@@ -47,7 +49,7 @@ def natural_irreps(channels: int, lmax: int) -> o3.Irreps:
 class EdgeFeatures(NamedTuple):
     """The edges with what all layers read of them: attributes and invariants."""
 
-    edges: Edges
+    edges: Adjacency
     attribute: Attribute
     invariants: Tensor  # (E, K)
 
@@ -128,7 +130,7 @@ class SEGNN(nn.Module):
             x = layer(x, gather, node)
         return self.output(self.hidden(x if self.norm is None else self.norm(x), node), node)
 
-    def edge_features(self, edges: Edges, of_edge: Tensor, invariants: Tensor) -> EdgeFeatures:
+    def edge_features(self, edges: Adjacency, of_edge: Tensor, invariants: Tensor) -> EdgeFeatures:
         """Features of edges with 'integral' harmonics (E, S) and invariants (E, K)."""
         return EdgeFeatures(edges, self.basis(of_edge), invariants)
 
@@ -137,8 +139,8 @@ class SEGNN(nn.Module):
         return [partial(cast(Layer, layer).gather, edge_features=edge_features) for layer in self.layers]
 
 
-class SEGNNPotential(nn.Module):
-    """Per-atom energies from species and edge vectors; the shapes and units are those of ``forcefield.Potential``.
+class SEGNNPotential(Potential):
+    """Per-atom energies from species and edge vectors; the shapes and units are those of ``Potential``.
 
     ``average_neighbors`` is the mean number of edges an atom has in the training data. ``norm`` is ``none``, ``joint``,
     or ``separable``, which is not smooth where symmetry makes vectors vanish.
@@ -175,27 +177,30 @@ class SEGNNPotential(nn.Module):
             sum_scale=1 / math.sqrt(average_neighbors), norm=norm,
         )  # fmt: skip
 
-    def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
-        """Energies (N,) of the atoms; see ``forcefield.Potential``."""
+    def forward(self, species: Tensor, edges: Edges) -> Tensor:
+        """Energies of the atoms; see ``Potential``."""
         trained = next(self.parameters()).requires_grad
-        chunks = split_edges(edge_index, edge_vectors, species.shape[0], trained=trained)
-        one_hot = nn.functional.one_hot(species, self.n_species).to(edge_vectors).unsqueeze(1)
+        species = edges.computed(species)
+        chunks = split_edges(edges.index, edges.vectors, species.shape[0], trained=trained)
+        one_hot = nn.functional.one_hot(species, self.n_species).to(edges.vectors).unsqueeze(1)
         chunk_features, of_nodes = zip(*(self._edge_features(chunk) for chunk in chunks), strict=True)
 
         def gather(layer: Layer, ends: Ends) -> Features:
+            sent = tuple(map(edges.everywhere, ends.sent))
+
             def gather_from(features: EdgeFeatures, received: Features) -> Features:
-                return layer.gather(Ends(received, ends.sent), features)
+                return layer.gather(Ends(received, sent), features)
 
             return gather_in_chunks(gather_from, chunks, chunk_features, ends.received)
 
         gathers = [partial(gather, cast(Layer, layer)) for layer in self.segnn.layers]
         (energies,) = self.segnn((one_hot,), torch.cat(of_nodes), gathers)
-        return energies.flatten()
+        return energies.flatten()[: edges.n_local]
 
     def _edge_features(self, chunk: EdgeChunk) -> tuple[EdgeFeatures, Tensor]:
         """Features of the edges of a chunk, and the attribute (n, S) of its atoms."""
         lengths = chunk.vectors.norm(dim=1)
-        edges = make_edges(chunk.edge_index, chunk.n_atoms, polynomial_envelope(lengths / self.cutoff))
+        edges = make_adjacency(chunk.edge_index, chunk.n_atoms, polynomial_envelope(lengths / self.cutoff))
         of_edge = INTEGRAL * self.harmonics(chunk.vectors / lengths.unsqueeze(1))
         of_node = edges.sum_at_target(of_edge * (edges.envelope / math.sqrt(self.average_neighbors)))
         return self.segnn.edge_features(edges, of_edge, self.radial_basis(lengths)), of_node

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from mdrelax.engines.ase import MDRelaxCalculator
 from mdrelax.forces.forcefield import ForceField
+from mdrelax.forces.potential import Potential
+from mdrelax.structures.graph import Edges
 
 SIGMA, EPSILON, CUTOFF, ONSET = 2.5, 0.3, 6.0, 4.0
 SKEW = np.array([[0, 0.3, 0], [0, 0, 0.2], [0.1, 0, 0]])  # A
 REFERENCE = {1: -1.0, 18: 2.0, 29: 0.5}  # eV an atom; ASE's Lennard-Jones knows none
 
 
-class SmoothLennardJones(nn.Module):
+class SmoothLennardJones(Potential):
     """ASE's ``LennardJones(smooth=True)``, written again in torch."""
 
     cutoff = CUTOFF
@@ -25,15 +27,15 @@ class SmoothLennardJones(nn.Module):
         super().__init__()
         self.epsilon = nn.Parameter(torch.tensor(EPSILON, dtype=torch.float64))
 
-    def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
+    def forward(self, species: Tensor, edges: Edges) -> Tensor:
         """Half of each pair energy to the target atom, (N,)."""
-        r2 = edge_vectors.square().sum(1)
+        r2 = edges.vectors.square().sum(1)
         inner, outer = ONSET**2, CUTOFF**2
         fade = (outer - r2) ** 2 * (outer + 2 * r2 - 3 * inner) / (outer - inner) ** 3
         fade = torch.where(r2 < inner, torch.ones_like(r2), fade)
         attraction = (SIGMA**2 / r2) ** 3
         pair = 4 * self.epsilon * (attraction**2 - attraction) * fade
-        return pair.new_zeros(species.shape[0]).index_add(0, edge_index[1], pair / 2)
+        return pair.new_zeros(species.shape[0]).index_add(0, edges.index[1], pair / 2)
 
 
 def lj_force_field() -> ForceField:

@@ -5,9 +5,9 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from mdrelax.forces.forcefield import ForceField
+from mdrelax.forces.potential import Potential
 from mdrelax.potentials import preset
 from molecules import ELEMENTS, REFERENCES, normal, tiny_equiformer, tiny_equiformer_pytorch, tiny_segnn
 
@@ -15,7 +15,7 @@ from molecules import ELEMENTS, REFERENCES, normal, tiny_equiformer, tiny_equifo
 class Case(NamedTuple):
     """One potential for H, C and O with a cut-off of 5 A, and what it claims."""
 
-    build: Callable[[], nn.Module]
+    build: Callable[[], Potential]
     reflections: bool = True  # E(3); False for SE(3), where mirror images differ
     smooth: bool = True  # where symmetry makes vectors vanish; the published norms are not
     unused: Callable[[Any], set[str]] | None = lambda potential: set()  # parameters that cannot reach the energy

@@ -12,8 +12,8 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
+from mdrelax.potentials.adjacency import Adjacency, fully_connected, make_adjacency
 from mdrelax.potentials.attributes import INTEGRAL, Attribute, AttributeBasis, GatedProduct, SteerableProduct
-from mdrelax.potentials.edges import Edges, fully_connected, make_edges
 from mdrelax.potentials.steerable import Features, SphericalHarmonics
 from molecules import normal
 
@@ -85,10 +85,10 @@ def test_the_product_is_e3nns_fully_connected_tensor_product(irreps_in, lmax, ir
 
 
 @pytest.mark.parametrize("edges", [fully_connected(2, 3, torch.ones(1, 1)),
-                                   make_edges(torch.tensor([[1, 2, 3, 0, 5], [0, 0, 1, 2, 2]]), 6, torch.ones(5))],
+                                   make_adjacency(torch.tensor([[1, 2, 3, 0, 5], [0, 0, 1, 2, 2]]), 6, torch.ones(5))],
                          ids=["fully connected", "sparse"])  # fmt: skip
 @pytest.mark.parametrize("lmax", [1, 2])
-def test_on_pairs_is_the_product_of_both_ends_side_by_side(edges: Edges, lmax: int):
+def test_on_pairs_is_the_product_of_both_ends_side_by_side(edges: Adjacency, lmax: int):
     """Mixing at the nodes and handing the result to the edges is handing the features over and mixing there."""
     irreps = "3x0e+3x1o" if lmax == 1 else "3x0e+3x1o+3x2e"
     both = "+".join(f"{6 + 2 * (k == 0)}x{ir}" for k, (_, ir) in enumerate(o3.Irreps(irreps)))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mdrelax.forces.forcefield import ForceField
+from mdrelax.forces.potential import Potential
 from mdrelax.forces.symmetry import certify
 from mdrelax.method.certificate import (
     LARGEST_ERROR_FLOAT32,
@@ -19,6 +20,7 @@ from mdrelax.method.certificate import (
 )
 from mdrelax.method.projection import LayerRecord, project
 from mdrelax.method.relaxation import relax_constraints, set_theta
+from mdrelax.structures.graph import Edges
 from molecules import batch_of, ethanol, rattled, tiny_force_field
 
 SMALL = EquivarianceError(1e-14, 1e-14, 1e-14, 1e-14)
@@ -55,7 +57,7 @@ def test_a_network_of_even_irreps_is_not_asked_for_reflections():
     assert not certificate._replace(symmetry="E(3)").passed
 
 
-class Compass(nn.Module):
+class Compass(Potential):
     """Bond energies that depend on the bond's angle to the z axis: not invariant under rotations."""
 
     cutoff = 5.0
@@ -65,10 +67,10 @@ class Compass(nn.Module):
         super().__init__()
         self.field = nn.Parameter(torch.tensor(1e-3, dtype=torch.float64))
 
-    def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
+    def forward(self, species: Tensor, edges: Edges) -> Tensor:
         """Half of each bond's energy to the target atom, (N,)."""
-        energy = (1 - edge_vectors.square().sum(1) / 25) ** 3 + self.field * edge_vectors[:, 2] ** 2
-        return energy.new_zeros(len(species)).index_add(0, edge_index[1], energy)
+        energy = (1 - edges.vectors.square().sum(1) / 25) ** 3 + self.field * edges.vectors[:, 2] ** 2
+        return energy.new_zeros(len(species)).index_add(0, edges.index[1], energy)
 
 
 def test_a_network_that_breaks_the_symmetry_is_refused_with_its_numbers():

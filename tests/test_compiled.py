@@ -20,10 +20,11 @@ from mdrelax.compiled import CompileError, compile_force_field, export_model, fi
 from mdrelax.compiled.parity import Parity, example_graphs, measure_parity, require_parity
 from mdrelax.engines.ase import MDRelaxCalculator
 from mdrelax.forces.forcefield import ForceField, UnknownElementError
+from mdrelax.forces.potential import Potential
 from mdrelax.forces.symmetry import certify
 from mdrelax.method.relaxation import relax_constraints
 from mdrelax.modelfile import LoadedModel, ModelFileError, load_model
-from mdrelax.structures.graph import collate
+from mdrelax.structures.graph import Edges, collate
 from molecules import ELEMENTS, batch_of, graph_of, tiny_equiformer_pytorch, tiny_force_field
 
 needs_compiler = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
@@ -132,7 +133,7 @@ def test_relaxed_models_are_not_compiled() -> None:
         compile_force_field(model)
 
 
-class Counting(nn.Module):
+class Counting(Potential):
     """Computes something else where the first atom has more than three edges."""
 
     cutoff = 5.0
@@ -141,10 +142,10 @@ class Counting(nn.Module):
         super().__init__()
         self.factor = nn.Parameter(torch.ones(()))
 
-    def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
+    def forward(self, species: Tensor, edges: Edges) -> Tensor:
         """A number for each atom."""
-        total = edge_vectors.square().sum() * self.factor
-        return total.expand(len(species)) * (2.0 if bool((edge_index[1] == 0).sum() > 3) else 1.0)
+        total = edges.vectors.square().sum() * self.factor
+        return total.expand(len(species)) * (2.0 if bool((edges.index[1] == 0).sum() > 3) else 1.0)
 
 
 @needs_compiler

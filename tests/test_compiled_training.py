@@ -16,10 +16,11 @@ from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.forcematching import ForceMatching
 from mdrelax.forces.loader import Batch, Loader, frames_from_data, join
 from mdrelax.forces.loss import Targets
+from mdrelax.forces.potential import Potential
 from mdrelax.forces.settings import TrainingConfig
 from mdrelax.method.penalty import penalty, record_inputs
 from mdrelax.method.relaxation import relax_constraints, set_theta
-from mdrelax.structures.graph import Graph, edge_vectors
+from mdrelax.structures.graph import Edges, Graph, edge_vectors
 from molecules import ELEMENTS, batch_of, ethanol, graph_of, rattled, tiny_equiformer, tiny_segnn, water
 from small_runs import CLUSTER_CUTOFF, clusters, data_of
 
@@ -41,11 +42,11 @@ def model_of(build: Callable[[], nn.Module], *, relaxed: bool) -> ForceField:
     return model.train()
 
 
-def everything(model: ForceField, graph: Graph, network: Any = None) -> list[Tensor]:
+def everything(model: ForceField, graph: Graph, network: Potential | None = None) -> list[Tensor]:
     """Energy, forces, and the gradient of a loss of both, with the penalty where there is one."""
     model.zero_grad()
     with record_inputs(model) as inputs:
-        prediction = model(graph, create_graph=True, network=network)
+        prediction = (model if network is None else model.with_potential(network))(graph, create_graph=True)
     loss = prediction.energy.square().sum() + prediction.forces.square().sum()
     if any("feed_forward.weight" in name or name.endswith(".layer") for name, _ in model.named_modules()):
         loss = loss + penalty(model, inputs)
@@ -100,30 +101,34 @@ def test_a_compiled_step_with_other_derivatives_is_refused(monkeypatch: pytest.M
     monkeypatch.setattr(training, "keep_second_derivatives", lambda graph: None)
     model = model_of(SMALLEST, relaxed=False)
     with pytest.raises(CompileError, match=r"derivatives .* differ"):
-        CompiledTrainingStep(model.potential, backend=RECORDED)(*_arguments(model, graph_of(ethanol())))
+        CompiledTrainingStep(model.potential, backend=RECORDED).energies_and_gradient(
+            *_arguments(model, graph_of(ethanol())), create_graph=True
+        )
 
 
-def _arguments(model: ForceField, graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
-    return model.species[graph.numbers], graph.edge_index, edge_vectors(graph)
+def _arguments(model: ForceField, graph: Graph) -> tuple[Tensor, Edges]:
+    return model.species_of(graph.numbers), Edges(graph.edge_index, edge_vectors(graph))
 
 
 def test_a_network_that_looks_at_its_data_is_not_recorded() -> None:
     """A branch on a number cannot be one graph."""
 
-    class Branches(nn.Module):
+    class Branches(Potential):
         cutoff = 5.0
 
         def __init__(self) -> None:
             super().__init__()
             self.scale = nn.Parameter(torch.ones(()))
 
-        def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
-            size = edge_vectors.square().sum()
+        def forward(self, species: Tensor, edges: Edges) -> Tensor:
+            size = edges.vectors.square().sum()
             return self.scale * (size if size > 1 else 2 * size).expand(species.shape[0])
 
     model = ForceField(Branches(), elements=ELEMENTS)
     with pytest.raises(CompileError, match="depends on the structure"):
-        CompiledTrainingStep(model.potential, backend=RECORDED)(*_arguments(model.double(), graph_of(ethanol())))
+        CompiledTrainingStep(model.potential, backend=RECORDED).energies_and_gradient(
+            *_arguments(model.double(), graph_of(ethanol())), create_graph=True
+        )
 
 
 # --- in the training of force fields ---
@@ -166,13 +171,13 @@ def test_the_code_is_for_one_molecules_edges_where_all_frames_are_that(tmp_path:
     task = prepared(Loader(known, batch_size=4))
     assert task.edges is not None
     assert torch.equal(task.edges, graph.edge_index)
-    assert isinstance(task.network, CompiledTrainingStep)
-    assert torch.equal(task.network.edge_index, join([Batch(graph, targets)] * 4).graph.edge_index)
+    assert isinstance(task.compiled.potential, CompiledTrainingStep)
+    assert torch.equal(task.compiled.potential.edge_index, join([Batch(graph, targets)] * 4).graph.edge_index)
     for loader in (Loader([*known, other], batch_size=4), Loader(known, batch_size=4, max_edges=24)):
         task = prepared(loader)
         assert task.edges is None
-        assert isinstance(task.network, CompiledTrainingStep)
-        assert task.network.edge_index is None
+        assert isinstance(task.compiled.potential, CompiledTrainingStep)
+        assert task.compiled.potential.edge_index is None
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3])
@@ -209,5 +214,5 @@ def test_a_compiled_step_is_the_uncompiled_one(tmp_path: Path) -> None:
             loss, numbers = task.loss(model, join(known), step=3)
         (loss + penalty(model, inputs)).backward()
         found.append([loss.detach(), *numbers, *(p.grad for p in model.parameters() if p.grad is not None)])
-        assert (task.network is not None) == compiled
+        assert (task.compiled is not None) == compiled
     assert_alike(*found)

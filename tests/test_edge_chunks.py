@@ -10,6 +10,7 @@ from mdrelax.forces.forcefield import ForceField
 from mdrelax.potentials import edge_chunks
 from mdrelax.potentials.edge_chunks import split_edges
 from mdrelax.potentials.segnn import SEGNNPotential
+from mdrelax.structures.graph import Edges
 from molecules import ELEMENTS, batch_of, crystal, ethanol, normal, rattled, tiny_equiformer, water
 
 SAME = 1e-12  # rounding of sums in another order; they agree to some 1e-15
@@ -109,6 +110,6 @@ def test_pieces_need_less_memory(monkeypatch, name):
 
         vectors = normal(graph.edge_index.shape[1], 3, seed=1).requires_grad_()
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            network(torch.zeros_like(graph.numbers), graph.edge_index, vectors)
+            network(torch.zeros_like(graph.numbers), Edges(graph.edge_index, vectors))
         kept.append(sum(sizes.values()))
     assert kept[1] < kept[0] / 2

@@ -9,7 +9,8 @@ from ase import Atoms
 from torch import Tensor
 
 from mdrelax.potentials import POTENTIALS, PRESETS, build_potential, preset
-from mdrelax.potentials.edges import _common_number, make_edges
+from mdrelax.potentials.adjacency import _common_number, make_adjacency
+from mdrelax.structures.graph import Edges
 from molecules import batch_of, ethanol, graph_of, normal, rattled, tiny_equiformer, tiny_force_field, water
 
 PUBLISHED = 3_496_001  # parameters of the published MD17 network with 64 species, as counted by running it
@@ -71,7 +72,7 @@ def test_presets_build_and_run(name: str, symmetry: str) -> None:
     """Each preset gives finite energies and says its symmetry."""
     network = build_potential("equiformer", 3, preset("equiformer", name))
     graph = graph_of(water())
-    energies = network(torch.tensor([2, 0, 0]), graph.edge_index, normal(6, 3, seed=0).float())
+    energies = network(torch.tensor([2, 0, 0]), Edges(graph.edge_index, normal(6, 3, seed=0).float()))
     assert network.symmetry == symmetry
     assert energies.shape == (3,)
     assert energies.isfinite().all()
@@ -143,7 +144,7 @@ def test_both_ways_of_summing_over_edges_agree() -> None:
 def test_each_edge_operation_agrees_on_both_ways() -> None:
     """Sum, hand-out and maximum (at least 0) by table and by index; the sum rounds in another order."""
     targets = torch.arange(5).repeat_interleave(3)
-    table = make_edges(torch.stack([targets.flip(0), targets]), 5, normal(15, seed=0))
+    table = make_adjacency(torch.stack([targets.flip(0), targets]), 5, normal(15, seed=0))
     scattered = table._replace(edges_per_atom=0)
     assert table.edges_per_atom == 3
     per_edge, per_atom = normal(15, 4, seed=1), normal(5, 2, 3, seed=2)
@@ -174,7 +175,7 @@ def test_the_table_is_used_only_where_it_is_right(targets: list[int], n_atoms: i
 def test_attention_weights_are_a_softmax_with_a_null_neighbour() -> None:
     """alpha_j = f_j exp(a_j) / (1 + sum_k f_k exp(a_k)), even for logits that overflow exp."""
     attention = tiny_equiformer(n_heads=1).blocks[0].attention
-    edges = make_edges(torch.tensor([[1, 2, 0], [0, 0, 1]]), 3, torch.tensor([0.9, 0.3, 0.7]).double())
+    edges = make_adjacency(torch.tensor([[1, 2, 0], [0, 0, 1]]), 3, torch.tensor([0.9, 0.3, 0.7]).double())
     for size in (1.0, 2000.0):
         scalars = size * normal(3, 1, attention.n_logit_scalars, seed=3)
         z = scalars[:, 0]

@@ -23,7 +23,7 @@ from mdrelax.method.sites import relaxable_sites
 from mdrelax.potentials import build_potential
 from mdrelax.potentials.alignment import axial_couplings
 from mdrelax.potentials.equiformer_pytorch import EquiformerPytorch
-from mdrelax.structures.graph import edge_vectors
+from mdrelax.structures.graph import Edges, edge_vectors
 from molecules import ELEMENTS, batch_of, crystal, ethanol, graph_of, normal, rattled, tiny_equiformer_pytorch, water
 
 
@@ -67,7 +67,7 @@ def _library_outputs(network: Any, potential: EquiformerPytorch, atoms: Atoms, p
 def _ours(potential: EquiformerPytorch, atoms: Atoms) -> tuple[Tensor, Tensor]:
     graph = graph_of(atoms)
     species = torch.searchsorted(torch.tensor(ELEMENTS), graph.numbers)
-    return potential.energies_and_forces(species, graph.edge_index, edge_vectors(graph))
+    return potential.energies_and_forces(species, Edges(graph.edge_index, edge_vectors(graph)))
 
 
 # The library adds 1e-6 to each difference of vectors in its distance attention; MLP attention is equal to rounding.
@@ -188,7 +188,7 @@ def test_direct_forces_are_the_vector_output_and_turn_with_the_structure() -> No
     model, graph = _direct(), batch_of(*rattled(ethanol(), 2, seed=0), crystal())
     prediction = model(graph, create_graph=True)
     species = torch.searchsorted(torch.tensor(ELEMENTS), graph.numbers)
-    _, forces = model.potential.energies_and_forces(species, graph.edge_index, edge_vectors(graph))
+    _, forces = model.potential.energies_and_forces(species, Edges(graph.edge_index, edge_vectors(graph)))
     torch.testing.assert_close(prediction.forces, 0.7 * forces)
     assert equivariance_error(model, graph, n_operations=2).worst(reflections=False) < 1e-11
     prediction.forces.square().sum().backward()

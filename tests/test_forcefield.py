@@ -9,6 +9,8 @@ from ase import Atoms
 from ase.build import molecule
 
 from mdrelax.forces.forcefield import ForceField, Prediction, UnknownElementError, fit_reference_energies
+from mdrelax.forces.potential import Potential
+from mdrelax.structures.graph import Edges
 from molecules import (
     ELEMENTS,
     REFERENCES,
@@ -72,7 +74,7 @@ def test_stress_is_the_derivative_of_the_energy_by_strain():
     assert torch.equal(stress, stress.T)
 
 
-class Spring(torch.nn.Module):
+class Spring(Potential):
     """Each bond stores (r - 1)^2 / 2 eV."""
 
     cutoff = 1.9
@@ -81,10 +83,10 @@ class Spring(torch.nn.Module):
         super().__init__()
         self.stiffness = torch.nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
 
-    def forward(self, species: torch.Tensor, edge_index: torch.Tensor, edge_vectors: torch.Tensor) -> torch.Tensor:
+    def forward(self, species: torch.Tensor, edges: Edges) -> torch.Tensor:
         """Half of each bond's energy to the target atom, (N,)."""
-        energy = self.stiffness * (edge_vectors.norm(dim=1) - 1) ** 2 / 4
-        return energy.new_zeros(len(species)).index_add(0, edge_index[1], energy)
+        energy = self.stiffness * (edges.vectors.norm(dim=1) - 1) ** 2 / 4
+        return energy.new_zeros(len(species)).index_add(0, edges.index[1], energy)
 
 
 def test_a_stretched_crystal_is_under_tension():
@@ -135,7 +137,7 @@ def test_energies_are_references_plus_scale_times_the_network():
     model = tiny_force_field(scale=scale)
     species = torch.tensor([ELEMENTS.index(z) for z in graph.numbers.tolist()])
     source, target = graph.edge_index
-    raw = tiny_equiformer()(species, graph.edge_index, graph.positions[source] - graph.positions[target])
+    raw = tiny_equiformer()(species, Edges(graph.edge_index, graph.positions[source] - graph.positions[target]))
     expected = torch.tensor(REFERENCES).double()[species] + scale * raw.detach()
     torch.testing.assert_close(model(graph).energies, expected, atol=1e-12, rtol=0)
 

@@ -18,11 +18,13 @@ import mdrelax
 from command_line import mdrelax as command
 from mdrelax import potentials
 from mdrelax.base.sections import ConfigError
+from mdrelax.forces.potential import Potential
 from mdrelax.method.certificate import Certificate, CertificateError, EquivarianceError
 from mdrelax.modelfile import load_model
 from mdrelax.runs.config import load_config
 from mdrelax.runs.refused import cause_of_failure
 from mdrelax.runs.train import run_training
+from mdrelax.structures.graph import Edges
 from mdrelax.training.checkpoint import CheckpointError
 from mdrelax.training.trainer import Progress
 from small_runs import clusters, document, write_frames
@@ -196,17 +198,17 @@ class BrokenNetworks:
     preset = staticmethod(potentials.preset)
 
     @staticmethod
-    def build_potential(name: str, n_species: int, arguments: Mapping[str, Any]) -> nn.Module:
+    def build_potential(name: str, n_species: int, arguments: Mapping[str, Any]) -> Potential:
         """A network whose energies depend on the x of edges."""
         network = potentials.build_potential(name, n_species, arguments)
         network.register_forward_hook(prefer_x)
         return network
 
 
-def prefer_x(network: nn.Module, inputs: tuple[Tensor, ...], energies: Tensor) -> Tensor:
+def prefer_x(network: nn.Module, inputs: tuple[Tensor, Edges], energies: Tensor) -> Tensor:
     """Add the x components of an atom's edges to its energy."""
-    _, edge_index, vectors = inputs[:3]
-    return energies.index_add(0, edge_index[1], 0.1 * vectors[:, 0].square())
+    edges = inputs[1]
+    return energies.index_add(0, edges.index[1], 0.1 * edges.vectors[:, 0].square())
 
 
 def test_a_refused_run_is_kept_and_says_why(tmp_path: Path, source: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from mdrelax.forces.forcefield import ForceField, Prediction
 from mdrelax.forces.symmetry import equivariance_error
 from mdrelax.potentials import POTENTIALS
-from mdrelax.structures.graph import Graph, edge_vectors
+from mdrelax.structures.graph import Edges, Graph, edge_vectors
 from molecules import CUTOFF, ELEMENTS, batch_of, ethanol, graph_of, normal, rattled, water
 from potential_cases import CASES, force_field_of
 
@@ -125,7 +125,7 @@ def _derivatives(model: ForceField, atoms: Atoms, direction: Tensor) -> list[Ten
     positions = graph.positions.clone().requires_grad_()
     species = torch.searchsorted(torch.tensor(ELEMENTS), graph.numbers)
     vectors = edge_vectors(graph._replace(positions=positions))
-    energy = model.potential(species, graph.edge_index, vectors).sum() + 0 * positions.sum()
+    energy = model.potential(species, Edges(graph.edge_index, vectors)).sum() + 0 * positions.sum()
     (gradient,) = torch.autograd.grad(energy, positions, create_graph=True)
     (second,) = torch.autograd.grad((gradient * direction).sum() + 0 * positions.sum(), positions)
     return [energy.detach(), gradient.detach(), second]
@@ -199,7 +199,7 @@ def test_every_pair_within_the_cutoff_counts(model: ForceField) -> None:
     graph = graph_of(Atoms("H10C20O10", np.random.default_rng(5).uniform(0, 2.8, (40, 3))))  # a cube of diagonal 4.8 A
     assert graph.edge_index.shape[1] == 40 * 39
     vectors = edge_vectors(graph).requires_grad_()
-    energies = model.potential(torch.searchsorted(torch.tensor(ELEMENTS), graph.numbers), graph.edge_index, vectors)
+    energies = model.potential(model.species_of(graph.numbers), Edges(graph.edge_index, vectors))
     (gradient,) = torch.autograd.grad(energies.sum(), vectors)
     assert gradient.norm(dim=1).min() > 0
 

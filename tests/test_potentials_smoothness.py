@@ -17,7 +17,7 @@ from ase.build import bulk, molecule
 from torch import Tensor
 
 from mdrelax.forces.forcefield import ForceField
-from mdrelax.structures.graph import Graph, edge_vectors
+from mdrelax.structures.graph import Edges, Graph, edge_vectors
 from molecules import ELEMENTS, batch_of, graph_of, normal
 from potential_cases import CASES, force_field_of
 
@@ -131,7 +131,7 @@ def test_single_precision_keeps_a_perfect_crystal_at_rest(name: str, crystal: st
 def _energy_of(model: ForceField, graph: Graph, positions: Tensor) -> Tensor:
     species = torch.searchsorted(torch.tensor(ELEMENTS), graph.numbers)
     vectors = edge_vectors(graph._replace(positions=positions))
-    return model.scale * model.potential(species, graph.edge_index, vectors).sum()
+    return model.scale * model.potential(species, Edges(graph.edge_index, vectors)).sum()
 
 
 @cache

@@ -10,9 +10,11 @@ from lennard_jones import crystal, lj_calculator
 from mdrelax.analysis.smoothness import describe_roughness, random_direction, stiffness
 from mdrelax.engines.ase import MDRelaxCalculator
 from mdrelax.forces.forcefield import ForceField
+from mdrelax.forces.potential import Potential
+from mdrelax.structures.graph import Edges
 
 
-class NormalisedVector(nn.Module):
+class NormalisedVector(Potential):
     """The fault itself: the sum of an atom's edge vectors, divided by its own size, which symmetry makes vanish."""
 
     cutoff = 3.0
@@ -21,10 +23,10 @@ class NormalisedVector(nn.Module):
         super().__init__()
         self.eps = nn.Parameter(torch.tensor(1e-4, dtype=torch.float64))
 
-    def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
+    def forward(self, species: Tensor, edges: Edges) -> Tensor:
         """sqrt(|sum r|^2 + eps^2) for each atom, (N,)."""
-        envelope = (1 - edge_vectors.square().sum(1) / 9.0).clamp(min=0) ** 3
-        total = edge_vectors.new_zeros(len(species), 3).index_add(0, edge_index[1], edge_vectors * envelope[:, None])
+        envelope = (1 - edges.vectors.square().sum(1) / 9.0).clamp(min=0) ** 3
+        total = edges.vectors.new_zeros(len(species), 3).index_add(0, edges.index[1], edges.vectors * envelope[:, None])
         return (total.square().sum(1) + self.eps**2).sqrt()
 
 

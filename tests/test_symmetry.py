@@ -16,7 +16,7 @@ from mdrelax.forces.forcefield import ForceField, Prediction
 from mdrelax.forces.symmetry import equivariance_error
 from mdrelax.method.certificate import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, EquivarianceError
 from mdrelax.method.relaxation import relax_constraints
-from mdrelax.structures.graph import Graph, edge_vectors
+from mdrelax.structures.graph import Edges, Graph, edge_vectors
 from mdrelax.structures.rotate import random_rotations
 from molecules import batch_of, ethanol, graph_of, normal, rattled, tiny_equiformer, tiny_force_field, water
 
@@ -70,7 +70,7 @@ def terms(model: ForceField, graph: Graph) -> tuple[list[float], list[float]]:
     """The atoms' energies without references, and for each atom the sum of |dE/dr| over the edges that it ends."""
     vectors = edge_vectors(graph).requires_grad_()
     species = torch.searchsorted(torch.tensor(model.elements), graph.numbers)
-    energies = model.scale * model.potential(species, graph.edge_index, vectors)
+    energies = model.scale * model.potential(species, Edges(graph.edge_index, vectors))
     (slopes,) = torch.autograd.grad(energies.sum(), vectors)
     ends = graph.edge_index.T.tolist()
     sizes = slopes.norm(dim=1).tolist()

@@ -14,18 +14,20 @@ from torch.nn import functional
 
 from mdrelax.analysis.benchmarks.segnn_e3nn import gate
 from mdrelax.base import o3
+from mdrelax.forces.potential import Potential
 from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
 from mdrelax.potentials.equiformer import Equiformer
 from mdrelax.potentials.equiformer_layers import Attention, Block, FeedForward, smooth_leaky_relu
 from mdrelax.potentials.radial import RadialNetworks, polynomial_envelope
 from mdrelax.potentials.steerable import SCALAR_EPS, SILU_SCALE, JointLayerNorm, LayerNorm, Linear
+from mdrelax.structures.graph import Edges
 
 __all__ = ["E3nnEquiformer"]
 
 Maps = dict[o3.Irrep, Tensor]  # a matrix (C_in, C_out) for each irrep
 
 
-class E3nnEquiformer(nn.Module):
+class E3nnEquiformer(Potential):
     """The plain form of a fast network: same arguments and results of ``forward``, same weights, dtype and cut-off.
 
     e3nn keeps Clebsch-Gordan coefficients in torch's default dtype: make it float64 where more than seven digits count.
@@ -48,9 +50,9 @@ class E3nnEquiformer(nn.Module):
         self.hidden, self.energy = linear(fast.hidden), linear(fast.energy)
         self.to(fast.embedding.dtype)
 
-    def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
-        """Energies (N,) of the atoms; see ``forcefield.Potential``."""
-        source, target = edge_index
+    def forward(self, species: Tensor, edges: Edges) -> Tensor:
+        """Energies (N,) of the atoms; see ``Potential``."""
+        (source, target), edge_vectors = edges.index, edges.vectors
         lengths = edge_vectors.norm(dim=1)
         harmonics = o3.spherical_harmonics(self.irreps_edge, edge_vectors, True, "component")
         basis = self.radial_basis(lengths)

@@ -38,6 +38,7 @@ from mdrelax.compiled import compile_force_field
 from mdrelax.compiled.training import CompiledTrainingStep
 from mdrelax.engines.ase import MDRelaxCalculator
 from mdrelax.forces.forcefield import ForceField
+from mdrelax.forces.potential import Potential
 from mdrelax.method.penalty import PenaltyKind, penalty, record_inputs
 from mdrelax.method.projection import project
 from mdrelax.method.relaxation import relax_constraints, set_theta
@@ -45,7 +46,7 @@ from mdrelax.packs.nbody.networks import NBodySEGNN
 from mdrelax.potentials import build_potential, preset
 from mdrelax.potentials.equiformer import Equiformer
 from mdrelax.structures.common_edges import common_edges, with_edges
-from mdrelax.structures.graph import Graph, collate
+from mdrelax.structures.graph import Edges, Graph, collate
 from mdrelax.structures.neighbors import build_graph
 
 __all__ = ["NBODY", "force_field", "prepare"]
@@ -73,14 +74,15 @@ def prepare(name: str, task: Task) -> Work:
         keep_freed_memory()  # as the trainer does
     graphs = [build_graph(s.positions, s.numbers, s.cell, s.pbc, task.cutoff) for s in task.structures]
     parts = [collate(graphs[k : k + MICRO_BATCH]) for k in range(0, len(graphs), MICRO_BATCH)]
-    compiled = None
+    predicts = model
     if form.endswith("compiled-training"):  # as ``ForceMatching`` does it
         edges = common_edges(graphs)
         parts = parts if edges is None else [with_edges(part, edges) for part in parts]
-        compiled = CompiledTrainingStep(model.potential, None if edges is None else parts[0].edge_index)
+        step = CompiledTrainingStep(model.potential, None if edges is None else parts[0].edge_index)
+        predicts = model.with_potential(step)
 
     def predict(part: Graph) -> tuple[Tensor, Tensor]:
-        prediction = model(part, create_graph=True, network=compiled)
+        prediction = predicts(part, create_graph=True)
         return prediction.energy, prediction.forces
 
     predictions = [partial(predict, part) for part in parts]
@@ -95,16 +97,16 @@ def _compiled(name: str, dtype: str, cutoff: float) -> ForceField:
     return compile_force_field(force_field(network, form, dtype, cutoff))
 
 
-class NoNetwork(nn.Module):
+class NoNetwork(Potential):
     """Energies that are zero wherever the atoms are: everything around it stays to be timed."""
 
     def __init__(self, cutoff: float) -> None:
         super().__init__()
         self.cutoff, self.zero = cutoff, nn.Parameter(torch.zeros(()))
 
-    def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
+    def forward(self, species: Tensor, edges: Edges) -> Tensor:
         """Energies (N,)."""
-        return (self.zero * edge_vectors.sum()).expand(species.shape[0])
+        return (self.zero * edges.vectors.sum()).expand(species.shape[0])
 
 
 def force_field(network: str, form: str, dtype: str, cutoff: float) -> ForceField:

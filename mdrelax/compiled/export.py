@@ -55,15 +55,10 @@ def _compile(force_field: ForceField, package: Path, dtype: str | None) -> tuple
         load_library(package),
         cutoff=original.cutoff,
         dtype=original.dtype,
-        takes_table=getattr(original.potential, "takes_table", False),
+        takes_table=original.potential.takes_table,
         roughness=original.roughness,
     )
-    compiled = ForceField(
-        network,
-        elements=original.elements,
-        reference_energies=original.reference_energies,
-        scale=original.scale.item(),
-    )
+    compiled = original.with_potential(network)
     rounding = measure_parity(original, _frozen(force_field, "float64"), graphs)
     return compiled, require_parity(measure_parity(compiled, original, graphs), original.dtype, rounding=rounding)
 

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from mdrelax.compiled.recording import SMALLEST, Arguments, CompileError, first_line, record, require_compiler
-from mdrelax.forces.forcefield import energies_and_gradient
-from mdrelax.structures.graph import neighbor_table
+from mdrelax.forces.potential import Potential
+from mdrelax.structures.graph import Edges, neighbor_table
 
 __all__ = ["Arguments", "CompileError", "CompiledPotential", "compile_potential", "load_library"]
 
 
-class CompiledPotential(nn.Module):
+class CompiledPotential(Potential):
     """A potential that is one compiled function; it cannot be trained, cast or moved.
 
     ``run`` takes the ``Arguments`` as a list, with at least two atoms and two edges, and where ``takes_table`` the
@@ -32,6 +32,8 @@ class CompiledPotential(nn.Module):
     """
 
     precision: Tensor  # empty, of the dtype and on the device that were compiled for
+
+    differentiable_twice = False
 
     def __init__(
         self,
@@ -46,14 +48,18 @@ class CompiledPotential(nn.Module):
         self.run, self.cutoff, self.takes_table, self.roughness = run, cutoff, takes_table, roughness
         self.register_buffer("precision", torch.empty(0, dtype=dtype), persistent=False)
 
-    def forward(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
-        """Energies (N,) of the atoms; see ``forcefield.Potential``."""
-        return self.energies_and_gradient(species, edge_index, edge_vectors)[0]
+    def forward(self, species: Tensor, edges: Edges) -> Tensor:
+        """Energies (N,) of the atoms; see ``Potential``."""
+        return self.energies_and_gradient(species, edges)[0]
 
-    def energies_and_gradient(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies (N,) and the gradient of their sum by the edge vectors, (E, 3)."""
-        n_atoms, n_edges = len(species), len(edge_vectors)
-        arguments = species, edge_index, edge_vectors
+    def energies_and_gradient(
+        self, species: Tensor, edges: Edges, *, create_graph: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Potential``; raises ``ValueError`` for ``create_graph``."""
+        if create_graph:
+            raise ValueError("A compiled potential cannot be trained: train the network it was made from.")
+        n_atoms, n_edges = len(species), len(edges.vectors)
+        arguments = species, edges.index, edges.vectors
         if min(n_atoms, n_edges) < SMALLEST:
             arguments = _with_a_pair_out_of_reach(*arguments, 2 * self.cutoff)
         table = [_table(arguments)] if self.takes_table else []
@@ -92,7 +98,7 @@ def _table(arguments: Arguments) -> Tensor:
     return functional.pad(table, (0, max(0, SMALLEST - table.shape[1])), value=edge_index.shape[1])
 
 
-def compile_potential(potential: nn.Module, example: Arguments, path: Path) -> None:
+def compile_potential(potential: Potential, example: Arguments, path: Path) -> None:
     """Write the compiled network to ``path`` (``.pt2``); the example needs more edges than atoms, and two atoms.
 
     Raises ``CompileError`` where there is no C++ compiler that works, and for a network that asks its data what to
@@ -115,17 +121,18 @@ def load_library(path: Path) -> Callable[[list[Tensor]], Sequence[Tensor]]:
         return torch._inductor.aoti_load_package(str(path)).loader.boxed_run
 
 
-def _capture(potential: nn.Module, example: Arguments) -> torch.export.ExportedProgram:
+def _capture(potential: Potential, example: Arguments) -> torch.export.ExportedProgram:
     """Energies and gradient as a program without Python, for any N and E of at least 2."""
 
-    def function(*arguments: Tensor) -> tuple[Tensor, Tensor]:
-        energies, gradient = energies_and_gradient(potential, *arguments)
+    def function(species: Tensor, index: Tensor, vectors: Tensor, *table: Tensor) -> tuple[Tensor, Tensor]:
+        edges = Edges(index, vectors, table=table[0] if table else None)
+        energies, gradient = potential.energies_and_gradient(species, edges)
         return energies.detach(), gradient.detach()
 
     atoms, edges, places = (torch.export.Dim(name, min=SMALLEST) for name in ("atoms", "edges", "places"))
     arguments: tuple[Tensor, ...] = example
     sizes: tuple[dict[int, torch.export.Dim], ...] = ({0: atoms}, {1: edges}, {0: edges})
-    if getattr(potential, "takes_table", False):
+    if potential.takes_table:
         arguments, sizes = (*arguments, _table(example)), (*sizes, {0: atoms, 1: places})
     function(*arguments)  # fills the caches of constants, which must not keep a symbolic tensor
     graph = record(function, arguments, symbolic=True, network=type(potential).__name__)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mdrelax.compiled.recording import LARGEST_DIFFERENCE, Arguments, CompileError
 from mdrelax.forces.forcefield import ForceField
-from mdrelax.structures.graph import Graph, edge_vectors
+from mdrelax.structures.graph import Edges, Graph, edge_vectors
 from mdrelax.structures.neighbors import build_graph
 
 __all__ = ["Parity", "arguments_of", "example_graphs", "measure_parity", "require_parity"]
@@ -52,14 +52,12 @@ def example_graphs(elements: tuple[int, ...], cutoff: float) -> list[Graph]:
 
 def arguments_of(force_field: ForceField, graph: Graph) -> Arguments:
     """What the network is called with for a graph."""
-    return force_field.species[graph.numbers], graph.edge_index, edge_vectors(graph).to(force_field.dtype)
+    return force_field.species_of(graph.numbers), graph.edge_index, edge_vectors(graph).to(force_field.dtype)
 
 
 def measure_parity(compiled: ForceField, original: ForceField, graphs: list[Graph]) -> Parity:
     """The differences over all structures together, of what the networks give."""
-    ours, theirs = (
-        [model.network_output(*arguments_of(model, graph)) for graph in graphs] for model in (compiled, original)
-    )
+    ours, theirs = ([_output(model, graph) for graph in graphs] for model in (compiled, original))
     return Parity(*(_difference([o[k] for o in ours], [t[k] for t in theirs]) for k in range(2)))
 
 
@@ -78,6 +76,11 @@ def require_parity(parity: Parity, dtype: torch.dtype, *, rounding: Parity | Non
             f"{str(dtype).removeprefix('torch.')}; it is refused. Use the model uncompiled, or in another `dtype`."
         )
     return parity
+
+
+def _output(force_field: ForceField, graph: Graph) -> tuple[Tensor, Tensor]:
+    species, index, vectors = arguments_of(force_field, graph)
+    return force_field.potential.energies_and_gradient(species, Edges(index, vectors))
 
 
 def _difference(ours: list[Tensor], theirs: list[Tensor]) -> float:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mdrelax.compiled.recording import (
     LARGEST_DIFFERENCE,
@@ -28,17 +28,20 @@ from mdrelax.compiled.recording import (
     record,
     require_compiler,
 )
-from mdrelax.forces.forcefield import energies_and_gradient
+from mdrelax.forces.potential import Potential, energies_and_gradient
 from mdrelax.method.penalty import record_inputs
 from mdrelax.method.relaxation import relaxed_layers
+from mdrelax.structures.graph import Edges
 
 __all__ = ["CompiledTrainingStep"]
 
 PROBE_THETA = 0.5  # of relaxed layers while both forms are compared: at 0 the free maps would not be seen
 
 
-class CompiledTrainingStep:
-    """``energies_and_gradient`` of a potential in training mode with ``create_graph=True``, compiled at its first call.
+class CompiledTrainingStep(Potential):
+    """A potential in training mode whose differentiable ``energies_and_gradient`` is compiled at its first call.
+
+    It shares the parameters of the network it was made from.
 
     With ``edge_index`` (2, E), the code is for those very edges, which is fastest; batches with other edges run
     uncompiled. Without it, the code is for any number of atoms and edges, and what has fewer than two runs uncompiled.
@@ -48,18 +51,31 @@ class CompiledTrainingStep:
     network cannot be recorded, and where energies, gradient or the derivatives by the parameters differ.
     """
 
-    def __init__(self, potential: nn.Module, edge_index: Tensor | None = None, *, backend: str = "inductor") -> None:
+    def __init__(self, potential: Potential, edge_index: Tensor | None = None, *, backend: str = "inductor") -> None:
+        super().__init__()
         self.potential, self.edge_index, self.backend = potential, edge_index, backend
+        self.cutoff, self.symmetry, self.roughness = potential.cutoff, potential.symmetry, potential.roughness
+        self.conservative = potential.conservative
         self.layers = list(relaxed_layers(potential).values())
         self.calls: list[int] = []  # of each layer, while the network was recorded
         self.compiled: Callable[..., Sequence[Tensor]] | None = None
 
-    def __call__(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies (N,) and the gradient of their sum by the edge vectors, (E, 3), both differentiable."""
-        arguments = species, edge_index, edge_vectors
-        if not self._covers(*arguments):
-            return energies_and_gradient(self.potential, *arguments, create_graph=True)
+    def forward(self, species: Tensor, edges: Edges) -> Tensor:
+        """Energies (N,) of the atoms, uncompiled; see ``Potential``."""
+        return self.potential(species, edges)
+
+    def energies_and_gradient(
+        self, species: Tensor, edges: Edges, *, create_graph: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Potential``; compiled where ``create_graph`` is on and the edges are those it was compiled for."""
+        arguments = species, edges.index, edges.vectors
+        if not create_graph or not self._covers(*arguments):
+            return self.potential.energies_and_gradient(species, edges, create_graph=create_graph)
         return self._run(arguments)
+
+    def energies_and_forces(self, species: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+        """See ``Potential``; uncompiled."""
+        return self.potential.energies_and_forces(species, edges)
 
     def _covers(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> bool:
         if self.edge_index is None:
@@ -87,13 +103,16 @@ class CompiledTrainingStep:
         if arguments[2].device.type == "cpu":
             require_compiler()
         with self._theta(PROBE_THETA), record_inputs(self.potential):  # what the comparison computes is in no penalty
-            wanted = self._probe(energies_and_gradient(self.potential, *arguments, create_graph=True))
+            species, edge_index, vectors = arguments
+            edges = Edges(edge_index, vectors)
+            wanted = self._probe(self.potential.energies_and_gradient(species, edges, create_graph=True))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's, about its own inner deprecations
                 name, symbolic = type(self.potential).__name__, self.edge_index is None
                 graph = record(self._function(), self._inputs(arguments), symbolic=symbolic, network=name)
                 keep_second_derivatives(graph)
-                self.compiled = torch.compile(graph, fullgraph=True, dynamic=symbolic, backend=self.backend)
+                module = torch.compile(graph, fullgraph=True, dynamic=symbolic, backend=self.backend)
+                self.compiled = module.__call__  # the function: the module is no part of this one
                 try:
                     found = self._probe(self._run(arguments))
                 except Exception as error:  # torch's own types, and the compiler's words
@@ -109,11 +128,11 @@ class CompiledTrainingStep:
             edge_index = edges[0] if self.edge_index is None else self.edge_index
             state = dict(zip(names, parameters, strict=True))
 
-            def potential(*arguments: Tensor) -> Tensor:
-                return torch.func.functional_call(self.potential, state, arguments)
+            def potential(species: Tensor, edges: Edges) -> Tensor:
+                return torch.func.functional_call(self.potential, state, (species, edges))
 
             with self._theta(theta), record_inputs(self.potential) as recorded:
-                result = energies_and_gradient(potential, species, edge_index, vectors, create_graph=True)
+                result = energies_and_gradient(potential, species, Edges(edge_index, vectors), create_graph=True)
             self.calls = [len(calls) for calls in recorded.values()]
             return *result, *(x for calls in recorded.values() for x in calls)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.modelfile import frozen_copy
-from mdrelax.structures.graph import Graph
+from mdrelax.structures.graph import Edges, Graph, edge_vectors
 
 __all__ = ["hessian", "hessian_products"]
 
@@ -78,7 +78,7 @@ def _check(force_field: ForceField, graph: Graph) -> None:
             "This model predicts forces directly (`forces: direct`): they are the gradient of no energy, so there is "
             "no Hessian. Use finite differences (`--method finite`), or train with `forces: gradient`."
         )
-    if hasattr(force_field.potential, "energies_and_gradient"):
+    if not force_field.potential.differentiable_twice:
         raise ValueError(
             "A compiled model has no second derivatives: use the model that it was made from (the .safetensors file, "
             "without `compile`), or finite differences."
@@ -89,19 +89,12 @@ def _check(force_field: ForceField, graph: Graph) -> None:
 
 def _differentiable_forces(force_field: ForceField, graph: Graph) -> tuple[Tensor, Tensor | None]:
     """Forces (N, 3) and the edge vectors (E, 3) that they can be differentiated by; None where there are no edges."""
-    leaves: list[Tensor] = []
-
-    def network(species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> tuple[Tensor, Tensor]:
-        vectors = edge_vectors.detach().requires_grad_()
-        energies = force_field.potential(species, edge_index, vectors)
-        if not len(vectors) or not energies.requires_grad:
-            return energies, torch.zeros_like(edge_vectors)
-        (slope,) = torch.autograd.grad(energies.sum(), vectors, create_graph=True)
-        leaves.append(vectors)
-        return energies, slope
-
-    forces = force_field(graph, create_graph=True, network=network).forces
-    return forces, leaves[0] if leaves else None
+    species, vectors = force_field.species_of(graph.numbers), edge_vectors(graph).requires_grad_()
+    energies = force_field.potential(species, Edges(graph.edge_index, vectors))
+    if not len(vectors) or not energies.requires_grad:
+        return torch.zeros_like(graph.positions), None
+    (slope,) = torch.autograd.grad(energies.sum(), vectors, create_graph=True)
+    return force_field.finish(graph, species, vectors, energies, slope, stress=False).forces, vectors
 
 
 def _slopes(wanted: Tensor, vectors: Tensor) -> Iterator[Tensor]:

@@ -3,60 +3,35 @@
     E   = sum_i ( E_ref(Z_i) + scale * e_i )
     F_k = -dE/dx_k            sigma = (1 / V) sum_edges r (x) dE/dr
 
-A potential is a function of the edge vectors r only, so both derivatives come from one gradient with respect to r. The
-stress is the derivative with respect to a homogeneous strain divided by the volume, in ASE's sign (tension positive).
+A potential is a function of the edge vectors r only, so both derivatives follow from one gradient with respect to r.
+The stress is the derivative with respect to a homogeneous strain over the volume, in ASE's sign (tension positive).
 
-The network's own part, energies and dE/dr, is the function ``energies_and_gradient``; a compiled potential brings a
-method of that name in its place, and everything else stays here.
+The network's own part, energies and dE/dr, is ``Potential.energies_and_gradient``; ``ForceField.finish`` makes eV,
+forces and stress of them, and every engine shares it.
 
-A potential with ``direct_forces`` gives forces itself (``energies_and_forces``): F_k = scale * f_k. They are
+A potential that is not ``conservative`` predicts forces itself (``energies_and_forces``): F_k = scale * f_k. They are
 the gradient of nothing, so energy is not conserved, forces need not sum to zero, and there is no stress.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import chain
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mdrelax.structures.graph import Graph, edge_vectors
+from mdrelax.forces.potential import Potential
+from mdrelax.structures.graph import Edges, Graph, edge_vectors
 
 __all__ = [
     "ForceField",
     "Magnitudes",
-    "Potential",
     "Prediction",
     "UnknownElementError",
-    "energies_and_gradient",
     "fit_reference_energies",
 ]
 
 SMALLEST_MAGNITUDE = 1e-6  # eV and eV/A: of atoms without neighbours no force is summed
-Raw = tuple[Tensor, Tensor, Tensor | None]  # energies (N,) without references, forces (N, 3), stress (G, 3, 3)
-Network = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # see ``ForceField.network_output``
-
-
-class Potential(Protocol):
-    """What every network keeps: a smooth function of species and edge vectors, zero influence beyond the cut-off.
-
-    | argument | shape | unit |
-    | --- | --- | --- |
-    | species | (N,) int64, index into the force field's elements | - |
-    | edge_index | (2, E) int64, source and target, sorted by target | - |
-    | edge_vectors | (E, 3) | Angstrom |
-    | returned energies | (N,) | the force field's scale (eV after scaling) |
-
-    A network that works on ``graph.neighbor_table`` says ``takes_table = True`` and takes it as an optional fourth
-    argument: its width depends on the structure, so that a compiled network cannot make it.
-    """
-
-    cutoff: float  # Angstrom
-
-    def __call__(self, species: Tensor, edge_index: Tensor, edge_vectors: Tensor) -> Tensor:
-        """Energies of the atoms, see the table."""
-        ...
 
 
 class Prediction(NamedTuple):
@@ -95,28 +70,34 @@ class UnknownElementError(ValueError):
 class ForceField(nn.Module):
     """A potential with its elements, reference energies and scale: everything that makes a number in eV.
 
-    ``reference_energies`` (eV, one an element) and ``scale`` (eV) are kept in float64 whatever the network's dtype.
-    ``conservative`` says whether forces are the gradient of the energy; not so for a potential with direct forces.
+    ``reference_energies`` (eV, one per element) and ``scale`` (eV) are kept in float64 whatever the network's dtype.
+
+    Raises ``TypeError`` for a network that is not a ``Potential``, ``ValueError`` for elements out of order.
     """
 
     species: Tensor
     reference_energies: Tensor
     scale: Tensor
+    potential: Potential
 
     def __init__(
         self,
-        potential: nn.Module,
+        potential: Potential,
         *,
         elements: tuple[int, ...],
         reference_energies: Tensor | None = None,
         scale: float = 1.0,
     ) -> None:
         super().__init__()
+        if not isinstance(potential, Potential):
+            raise TypeError(
+                f"`potential` must be a `mdrelax.forces.potential.Potential`, got a `{type(potential).__name__}`; "
+                "derive the network from that class."
+            )
         if not elements or list(elements) != sorted(set(elements)):
             raise ValueError(f"`elements` must be distinct atomic numbers in rising order, got {elements}.")
         self.potential = potential
         self.elements = elements
-        self.conservative = not getattr(potential, "direct_forces", False)
         species = torch.full((max(elements) + 2,), -1)  # the last place stands for every number that is no index
         species[list(elements)] = torch.arange(len(elements))
         references = torch.zeros(len(elements)) if reference_energies is None else reference_energies
@@ -124,15 +105,29 @@ class ForceField(nn.Module):
         self.register_buffer("reference_energies", references.double())
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
 
+    def with_potential(self, potential: Potential) -> "ForceField":
+        """A force field with the same elements, reference energies and scale around another form of the network."""
+        return ForceField(
+            potential,
+            elements=self.elements,
+            reference_energies=self.reference_energies,
+            scale=self.scale.item(),
+        ).to(self.scale.device)
+
     @property
     def cutoff(self) -> float:
         """The potential's cut-off radius in Angstrom."""
-        return float(self.potential.cutoff)  # type: ignore[arg-type]
+        return self.potential.cutoff
+
+    @property
+    def conservative(self) -> bool:
+        """Whether forces are the gradient of the energy."""
+        return self.potential.conservative
 
     @property
     def roughness(self) -> str | None:
         """Why the energy is not smooth, as the second half of a sentence; None where it is."""
-        return getattr(self.potential, "roughness", None)
+        return self.potential.roughness
 
     @property
     def dtype(self) -> torch.dtype:
@@ -144,80 +139,47 @@ class ForceField(nn.Module):
         self.potential.to(dtype)
         return self
 
-    def forward(
-        self, graph: Graph, *, stress: bool = False, create_graph: bool = False, network: Network | None = None
-    ) -> Prediction:
+    def forward(self, graph: Graph, *, stress: bool = False, create_graph: bool = False) -> Prediction:
         """Energy, forces and (on request) stress of each structure.
 
         ``create_graph=True`` keeps the result differentiable, as training on forces needs. Works under ``no_grad``.
-        ``network`` takes the place of ``network_output`` (compiled code for training, ``mdrelax.compiled.training``).
         Raises ``UnknownElementError`` for an element the model does not know, ``ValueError`` when stress is asked of
         direct forces.
         """
-        species = self._species(graph.numbers)
-        if self.conservative:
-            network = network or partial(self.network_output, create_graph=create_graph)
-            energies, forces, tension = self._from_gradient(graph, species, network, stress=stress)
-        else:
-            energies, forces, tension = self._direct(graph, species, stress=stress, create_graph=create_graph)
-        energies = energies + self.reference_energies[species]
-        energy = energies.new_zeros(graph.n_graphs).index_add_(0, graph.batch, energies)
-        result = Prediction(energy, energies, forces, tension)
+        species, vectors = self.species_of(graph.numbers), edge_vectors(graph)
+        edges = Edges(graph.edge_index, vectors.to(self.dtype))
+        if not self.conservative:
+            return self._direct(graph, species, edges, stress=stress, create_graph=create_graph)
+        output = self.potential.energies_and_gradient(species, edges, create_graph=create_graph)
+        result = self.finish(graph, species, vectors, *output, stress=stress)
         return result if create_graph else result.detach()
 
-    def magnitudes(self, graph: Graph) -> Magnitudes:
-        """The sizes of the terms that energies and forces of the structures are summed from, at least 1e-6 eV, eV/A.
+    def finish(
+        self, graph: Graph, species: Tensor, vectors: Tensor, energies: Tensor, gradient: Tensor, *, stress: bool
+    ) -> Prediction:
+        """The prediction for structures whose network output is known, however an engine came by it.
 
-        Of direct forces, which are not summed, the root mean square.
+        Args:
+            graph: The structures.
+            species: (N,) as ``species_of`` returns them.
+            vectors: (E, 3) float64, the edge vectors in Angstrom.
+            energies: (N,), as ``Potential.energies_and_gradient`` returns them.
+            gradient: (E, 3), likewise.
+            stress: Whether the stress is wanted.
         """
-        species = self._species(graph.numbers)
-        if self.conservative:
-            vectors = edge_vectors(graph)
-            raw, slope = self.network_output(species, graph.edge_index, vectors.to(self.dtype))
-            sizes = (self.scale * slope.double()).norm(dim=1)  # (E,)
-            at_atoms = sizes.new_zeros(len(species)).index_add_(0, graph.edge_index.flatten(), sizes.repeat(2))
-            energies = self.scale * raw.double()
-        else:
-            energies, forces, _ = self._direct(graph, species, stress=False, create_graph=False)
-            at_atoms = forces.flatten()
-        sizes_of_energies = energies.detach().abs()
-        energy = sizes_of_energies.new_zeros(graph.n_graphs).index_add_(0, graph.batch, sizes_of_energies)
-        forces_size = at_atoms.detach().square().mean().sqrt()
-        return Magnitudes(energy.clamp(min=SMALLEST_MAGNITUDE), forces_size.clamp(min=SMALLEST_MAGNITUDE))
-
-    def network_output(self, *arguments: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
-        """What the network itself gives: energies (N,) and their gradient by the edge vectors (E, 3), without scale.
-
-        The arguments are those of ``Potential``, vectors in the network's dtype.
-        """
-        if (compiled := getattr(self.potential, "energies_and_gradient", None)) is None:
-            return energies_and_gradient(self.potential, *arguments, create_graph=create_graph)
-        if create_graph:
-            raise ValueError("A compiled potential cannot be trained: train the network it was made from.")
-        return compiled(*arguments)
-
-    def _from_gradient(self, graph: Graph, species: Tensor, network: Network, *, stress: bool) -> Raw:
-        """Forces and stress as derivatives of the energy."""
-        vectors = edge_vectors(graph)
-        raw, slope = network(species, graph.edge_index, vectors.to(self.dtype))
-        gradient = self.scale * slope.double()
+        energies, gradient = self.in_eV(species, energies, gradient)
         tension = _stress(graph, vectors, gradient) if stress else None
-        return self.scale * raw.double(), _forces(graph, gradient), tension
+        return _prediction(graph, energies, _forces(graph, gradient), tension)
 
-    def _direct(self, graph: Graph, species: Tensor, *, stress: bool, create_graph: bool) -> Raw:
-        """Forces as the potential gives them."""
-        if stress:
-            raise ValueError(
-                "This model predicts forces directly (`forces: direct`), so it has no stress; set the stress weight to "
-                "0, or train with `forces: gradient`."
-            )
-        potential: Any = self.potential
-        with torch.set_grad_enabled(create_graph):
-            vectors = edge_vectors(graph).to(self.dtype)
-            raw, forces = potential.energies_and_forces(species, graph.edge_index, vectors)
-            return self.scale * raw.double(), self.scale * forces.double(), None
+    def in_eV(self, species: Tensor, energies: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Network output in eV, reference energies included, and in eV/A; float64.
 
-    def _species(self, numbers: Tensor) -> Tensor:
+        ``species`` (n_local,), ``energies`` (n_local,) and ``gradient`` (E, 3) as in ``Potential``.
+        """
+        return self.scale * energies.double() + self.reference_energies[species], self.scale * gradient.double()
+
+    def species_of(self, numbers: Tensor) -> Tensor:
+        """Indices (N,) into ``elements`` of atomic numbers (N,); raises ``UnknownElementError``."""
         species = self.species[numbers.clamp(-1, len(self.species) - 1)]  # -1 is the last place, too
         if (species < 0).any():
             unknown = sorted(set(numbers[species < 0].tolist()))
@@ -227,28 +189,42 @@ class ForceField(nn.Module):
             )
         return species
 
+    def magnitudes(self, graph: Graph) -> Magnitudes:
+        """The sizes of the terms that energies and forces of the structures are summed from, at least 1e-6 eV, eV/A.
 
-def energies_and_gradient(
-    potential: Callable[..., Tensor],
-    species: Tensor,
-    edge_index: Tensor,
-    edge_vectors: Tensor,
-    *table: Tensor,
-    create_graph: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Energies (N,) of the atoms and their sum's gradient (E, 3) by the edge vectors; arguments as in ``Potential``."""
-    with torch.enable_grad():
-        vectors = edge_vectors.detach().requires_grad_()
-        energies = potential(species, edge_index, vectors, *table)
-        return energies, _gradient(energies, vectors, create_graph)
+        Of direct forces, which are not summed, the root mean square.
+        """
+        species = self.species_of(graph.numbers)
+        edges = Edges(graph.edge_index, edge_vectors(graph).to(self.dtype))
+        if self.conservative:
+            raw, slope = self.potential.energies_and_gradient(species, edges)
+            sizes = (self.scale * slope.double()).norm(dim=1)  # (E,)
+            at_atoms = sizes.new_zeros(len(species)).index_add_(0, graph.edge_index.flatten(), sizes.repeat(2))
+        else:
+            with torch.no_grad():
+                raw, forces = self.potential.energies_and_forces(species, edges)
+            at_atoms = (self.scale * forces.double()).flatten()
+        sizes_of_energies = (self.scale * raw.double()).detach().abs()
+        energy = sizes_of_energies.new_zeros(graph.n_graphs).index_add_(0, graph.batch, sizes_of_energies)
+        forces_size = at_atoms.detach().square().mean().sqrt()
+        return Magnitudes(energy.clamp(min=SMALLEST_MAGNITUDE), forces_size.clamp(min=SMALLEST_MAGNITUDE))
+
+    def _direct(self, graph: Graph, species: Tensor, edges: Edges, *, stress: bool, create_graph: bool) -> Prediction:
+        """The prediction with the potential's own forces."""
+        if stress:
+            raise ValueError(
+                "This model predicts forces directly (`forces: direct`), so it has no stress; set the stress weight to "
+                "0, or train with `forces: gradient`."
+            )
+        with torch.set_grad_enabled(create_graph):
+            energies, forces = self.in_eV(species, *self.potential.energies_and_forces(species, edges))
+            return _prediction(graph, energies, forces, None)
 
 
-def _gradient(energies: Tensor, vectors: Tensor, create_graph: bool) -> Tensor:
-    """dE/dr of each edge, (E, 3); zeros where there are no edges."""
-    if not energies.requires_grad or vectors.shape[0] == 0:
-        return torch.zeros_like(vectors)
-    (gradient,) = torch.autograd.grad(energies.sum(), vectors, create_graph=create_graph, allow_unused=True)
-    return torch.zeros_like(vectors) if gradient is None else gradient
+def _prediction(graph: Graph, energies: Tensor, forces: Tensor, stress: Tensor | None) -> Prediction:
+    """Energies of the atoms summed over each structure."""
+    energy = energies.new_zeros(graph.n_graphs).index_add_(0, graph.batch, energies)
+    return Prediction(energy, energies, forces, stress)
 
 
 def _forces(graph: Graph, gradient: Tensor) -> Tensor:

@@ -8,24 +8,25 @@ energy error where these have no forces.
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mdrelax.forces.forcefield import ForceField, Network, Prediction
+from mdrelax.forces.forcefield import ForceField, Prediction
 from mdrelax.forces.loader import Batch, Loader, rotate_batch, split_batch
 from mdrelax.forces.loss import LossWeights, Targets, task_loss
+from mdrelax.forces.potential import Potential
 from mdrelax.forces.predict import predict
 from mdrelax.forces.settings import TrainingConfig
 from mdrelax.structures.common_edges import common_edges, with_edges
 
 __all__ = ["Compiler", "ForceMatching", "validation_errors"]
 
-Compiler = Callable[[nn.Module, Tensor | None], Network]  # a potential, the edges (2, E) it is compiled for
+Compiler = Callable[[Potential, Tensor | None], Potential]  # of a potential and the edges (2, E) to compile it for
 
 
 class ForceMatching:
     """A ``Task`` of the trainer; raises ``ValueError`` when no validation frame has a label to select the best by.
 
-    Where the settings ask for a compiled step, ``compiler(potential, edge_index)`` returns the network to train with,
+    Where the settings ask for a compiled step, ``compiler(potential, edge_index)`` returns the form to train through,
     for those edges only, or for any where ``edge_index`` is None (``mdrelax.compiled.training``).
     """
 
@@ -54,7 +55,7 @@ class ForceMatching:
         self.weights = LossWeights(
             settings.energy_weight, settings.forces_weight, settings.stress_weight, settings.huber_delta
         )
-        self.network: Network | None = None  # compiled; made of the network of the first step
+        self.compiled: ForceField | None = None  # made of the network of the first step
         self.edges: Tensor | None = None  # of each structure, where the compiled code is for these
         forces = any(not frame.targets.forces.isnan().all() for frame in validation)
         self.selected = "val_forces_mae_meV_per_A" if forces else "val_energy_mae_meV_per_atom"
@@ -77,13 +78,13 @@ class ForceMatching:
             batch = rotate_batch(batch, seed=settings.seed, step=step)
         batch = batch.to(settings.device)
         parts = split_batch(batch, settings.micro_batch_size or batch.graph.n_graphs)
-        if self.compiler is not None and settings.compile and self.network is None:
+        if self.compiler is not None and settings.compile and self.compiled is None:
             self._compile(self.compiler, model, parts[0])
         stress = self._wants_stress(batch.targets)
         total, predictions = torch.zeros((), dtype=torch.float64, device=settings.device), []
         for number, part in enumerate(parts):
             graph = part.graph if self.edges is None else with_edges(part.graph, self.edges)
-            prediction = model(graph, stress=stress, create_graph=True, network=self.network)
+            prediction = (self.compiled or model)(graph, stress=stress, create_graph=True)
             weights = self.weights.for_part(part.targets, batch.targets)
             loss = task_loss(prediction, part.targets, part.graph, kind=settings.loss, weights=weights)
             predictions.append(prediction.detach())
@@ -98,7 +99,7 @@ class ForceMatching:
         if self.loader.max_edges is None:
             self.edges = common_edges([frame.graph for frame in self.loader.frames])
         fixed = None if self.edges is None else with_edges(part.graph, self.edges).edge_index
-        self.network = compiler(model.potential, fixed)
+        self.compiled = model.with_potential(compiler(model.potential, fixed))
 
     def validate(self, model: ForceField) -> dict[str, float]:
         """The errors on the validation frames."""

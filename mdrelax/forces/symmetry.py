@@ -70,7 +70,7 @@ def certify(
     def measure(dtype: torch.dtype) -> EquivarianceError:
         return equivariance_error(force_field, graph, dtype=dtype, n_operations=n_operations, seed=seed)
 
-    symmetry = str(getattr(force_field.potential, "symmetry", "SE(3)"))
+    symmetry = force_field.potential.symmetry
     return certificate_of(force_field, measure, symmetry=symmetry, n_structures=graph.n_graphs, layers=layers)
 
 

@@ -163,7 +163,8 @@ def _is_inside(name: str, others: Collection[str]) -> bool:
 
 def _default_where(model: nn.Module) -> Sequence[str] | None:
     """The patterns of the first submodule that declares ``relax_where``."""
-    return next((m.relax_where for m in model.modules() if hasattr(m, "relax_where")), None)  # type: ignore[return-value]
+    declared = (getattr(module, "relax_where", None) for module in model.modules())
+    return next((patterns for patterns in declared if patterns is not None), None)
 
 
 def _matches(name: str, pattern: str) -> bool:

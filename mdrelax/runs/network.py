@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import nn
 from torch_geometric.data import Data
 
 from mdrelax.base.files import write_atomically
 from mdrelax.datasets import make_frame
 from mdrelax.forces.forcefield import ForceField
+from mdrelax.forces.potential import Potential
 from mdrelax.training.checkpoint import CheckpointError
 
 __all__ = ["NetworkFile", "Networks", "read_network", "write_network"]
@@ -34,7 +34,7 @@ class Networks(Protocol):
     def preset(self, potential: str, name: str) -> dict[str, Any]:
         """The arguments of a preset; raises ``ValueError`` naming the nearest known one."""
 
-    def build_potential(self, name: str, n_species: int, arguments: Mapping[str, Any]) -> nn.Module:
+    def build_potential(self, name: str, n_species: int, arguments: Mapping[str, Any]) -> Potential:
         """A network for that many elements; raises ``ValueError`` for unknown names and impossible arguments."""
 
 
@@ -70,7 +70,7 @@ def write_network(
         "reference_energies": force_field.reference_energies.tolist(),
         "scale": float(force_field.scale),
         "dtype": str(force_field.dtype).removeprefix("torch."),
-        "symmetry": str(getattr(force_field.potential, "symmetry", "SE(3)")),
+        "symmetry": force_field.potential.symmetry,
         "structures": [
             {"numbers": d.z.tolist(), "positions": d.pos.tolist(), "cell": d.cell[0].tolist(), "pbc": d.pbc[0].tolist()}
             for d in structures

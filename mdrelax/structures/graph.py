@@ -11,13 +11,16 @@ with the integer cell shift ``S`` and the cell ``h`` whose rows are the lattice 
 sorted by target. Lengths are in Angstrom.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Graph", "collate", "edge_vectors", "neighbor_table"]
+__all__ = ["Edges", "Exchange", "Graph", "collate", "edge_vectors", "neighbor_table"]
+
+Exchange = Callable[[Tensor], Tensor]  # rows of the local atoms (n_local, ...) to rows of all atoms (N, ...)
 
 
 class Graph(NamedTuple):
@@ -38,6 +41,31 @@ class Graph(NamedTuple):
     def to(self, device: torch.device | str) -> "Graph":
         """The same graph on another device."""
         return Graph(*(tensor.to(device) for tensor in self))
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """The edges of one evaluation, as a potential takes them.
+
+    In a domain of a decomposed system the first ``n_local`` atoms are the domain's own and those after them are ghosts,
+    copies of atoms that other domains own. Without ``exchange`` the ghosts' features are computed here as well, from
+    their own edges (a wide halo). With it, features are computed for local atoms alone, all edges end at local atoms,
+    and ``exchange`` returns the rows of all atoms; its backward pass adds the ghosts' gradients to their owners'.
+    """
+
+    index: Tensor  # (2, E) source j, target i; int64, sorted by target
+    vectors: Tensor  # (E, 3) Angstrom, from target to source
+    n_local: int | None = None  # None: every atom is local
+    exchange: Exchange | None = None
+    table: Tensor | None = None  # (N, J), ``neighbor_table`` where it is known already
+
+    def computed(self, x: Tensor) -> Tensor:
+        """The rows of the atoms whose features are computed here."""
+        return x if self.exchange is None else x[: self.n_local]
+
+    def everywhere(self, x: Tensor) -> Tensor:
+        """Rows of the computed atoms to rows of all atoms, which edges start from."""
+        return x if self.exchange is None else self.exchange(x)
 
 
 def edge_vectors(graph: Graph) -> Tensor:

@@ -11,7 +11,7 @@ It starts from h = Linear(speed) and is exactly equivariant by construction, wit
 import torch
 from torch import Tensor, nn
 
-from mdrelax.potentials.edges import Edges, fully_connected
+from mdrelax.potentials.adjacency import Adjacency, fully_connected
 
 __all__ = ["EGNN"]
 
@@ -29,7 +29,7 @@ class EGNNLayer(nn.Module):
         self.node = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width))
         nn.init.xavier_uniform_(self.coordinate[-1].weight, gain=SMALLEST_GAIN)  # type: ignore[arg-type]
 
-    def forward(self, h: Tensor, x: Tensor, v: Tensor, charges: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, x: Tensor, v: Tensor, charges: Tensor, edges: Adjacency) -> tuple[Tensor, Tensor]:
         """Features (N, W) and positions (N, 3) of one depth to those of the next; v are the first velocities."""
         apart = edges.at_target(x) - edges.at_source(x)
         pair = [edges.at_target(h), edges.at_source(h), apart.square().sum(1, keepdim=True), charges]

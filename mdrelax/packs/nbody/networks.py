@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from mdrelax.base import o3
+from mdrelax.potentials.adjacency import fully_connected
 from mdrelax.potentials.attributes import INTEGRAL
-from mdrelax.potentials.edges import fully_connected
 from mdrelax.potentials.segnn import RELAXED_PLACES, SEGNN
 from mdrelax.potentials.steerable import SphericalHarmonics
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mdrelax.potentials.edges import RingSelect, fully_connected
+from mdrelax.potentials.adjacency import RingSelect, fully_connected
 
 
 @pytest.mark.parametrize("n_atoms", [2, 5])

@@ -1,4 +1,4 @@
-"""Edges: what all layers share about the edges of one evaluation, and how edge values reach their target atoms.
+"""Adjacency: what all layers share about the edges of one evaluation, and how edge values reach their target atoms.
 
 Small molecules of one size are fully connected: every atom has the same number of edges, and sums over neighbours
 become sums over a dense axis. Otherwise they are indexed sums over edges sorted by target.
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
-__all__ = ["Edges", "fully_connected", "make_edges"]
+__all__ = ["Adjacency", "fully_connected", "make_adjacency"]
 
 
-class Edges(NamedTuple):
+class Adjacency(NamedTuple):
     """What all blocks share about the edges of one evaluation."""
 
     source: Tensor  # (E,)
@@ -95,20 +95,20 @@ class RingSelect(torch.autograd.Function):
         return total.flatten(0, 1), None, None
 
 
-def make_edges(edge_index: Tensor, n_atoms: int, envelope: Tensor) -> Edges:
+def make_adjacency(edge_index: Tensor, n_atoms: int, envelope: Tensor) -> Adjacency:
     """The edges of one evaluation: ``edge_index`` (2, E), envelope (E,)."""
     source, target = edge_index
-    return Edges(source, target, _common_number(edge_index, n_atoms), n_atoms, envelope.unsqueeze(1))
+    return Adjacency(source, target, _common_number(edge_index, n_atoms), n_atoms, envelope.unsqueeze(1))
 
 
-def fully_connected(n_graphs: int, n_atoms: int, like: Tensor) -> Edges:
+def fully_connected(n_graphs: int, n_atoms: int, like: Tensor) -> Adjacency:
     """All ordered pairs of the atoms of each of ``n_graphs`` systems of one size, on the device of a tensor."""
     atoms = torch.arange(n_atoms, device=like.device)
     others = (atoms[:, None] + atoms[1:]) % n_atoms  # those that follow each
     first = n_atoms * torch.arange(n_graphs, device=like.device)
     source = (first[:, None, None] + others).flatten()
     target = torch.arange(n_graphs * n_atoms, device=like.device).repeat_interleave(n_atoms - 1)
-    return Edges(source, target, n_atoms - 1, n_graphs * n_atoms, torch.ones_like(like[:1, :1]), in_rings=True)
+    return Adjacency(source, target, n_atoms - 1, n_graphs * n_atoms, torch.ones_like(like[:1, :1]), in_rings=True)
 
 
 def _common_number(edge_index: Tensor, n_atoms: int | torch.SymInt) -> int:
