@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "datasets": {"base", "structures"},
     "training": LOW,
     "forces": LOW | {"training"},
-    "potentials": LOW | {"mdrelax.forces.forcefield"},
+    "potentials": LOW | {"mdrelax.forces.potential"},
     "modelfile": LOW | {"forces", "potentials"},
     "compiled": LOW | {"forces", "modelfile"},
     "engines": LOW | {"forces", "modelfile", "compiled"},

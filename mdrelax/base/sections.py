@@ -6,14 +6,16 @@ An unknown key is an error that names the nearest known one. A document is data,
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mdrelax.base.names import nearest_name
 
-__all__ = ["ConfigError", "Section", "apply_overrides", "explain", "read_yaml"]
+__all__ = ["ConfigError", "Section", "apply_overrides", "explain", "load", "read_yaml"]
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class ConfigError(ValueError):
@@ -47,6 +49,14 @@ def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> di
     for override in overrides:
         _override(merged, override)
     return merged
+
+
+def load(model: type[Model], document: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Model:
+    """A document as typed settings, with ``section.key=value`` overrides (values in YAML); raises ``ConfigError``."""
+    try:
+        return model.model_validate(apply_overrides(document, overrides))
+    except ValidationError as error:
+        raise explain(error, model) from error
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> ConfigError:

@@ -49,8 +49,8 @@ def train(
 
 def _train(settings: "Config", folder: Path, *, restart: str, tensorboard: bool, log: "_Log") -> None:
     import mdrelax
+    from mdrelax.runs.experiment import write_results
     from mdrelax.runs.inputs import check_folder
-    from mdrelax.runs.train import write_results
 
     check_folder(settings, folder, restart=restart == "auto")  # refuses before anything is started
     with _standard_arm(settings, folder, restart=restart) as standard, _progress_bar(folder, tensorboard) as listener:

@@ -111,8 +111,8 @@ class CompiledTrainingStep(Potential):
                 name, symbolic = type(self.potential).__name__, self.edge_index is None
                 graph = record(self._function(), self._inputs(arguments), symbolic=symbolic, network=name)
                 keep_second_derivatives(graph)
-                module = torch.compile(graph, fullgraph=True, dynamic=symbolic, backend=self.backend)
-                self.compiled = module.__call__  # the function: the module is no part of this one
+                module: Any = torch.compile(graph, fullgraph=True, dynamic=symbolic, backend=self.backend)
+                self.compiled = module.forward  # the function: the module is no part of this one
                 try:
                     found = self._probe(self._run(arguments))
                 except Exception as error:  # torch's own types, and the compiler's words

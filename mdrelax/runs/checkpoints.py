@@ -19,6 +19,7 @@ from mdrelax.method.relaxation import set_theta
 from mdrelax.modelfile import save_model
 from mdrelax.runs.config import Config, load_config
 from mdrelax.runs.config_changes import read_saved
+from mdrelax.runs.experiment import relax
 from mdrelax.runs.inputs import load_parts
 from mdrelax.runs.network import NetworkFile, Networks, read_network
 from mdrelax.runs.refused import cause_of_failure
@@ -28,7 +29,6 @@ from mdrelax.runs.train import (
     kept_structures,
     model_card,
     network_arguments,
-    relax,
     to_certify,
 )
 from mdrelax.training.checkpoint import CheckpointError, load_checkpoint

@@ -7,9 +7,9 @@ never code. Every default is written into the run's own config.yaml.
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from mdrelax.base.sections import Section, apply_overrides, explain
+from mdrelax.base.sections import Section, load
 from mdrelax.forces.settings import TrainingConfig
 from mdrelax.training.settings import RelaxationConfig
 
@@ -75,7 +75,4 @@ class Config(Section):
 
 def load_config(document: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Config:
     """Check a document, with ``section.key=value`` overrides (values in YAML); raises ``ConfigError``."""
-    try:
-        return Config.model_validate(apply_overrides(document, overrides))
-    except ValidationError as error:
-        raise explain(error, Config) from error
+    return load(Config, document, overrides=overrides)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 import yaml
 from ase import Atoms
 from torch_geometric.data import Data
@@ -201,12 +200,3 @@ def check_labels(config: Config, parts: Parts) -> None:
             f"`training.stress_weight` is {config.training.stress_weight}, but no training frame has a stress: name "
             "its key with `data.stress_key`, or set the weight to 0."
         )
-
-
-def check_device(device: str) -> None:
-    """Raise ``ConfigError`` for a device that this machine or this torch does not have."""
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(f"`training.device: {device}` cannot be used here ({first}); take `cpu`.") from error

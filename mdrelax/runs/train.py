@@ -1,11 +1,7 @@
-"""One training run from data to model file: where the rooms meet.
-
-data -> split -> network -> relaxation -> training -> projection -> certificate -> model file -> test errors
-"""
+"""The run of a force field, from data to model file: the ``Experiment`` of potentials."""
 
 import io
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +11,8 @@ from ase import Atoms
 from torch_geometric.data import Data
 
 from mdrelax import datasets
-from mdrelax.base.allocator import peak_memory
-from mdrelax.base.files import locked_folder, write_atomically
-from mdrelax.base.provenance import environment
+from mdrelax.base.files import write_atomically
 from mdrelax.base.sections import ConfigError
-from mdrelax.base.seeds import generator
 from mdrelax.compiled.training import CompiledTrainingStep
 from mdrelax.datasets.structure_files import spread
 from mdrelax.forces import metrics
@@ -29,15 +22,14 @@ from mdrelax.forces.loader import Batch, Loader, distinct_elements, frames_from_
 from mdrelax.forces.predict import predictions_of
 from mdrelax.forces.symmetry import certify
 from mdrelax.method.certificate import Certificate
-from mdrelax.method.relaxation import relax_constraints, relaxed_layers
 from mdrelax.modelfile import save_model, save_refused
 from mdrelax.runs.config import Config, PotentialConfig
-from mdrelax.runs.inputs import Parts, check_device, check_labels, load_parts, prepare_folder
+from mdrelax.runs.experiment import Finished, run, seeded
+from mdrelax.runs.inputs import Parts, check_labels, load_parts, prepare_folder
 from mdrelax.runs.network import Networks, write_network
 from mdrelax.runs.refused import REFUSED, refuse
 from mdrelax.structures.graph import Graph
-from mdrelax.training.settings import RelaxationConfig
-from mdrelax.training.trainer import FitResult, Progress, Trainer
+from mdrelax.training.trainer import FitResult, Progress
 
 CERTIFIED_STRUCTURES = 8
 MODEL = "model.safetensors"
@@ -87,12 +79,11 @@ def build_force_field(
 ) -> ForceField:
     """The untrained force field: seeded weights, reference energies, scale (RMS force of the training set)."""
     elements = distinct_elements([frame.graph.numbers for frame in frames])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.training.seed)
-        try:
-            network = networks.build_potential(config.potential.name, len(elements), arguments)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+    name = config.potential.name
+    try:
+        network = seeded(lambda: networks.build_potential(name, len(elements), arguments), config.training.seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     forces = torch.cat([frame.targets.forces for frame in frames])
     known = forces[~forces.isnan()]
     scale = float(known.square().mean().sqrt()) if known.any() else 1.0  # no forces, or all of them zero
@@ -124,6 +115,75 @@ def _references(config: Config, parts: Parts, frames: Sequence[Batch], elements:
     return isolated + ((energies - sums) / counts).nanmean().nan_to_num()
 
 
+class Potentials:
+    """The ``Experiment`` of force fields: from labelled structures to a model file.
+
+    ``networks`` is the registry that builds the network, for instance the module ``mdrelax.potentials``; ``data`` are
+    labelled structures in place of ``config.data.source``.
+    """
+
+    parts: Parts
+    frames: Frames
+    arguments: dict[str, Any]
+
+    def __init__(self, config: Config, networks: Networks, data: Sequence[Atoms] | None = None) -> None:
+        self.config, self.networks, self.data = config, networks, data
+        self.training, self.relaxation = config.training, config.relaxation
+
+    def enter(self, folder: Path, *, restart: bool) -> bool:
+        """Write config.yaml and env.json; see ``Experiment``."""
+        return prepare_folder(self.config, folder, restart=restart)
+
+    def prepare(self, folder: Path, *, resume: bool, tell: Callable[[str], None]) -> ForceField:
+        """Read and split the data, build the force field, write split.json and network.json."""
+        config = self.config
+        self.parts = load_parts(config.data, self.data)
+        tell(self.parts.report)
+        check_labels(config, self.parts)
+        _keep_split(self.parts, folder, resume=resume)
+        self.frames = data_frames(config, self.parts)
+        self.arguments = network_arguments(config.potential, self.frames.train, self.networks)
+        force_field = build_force_field(config, self.parts, self.frames.train, self.arguments, self.networks)
+        structures = kept_structures(self.parts)
+        write_network(folder, force_field, name=config.potential.name, arguments=self.arguments, structures=structures)
+        tell(
+            f"{len(self.frames.train)} training, {len(self.frames.validation)} validation and {len(self.frames.test)} "
+            f"test frames; {config.potential.name} `{config.potential.preset}`."
+        )
+        for warning in _warnings(config, force_field):
+            tell(warning)
+        return force_field
+
+    def task(self, model: ForceField) -> ForceMatching:
+        """Energies, forces and stress against their labels."""
+        training = self.training
+        loader = Loader(
+            self.frames.train, batch_size=training.batch_size, max_edges=training.max_edges, seed=training.seed
+        )
+        return ForceMatching(loader, self.frames.validation, training, compiler=CompiledTrainingStep)
+
+    def certify(self, fit: FitResult[ForceField]) -> Certificate:
+        """Energies and forces of a few test (or validation) structures, turned, mirrored, moved and permuted."""
+        return certify(fit.model, to_certify(self.frames.test or self.frames.validation), layers=fit.layers)
+
+    def evaluate(self, fit: FitResult[ForceField], folder: Path) -> dict[str, Any]:
+        """Errors on validation and test frames and of the trivial baseline; the test predictions go to a file."""
+        return _test_results(self.config, fit.model, self.parts, self.frames, folder)
+
+    def export(self, folder: Path, finished: Finished[ForceField]) -> None:
+        """Write model.safetensors; a network that is not equivariant is kept as refused.safetensors."""
+        fit, certificate, results = finished
+        keep = save_model if certificate.passed else save_refused
+        keep(
+            folder / (MODEL if certificate.passed else REFUSED), fit.model, potential=self.config.potential.name,
+            arguments=self.arguments, certificate=certificate,
+            card=model_card(self.config, fit.model, best_step=fit.best_step, results=results),
+        )  # fmt: skip
+        (folder / (REFUSED if certificate.passed else MODEL)).unlink(missing_ok=True)  # of an earlier try
+        if not certificate.passed:
+            refuse(certificate)
+
+
 def run_training(
     config: Config,
     folder: Path,
@@ -134,76 +194,21 @@ def run_training(
     data: Sequence[Atoms] | None = None,
     listener: Callable[[Progress], None] = lambda progress: None,
 ) -> Outcome:
-    """Train, project, certify, save and test one network in ``folder``; ``tell`` hears one line per stage.
-
-    ``networks`` is the registry that builds the network, for instance the module ``mdrelax.potentials``. Raises
-    ``InUseError`` while another process trains in the folder.
-    """
-    with locked_folder(folder):
-        return _run_in(config, folder, networks, data, restart=restart, tell=tell, listener=listener)
+    """``run`` the experiment ``Potentials``; arguments and errors as there."""
+    experiment = Potentials(config, networks, data)
+    finished = run(experiment, folder, restart=restart, tell=tell, listener=listener)
+    return Outcome(*finished, experiment.parts, folder)
 
 
-def _run_in(
-    config: Config,
-    folder: Path,
-    networks: Networks,
-    data: Sequence[Atoms] | None,
-    *,
-    restart: bool,
-    tell: Callable[[str], None],
-    listener: Callable[[Progress], None],
-) -> Outcome:
-    """``run_training`` in a folder that is locked."""
-    check_device(config.training.device)
-    resume = prepare_folder(config, folder, restart=restart)
-    parts = load_parts(config.data, data)
-    tell(parts.report)
-    check_labels(config, parts)
-    _keep_split(parts, folder, resume=resume)
-    frames = data_frames(config, parts)
-    arguments = network_arguments(config.potential, frames.train, networks)
-    force_field = build_force_field(config, parts, frames.train, arguments, networks)
-    write_network(
-        folder, force_field, name=config.potential.name, arguments=arguments, structures=kept_structures(parts)
-    )
-    n_parameters = sum(p.numel() for p in force_field.parameters())
-    trainer = _trainer(config, force_field, frames, folder, listener)
-    if resume:
-        trainer.resume()
-        tell(f"Resumed at step {trainer.step} of {trainer.n_steps}.")
-    n_free = sum(layer.free.weight.numel() for layer in relaxed_layers(force_field).values())
-    tell(
-        f"{len(frames.train)} training, {len(frames.validation)} validation and {len(frames.test)} test frames; "
-        f"{config.potential.name} `{config.potential.preset}`: {n_parameters:,} parameters, {n_free:,} free ones while "
-        "the constraint is relaxed."
-    )
+def _warnings(config: Config, force_field: ForceField) -> Iterator[str]:
+    """What somebody should know before hours are spent."""
     if force_field.roughness is not None:
-        tell(f"The network is not smooth: {force_field.roughness}.")
+        yield f"The network is not smooth: {force_field.roughness}."
     if config.training.compile and not force_field.conservative:
-        tell(
+        yield (
             "`training.compile` has no effect with direct forces: the step is not compiled. Leave it out, or take "
             "`potential.arguments.forces: gradient`."
         )
-    fit = trainer.run()
-    certificate = certify(fit.model, to_certify(frames.test or frames.validation), layers=fit.layers)
-    results = {
-        "n_parameters": n_parameters, "n_free_parameters": n_free, "steps": fit.steps, "best_step": fit.best_step,
-        "seconds": fit.seconds, "cpu_seconds": fit.cpu_seconds, "peak_MB": peak_memory(),
-        "certificate": certificate.to_dict(),
-        "environment": environment(device=config.training.device, seed=config.training.seed),
-        **_test_results(config, fit.model, parts, frames, folder),
-    }  # fmt: skip
-    write_results(folder, results)
-    keep = save_model if certificate.passed else save_refused
-    keep(
-        folder / (MODEL if certificate.passed else REFUSED), fit.model, potential=config.potential.name,
-        arguments=arguments, certificate=certificate,
-        card=model_card(config, fit.model, best_step=fit.best_step, results=results),
-    )  # fmt: skip
-    (folder / (REFUSED if certificate.passed else MODEL)).unlink(missing_ok=True)  # of an earlier try
-    if not certificate.passed:
-        refuse(certificate)
-    return Outcome(fit, certificate, results, parts, folder)
 
 
 def _keep_split(parts: Parts, folder: Path, *, resume: bool) -> None:
@@ -234,33 +239,6 @@ def model_card(config: Config, model: ForceField, *, best_step: int, results: di
         "validation": results.get("validation"),
         "test": results.get("test"),
     }
-
-
-def write_results(folder: Path, results: dict[str, Any]) -> None:
-    """Write results.json atomically."""
-    write_atomically(folder / "results.json", json.dumps(results, indent=2).encode())
-
-
-def relax(force_field: ForceField, settings: RelaxationConfig, *, seed: int) -> None:
-    """Put free maps into the force field where the schedule asks for them; raises ``ConfigError``."""
-    if settings.schedule == "off":
-        return
-    stream = generator(seed, "free maps")
-    try:
-        relax_constraints(force_field, where=settings.where, initial_std=settings.initial_std, generator=stream)
-    except ValueError as error:
-        raise ConfigError(f"`relaxation.where`: {error}") from error
-
-
-def _trainer(
-    config: Config, force_field: ForceField, frames: Frames, folder: Path, listener: Callable[[Progress], None]
-) -> Trainer[ForceField]:
-    """Relax the force field where the schedule asks for it, and hand everything to the trainer."""
-    relaxation, training = config.relaxation, config.training
-    relax(force_field, relaxation, seed=training.seed)
-    loader = Loader(frames.train, batch_size=training.batch_size, max_edges=training.max_edges, seed=training.seed)
-    task = ForceMatching(loader, frames.validation, training, compiler=CompiledTrainingStep)
-    return Trainer(force_field, task, training=training, relaxation=relaxation, folder=folder, listener=listener)
 
 
 def kept_structures(parts: Parts) -> list[Data]:

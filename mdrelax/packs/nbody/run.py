@@ -9,21 +9,19 @@ projection. The test set is looked at once, at the end.
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
 from mdrelax.base.files import locked_folder, write_atomically
-from mdrelax.base.provenance import environment
-from mdrelax.base.sections import Section, explain, read_yaml
-from mdrelax.base.seeds import generator
+from mdrelax.base.sections import Section, load, read_yaml
 from mdrelax.datasets.nbody import load_nbody
 from mdrelax.method.certificate import Certificate, EquivarianceError, certificate_of, require
-from mdrelax.method.relaxation import relax_constraints, relaxed_layers
 from mdrelax.packs.nbody.egnn import EGNN
 from mdrelax.packs.nbody.networks import NBodySEGNN
 from mdrelax.packs.nbody.task import (
@@ -35,10 +33,11 @@ from mdrelax.packs.nbody.task import (
     prepare,
 )
 from mdrelax.runs.config_changes import refuse_changes
+from mdrelax.runs.experiment import RESULTS, Finished, run, seeded
 from mdrelax.training.settings import OptimisationConfig, RelaxationConfig
-from mdrelax.training.trainer import FitResult, Progress, Trainer
+from mdrelax.training.trainer import FitResult, Progress
 
-__all__ = ["ARMS", "ArmName", "NBodyRun", "load_run", "prepare_folder", "read_result", "run_nbody"]
+__all__ = ["ARMS", "ArmName", "NBody", "NBodyRun", "load_run", "prepare_folder", "read_result", "run_nbody"]
 
 ArmName = Literal[
     "standard", "relaxed", "relaxed-weight", "relaxed-fold", "constant-drop", "constant-fold", "egnn"
@@ -53,7 +52,7 @@ ARMS: dict[str, dict[str, Any]] = {  # what an arm changes in the relaxation of 
     "egnn": {"schedule": "off"},
 }
 CERTIFIED_SYSTEMS = 8
-RESULT = "results.json"
+SETTINGS = "run.yaml"
 
 
 class NBodyRun(Section):
@@ -87,118 +86,107 @@ class NBodyRun(Section):
         return f"{self.arm}-layers{self.n_layers}-train{self.n_train}-seed{self.training.seed}"
 
 
+class NBody:
+    """The ``Experiment`` of an arm."""
+
+    train: Systems
+    validation: Systems
+    test: Systems
+    certificate: Certificate
+
+    def __init__(self, settings: NBodyRun) -> None:
+        self.settings, self.training, self.relaxation = settings, settings.training, settings.relaxation
+
+    def enter(self, folder: Path, *, restart: bool) -> bool:
+        """Write run.yaml; see ``Experiment``."""
+        prepare_folder(self.settings, folder)
+        return restart and (folder / "checkpoints" / "last.pt").exists()
+
+    def prepare(self, folder: Path, *, resume: bool, tell: Callable[[str], None]) -> nn.Module:
+        """Read the trajectories and build the network of the arm."""
+        own = self.settings
+        data = load_nbody(own.data, n_train=own.n_train, n_validation=own.n_validation, n_test=own.n_test)
+        self.train, self.validation, self.test = (prepare(part, getattr(torch, own.training.dtype)) for part in data)
+        return seeded(partial(_network, own), own.training.seed)
+
+    def task(self, model: nn.Module) -> Displacement:
+        """The displacement of every particle."""
+        own, training = self.settings, self.training
+        model.to(getattr(torch, training.dtype))
+        if own.compile:
+            model.compile(dynamic=False)
+        return Displacement(
+            self.train, self.validation, batch_size=training.batch_size, seed=training.seed, rotate=training.rotate,
+            huber=own.huber, noise=own.noise,
+        )  # fmt: skip
+
+    def certify(self, fit: FitResult[nn.Module]) -> Certificate:
+        """The certificate, with the limits of a model file; raises ``CertificateError``."""
+        some = self.test.take(slice(0, CERTIFIED_SYSTEMS))
+
+        def measure(dtype: torch.dtype) -> EquivarianceError:
+            return displacement_error(fit.model, some, dtype=dtype)
+
+        found = certificate_of(fit.model, measure, symmetry="E(3)", n_structures=len(some.charges), layers=fit.layers)
+        self.certificate = require(found, cause="A layer breaks the symmetry.")
+        return self.certificate
+
+    def evaluate(self, fit: FitResult[nn.Module], folder: Path) -> dict[str, Any]:
+        """Errors of the displacements, the layers and the symmetry, as a study collects them."""
+        return {
+            "run": self.settings.model_dump(mode="json"),
+            **error_profile(fit.model, self.test),
+            "validation_mse": mean_squared_error(fit.model, self.validation),
+            "layers": [record._asdict() for record in fit.layers],
+            "equivariance_error_float64": self.certificate.float64._asdict(),
+            "equivariance_error_float32": self.certificate.float32._asdict(),
+        }
+
+    def export(self, folder: Path, finished: Finished[nn.Module]) -> None:
+        """Nothing: the networks of this benchmark are not used afterwards."""
+
+
 def run_nbody(
-    run: NBodyRun, folder: Path, *, listener: Callable[[Progress], None] = lambda progress: None
+    settings: NBodyRun, folder: Path, *, listener: Callable[[Progress], None] = lambda progress: None
 ) -> dict[str, Any]:
-    """Train (or go on from the folder's checkpoint), project, certify and test; returns what results.json holds.
+    """Train (or resume from the folder's checkpoint), project, certify and test; returns the content of results.json.
 
     A finished run is read, not repeated. Raises ``ConfigError`` when the folder holds a run with other settings,
     ``InUseError`` when another process trains in it, and ``CertificateError`` when the projected network is not
     equivariant.
     """
     with locked_folder(folder):
-        return _run_in(run, folder, listener)
-
-
-def _run_in(run: NBodyRun, folder: Path, listener: Callable[[Progress], None]) -> dict[str, Any]:
-    prepare_folder(run, folder)
-    if (finished := read_result(folder)) is not None:
-        return finished
-    data = load_nbody(run.data, n_train=run.n_train, n_validation=run.n_validation, n_test=run.n_test)
-    train, validation, test = (prepare(split, getattr(torch, run.training.dtype)) for split in data)
-    model = _network(run)
-    n_parameters = sum(p.numel() for p in model.parameters())
-    trainer = _trainer(run, model, train, validation, folder, listener)
-    if (folder / "checkpoints" / "last.pt").exists():
-        trainer.resume()
-    fit = trainer.run()
-    certificate = _certified(fit, test)
-    result = {
-        "run": run.model_dump(mode="json"),
-        "n_parameters": n_parameters,
-        "n_free_parameters": sum(layer.free.weight.numel() for layer in relaxed_layers(model).values()),
-        **error_profile(fit.model, test),
-        "validation_mse": mean_squared_error(fit.model, validation),
-        **_story(fit),
-        "equivariance_error_float64": certificate.float64._asdict(),
-        "equivariance_error_float32": certificate.float32._asdict(),
-        "environment": environment(device=run.training.device, seed=run.training.seed),
-    }
-    write_atomically(folder / RESULT, json.dumps(result, indent=2).encode())
-    return result
+        prepare_folder(settings, folder)
+        if (finished := read_result(folder)) is not None:
+            return finished
+        return run(NBody(settings), folder, restart=True, listener=listener).results
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     """What a finished run says of itself, ``None`` before it has finished."""
-    path = folder / RESULT
+    path = folder / RESULTS
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _story(fit: FitResult[nn.Module]) -> dict[str, Any]:
-    """How the network was found."""
-    return {
-        "best_step": fit.best_step,
-        "steps": fit.steps,
-        "seconds": fit.seconds,
-        "cpu_seconds": fit.cpu_seconds,
-        "layers": [record._asdict() for record in fit.layers],
-    }
-
-
 def prepare_folder(run: NBodyRun, folder: Path) -> None:
-    """Make a run's folder with its run.yaml; raises ``ConfigError`` when it holds a run with other settings."""
-    saved, document = folder / "run.yaml", run.model_dump(mode="json")
+    """Make a run's folder with its run.yaml; raises ``ConfigError`` when it holds a run with other settings.
+
+    A run of an older version has the defaults of the keys that it does not know.
+    """
+    saved, document = folder / SETTINGS, run.model_dump(mode="json")
     if saved.is_file():
-        refuse_changes(read_yaml(saved), document, found=f"`{folder}` holds a run with other settings", choose="folder")
+        found = load_run(folder).model_dump(mode="json")
+        refuse_changes(found, document, found=f"`{folder}` holds a run with other settings", choose="folder")
     write_atomically(saved, yaml.safe_dump(document, sort_keys=False).encode())
 
 
 def load_run(folder: Path) -> NBodyRun:
     """The settings in a prepared folder; raises ``ConfigError``."""
-    try:
-        return NBodyRun.model_validate(read_yaml(folder / "run.yaml"))
-    except ValidationError as error:
-        raise explain(error, NBodyRun) from error
+    return load(NBodyRun, read_yaml(folder / SETTINGS))
 
 
-def _network(run: NBodyRun) -> nn.Module:
-    """The network of an arm, its weights drawn from the run's seed; relaxed where the arm is."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.training.seed)
-        if run.arm == "egnn":
-            return EGNN(width=2 * run.channels, n_layers=run.n_layers)
-        return NBodySEGNN(channels=run.channels, n_layers=run.n_layers)
-
-
-def _trainer(
-    run: NBodyRun,
-    model: nn.Module,
-    train: Systems,
-    validation: Systems,
-    folder: Path,
-    listener: Callable[[Progress], None],
-) -> Trainer[nn.Module]:
-    """Relax the network where the arm asks for it, and hand everything to the trainer."""
-    settings = run.training
-    if run.relaxation.schedule != "off":
-        stream = generator(settings.seed, "free maps")
-        relax_constraints(model, where=run.relaxation.where, initial_std=run.relaxation.initial_std, generator=stream)
-    model.to(getattr(torch, settings.dtype))
-    if run.compile:
-        model.compile(dynamic=False)
-    task = Displacement(
-        train, validation, batch_size=settings.batch_size, seed=settings.seed, rotate=settings.rotate,
-        huber=run.huber, noise=run.noise,
-    )  # fmt: skip
-    return Trainer(model, task, training=settings, relaxation=run.relaxation, folder=folder, listener=listener)
-
-
-def _certified(fit: FitResult[nn.Module], test: Systems) -> Certificate:
-    """The certificate of the projected network, with the limits of a model file; raises ``CertificateError``."""
-    some = test.take(slice(0, CERTIFIED_SYSTEMS))
-
-    def measure(dtype: torch.dtype) -> EquivarianceError:
-        return displacement_error(fit.model, some, dtype=dtype)
-
-    certificate = certificate_of(fit.model, measure, symmetry="E(3)", n_structures=len(some.charges), layers=fit.layers)
-    return require(certificate, cause="A layer breaks the symmetry.")
+def _network(settings: NBodyRun) -> nn.Module:
+    """The network of an arm, its weights drawn from torch's generator."""
+    if settings.arm == "egnn":
+        return EGNN(width=2 * settings.channels, n_layers=settings.n_layers)
+    return NBodySEGNN(channels=settings.channels, n_layers=settings.n_layers)

@@ -1,0 +1,153 @@
+"""Experiment: what a run is made of; and ``run``, the one path from settings to a certified network in a folder.
+
+    enter -> prepare -> relax -> train -> project -> certify -> evaluate -> export
+
+Force fields (``mdrelax.runs.train``) and the task packs (``mdrelax.packs``) are experiments; locks, resuming, the count
+of parameters, the measured cost and the order of the steps are here, once.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from mdrelax.base.allocator import peak_memory
+from mdrelax.base.files import locked_folder, write_atomically
+from mdrelax.base.provenance import environment
+from mdrelax.base.sections import ConfigError
+from mdrelax.base.seeds import generator
+from mdrelax.method.certificate import Certificate
+from mdrelax.method.relaxation import relax_constraints, relaxed_layers
+from mdrelax.training.settings import OptimisationConfig, RelaxationConfig
+from mdrelax.training.trainer import FitResult, Progress, Task, Trainer
+
+__all__ = ["RESULTS", "Experiment", "Finished", "check_device", "relax", "run", "seeded", "write_results"]
+
+RESULTS = "results.json"
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Finished(NamedTuple, Generic[Model]):
+    """A run that was trained, projected, measured and tested."""
+
+    fit: FitResult[Model]
+    certificate: Certificate
+    results: dict[str, Any]  # what results.json holds
+
+
+class Experiment(Protocol[Model]):
+    """What decides a run, and what only this kind of run knows; ``run`` calls the methods in this order."""
+
+    @property
+    def training(self) -> OptimisationConfig:
+        """How the network is optimised."""
+
+    @property
+    def relaxation(self) -> RelaxationConfig:
+        """How the constraint is relaxed."""
+
+    def enter(self, folder: Path, *, restart: bool) -> bool:
+        """Write the settings into the run folder; True if there is a checkpoint to resume from.
+
+        Raises ``ConfigError`` for a folder that holds another run, or this one where ``restart`` is off.
+        """
+
+    def prepare(self, folder: Path, *, resume: bool, tell: Callable[[str], None]) -> Model:
+        """Read the data and build the untrained network, without free maps, from the run's seed (``seeded``)."""
+
+    def task(self, model: Model) -> Task[Model]:
+        """What is trained; ``model`` is the network of ``prepare``, relaxed by now."""
+
+    def certify(self, fit: FitResult[Model]) -> Certificate:
+        """How equivariant the projected network is on some of the data."""
+
+    def evaluate(self, fit: FitResult[Model], folder: Path) -> dict[str, Any]:
+        """The errors on validation and test data, and whatever else belongs into results.json."""
+
+    def export(self, folder: Path, finished: Finished[Model]) -> None:
+        """Write the model file, if this kind of run has one; raises ``CertificateError`` for a refused network."""
+
+
+def run(
+    experiment: Experiment[Model],
+    folder: Path,
+    *,
+    restart: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+    listener: Callable[[Progress], None] = lambda progress: None,
+) -> Finished[Model]:
+    """Train, project, certify, evaluate and export an experiment in ``folder``.
+
+    Args:
+        experiment: What is run.
+        folder: The run folder; it is locked meanwhile.
+        restart: Resume from the folder's last checkpoint, where there is one.
+        tell: Called with one line per stage.
+        listener: Called after every step; an exception in it ends the run, which can be resumed.
+
+    Raises ``InUseError`` while another process trains in the folder, ``ConfigError`` for settings that cannot be used,
+    ``CertificateError`` for a network that is not equivariant, and what the experiment's own methods raise.
+    """
+    training = experiment.training
+    with locked_folder(folder):
+        check_device(training.device)
+        resume = experiment.enter(folder, restart=restart)
+        model = experiment.prepare(folder, resume=resume, tell=tell)
+        n_parameters = sum(p.numel() for p in model.parameters())
+        relax(model, experiment.relaxation, seed=training.seed)
+        n_free = sum(layer.free.weight.numel() for layer in relaxed_layers(model).values())
+        trainer = Trainer(
+            model, experiment.task(model), training=training, relaxation=experiment.relaxation, folder=folder,
+            listener=listener,
+        )  # fmt: skip
+        if resume:
+            trainer.resume()
+            tell(f"Resumed at step {trainer.step} of {trainer.n_steps}.")
+        tell(f"{n_parameters:,} parameters, and {n_free:,} free ones while the constraint is relaxed.")
+        fit = trainer.run()
+        certificate = experiment.certify(fit)
+        results = {
+            "n_parameters": n_parameters, "n_free_parameters": n_free, "steps": fit.steps, "best_step": fit.best_step,
+            "seconds": fit.seconds, "cpu_seconds": fit.cpu_seconds, "peak_MB": peak_memory(),
+            "certificate": certificate.to_dict(),
+            "environment": environment(device=training.device, seed=training.seed), **experiment.evaluate(fit, folder),
+        }  # fmt: skip
+        write_results(folder, results)
+        finished = Finished(fit, certificate, results)
+        experiment.export(folder, finished)
+        return finished
+
+
+def seeded(build: Callable[[], Model], seed: int) -> Model:
+    """The network that ``build`` makes with torch's generator set to a seed, which is as it was afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def relax(model: nn.Module, settings: RelaxationConfig, *, seed: int) -> None:
+    """Put free maps into a network where the schedule asks for them; raises ``ConfigError``."""
+    if settings.schedule == "off":
+        return
+    stream = generator(seed, "free maps")
+    try:
+        relax_constraints(model, where=settings.where, initial_std=settings.initial_std, generator=stream)
+    except ValueError as error:
+        raise ConfigError(f"`relaxation.where`: {error}") from error
+
+
+def check_device(device: str) -> None:
+    """Raise ``ConfigError`` for a device that this machine or this torch does not have."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"`training.device: {device}` cannot be used here ({first}); take `cpu`.") from error
+
+
+def write_results(folder: Path, results: dict[str, Any]) -> None:
+    """Write results.json atomically."""
+    write_atomically(folder / RESULTS, json.dumps(results, indent=2).encode())
