@@ -15,11 +15,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mdrelax.base.names import nearest_name
+from mdrelax.base.sections import Section
 from mdrelax.forces.potential import Potential
+from mdrelax.potentials.arguments import section_of
 from mdrelax.potentials.equiformer import Equiformer
 from mdrelax.potentials.segnn import SEGNNPotential
 
-__all__ = ["POTENTIALS", "PRESETS", "Equiformer", "SEGNNPotential", "build_potential", "preset", "resolved_arguments"]
+__all__ = [
+    "POTENTIALS",
+    "PRESETS",
+    "Equiformer",
+    "SEGNNPotential",
+    "arguments_section",
+    "build_potential",
+    "preset",
+    "resolved_arguments",
+]
 
 
 def _equiformer_pytorch() -> type[Potential]:
@@ -101,11 +112,17 @@ def resolved_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any
     return {**defaults, **arguments}
 
 
+def arguments_section(name: str) -> type[Section]:
+    """The arguments of a network as a typed section with a sentence per key; raises ``ValueError`` for its name."""
+    return section_of(_network_class(name))
+
+
 def build_potential(name: str, n_species: int, arguments: Mapping[str, Any]) -> Potential:
     """The network ``name`` for so many elements; raises ``ValueError`` for unknown names and impossible arguments."""
+    network = _network_class(name)
     try:
-        return _network_class(name)(n_species, **arguments)
-    except TypeError as error:  # an argument that the network does not have
+        return network(n_species, **arguments)
+    except TypeError as error:  # an argument that the network does not have, or of another type
         raise ValueError(f"The potential `{name}` cannot be built: {error}.") from error
 
 

@@ -1,9 +1,38 @@
-"""Checks of what a network is built from: one sentence with the name, the range and the value."""
+"""Arguments of networks: a typed section made from a constructor, and checks of what a network is built from.
 
+A constructor says each argument once, with its type, default and sentence:
+
+    n_blocks: Annotated[int, Field(description="Blocks of attention and feed-forward network.")] = 6
+
+so a config's ``potential.arguments`` is checked against it, and ``mdrelax config template`` prints it.
+"""
+
+import inspect
 import math
 from collections.abc import Mapping
+from functools import cache
+from typing import Any
 
-__all__ = ["check_numbers"]
+from pydantic import create_model
+
+from mdrelax.base.sections import Section
+from mdrelax.forces.potential import Potential
+
+__all__ = ["check_numbers", "section_of"]
+
+SET_ELSEWHERE = ("cutoff",)  # ``potential.cutoff``: the neighbour lists need it, too
+
+
+@cache
+def section_of(network: type[Potential]) -> type[Section]:
+    """The keyword arguments of a network's constructor as a section, with their types, defaults and sentences."""
+    parameters = inspect.signature(network).parameters.values()
+    fields: dict[str, Any] = {
+        each.name: (each.annotation, each.default)
+        for each in parameters
+        if each.kind is each.KEYWORD_ONLY and each.name not in SET_ELSEWHERE
+    }
+    return create_model(network.__name__, __base__=Section, **fields)
 
 
 def check_numbers(sizes: Mapping[str, int], lengths: Mapping[str, float]) -> None:

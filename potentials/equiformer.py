@@ -24,9 +24,10 @@ Differs from the published network in
 
 import math
 from functools import partial
-from typing import Literal, NamedTuple, cast
+from typing import Annotated, Literal, NamedTuple, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -70,38 +71,52 @@ class Equiformer(Potential):
         self,
         n_species: int,
         *,
-        irreps: str | o3.Irreps = "128x0e+64x1e+32x2e",
-        n_blocks: int = 6,
+        irreps: Annotated[
+            str, Field(description="Hidden features: even irreps give SE(3), natural parities E(3) symmetry.")
+        ] = "128x0e+64x1e+32x2e",
+        n_blocks: Annotated[int, Field(description="Blocks of attention and feed-forward network.")] = 6,
         cutoff: float = 5.0,
-        n_heads: int = 4,
-        lmax_edge: int | None = None,
-        nonlinear_messages: bool = True,
-        expansion: int = 3,
-        n_features: int = 512,
-        radial_basis: Literal["expnormal", "bessel"] = "expnormal",
-        n_basis: int = 32,
-        radial_hidden: int = 64,
-        average_neighbors: float = 15.58,
-        norm: NormKind = "joint",
-        norm_eps: float = 1e-5,
+        n_heads: Annotated[
+            int, Field(description="Attention heads; every multiplicity of `irreps` is a multiple of it.")
+        ] = 4,
+        lmax_edge: Annotated[
+            int | None, Field(description="Largest degree of the edges' harmonics; none: that of `irreps`.")
+        ] = None,
+        nonlinear_messages: Annotated[
+            bool, Field(description="A gate and a second tensor product per message: better, twice the cost.")
+        ] = True,
+        expansion: Annotated[int, Field(description="Width of the feed-forward networks over that of `irreps`.")] = 3,
+        n_features: Annotated[int, Field(description="Scalars that the energy is read from.")] = 512,
+        radial_basis: Annotated[
+            Literal["expnormal", "bessel"], Field(description="Functions of the distance.")
+        ] = "expnormal",
+        n_basis: Annotated[int, Field(description="Number of radial functions.")] = 32,
+        radial_hidden: Annotated[int, Field(description="Width of the radial networks.")] = 64,
+        average_neighbors: Annotated[
+            float, Field(description="Mean number of edges per atom; a run measures it on its training set.")
+        ] = 15.58,
+        norm: Annotated[
+            NormKind, Field(description="Layer norm: `joint` is smooth, `separable` is the published one.")
+        ] = "joint",
+        norm_eps: Annotated[float, Field(description="Added to the mean square under the norm's root.")] = 1e-5,
     ) -> None:
         super().__init__()
-        irreps = o3.Irreps(irreps)
+        hidden = o3.Irreps(irreps)
         sizes = {"n_species": n_species, "n_blocks": n_blocks, "n_heads": n_heads, "expansion": expansion}
         sizes |= {"n_features": n_features, "n_basis": n_basis, "radial_hidden": radial_hidden}
         check_numbers(sizes, {"cutoff": cutoff, "average_neighbors": average_neighbors, "norm_eps": norm_eps})
-        _check_names(irreps, n_heads, radial_basis)
-        lmax_edge = irreps.lmax if lmax_edge is None else lmax_edge
-        self.cutoff, self.irreps, self.average_neighbors = float(cutoff), irreps, average_neighbors
-        even = all(ir.p == 1 for _, ir in irreps)
-        self.symmetry = "SE(3)" if even and irreps.lmax > 0 else "E(3)"
-        self.roughness = why_rough(norm) if irreps.lmax > 0 else None
+        _check_names(hidden, n_heads, radial_basis)
+        lmax_edge = hidden.lmax if lmax_edge is None else lmax_edge
+        self.cutoff, self.irreps, self.average_neighbors = float(cutoff), hidden, average_neighbors
+        even = all(ir.p == 1 for _, ir in hidden)
+        self.symmetry = "SE(3)" if even and hidden.lmax > 0 else "E(3)"
+        self.roughness = why_rough(norm) if hidden.lmax > 0 else None
         irreps_edge = o3.Irreps([(1, (degree, 1 if even else (-1) ** degree)) for degree in range(lmax_edge + 1)])
-        scalars, features = irreps[:1], o3.Irreps([(n_features, "0e")])
+        scalars, features = hidden[:1], o3.Irreps([(n_features, "0e")])
 
         self.harmonics = SphericalHarmonics(lmax_edge)
-        self.basis = EdgeBasis(irreps, irreps_edge, irreps)
-        reached = o3.Irreps([(mul, ir) for mul, ir in irreps if ir in [edge for _, edge in irreps_edge]])
+        self.basis = EdgeBasis(hidden, irreps_edge, hidden)
+        reached = o3.Irreps([(mul, ir) for mul, ir in hidden if ir in [edge for _, edge in irreps_edge]])
         self.degree_basis = EdgeBasis(scalars, irreps_edge, reached)
         self.radial_basis = RADIAL_BASES[radial_basis](n_basis, cutoff)
         self.radial = RadialNetworks(n_blocks, n_basis, radial_hidden, self.basis.weight_sizes)
@@ -111,8 +126,8 @@ class Equiformer(Potential):
         self.embedding = nn.Parameter(torch.randn(n_species, scalars[0].mul))
         self.degree = EdgeConvolution(self.degree_basis, reached)
         self.blocks = nn.ModuleList(
-            Block(irreps, output, self.basis, BlockSizes(n_heads, expansion, nonlinear_messages, norm, norm_eps))
-            for output in [irreps] * (n_blocks - 1) + [features]
+            Block(hidden, output, self.basis, BlockSizes(n_heads, expansion, nonlinear_messages, norm, norm_eps))
+            for output in [hidden] * (n_blocks - 1) + [features]
         )
         # The paper's place, beside the feed-forward networks, but in the last block, which makes scalars: a free map
         # there reads what nobody else does, and computing it costs more than all other free maps together. A network of

@@ -14,11 +14,12 @@ so a state dict goes from one to the other. Differs from it in
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import equiformer_pytorch.equiformer_pytorch as library
 import torch
 from equiformer_pytorch.reversible import SequentialSequence
+from pydantic import Field
 from torch import Tensor, nn
 
 from mdrelax.forces.potential import Potential
@@ -62,19 +63,27 @@ class EquiformerPytorch(Potential):
         self,
         n_species: int,
         *,
-        dim: Sequence[int] = (128, 64, 32),
-        depth: int = 6,
-        heads: int = 4,
-        dim_head: int | Sequence[int] = (32, 16, 8),
-        radial_hidden: int = 64,
-        n_basis: int = 0,
-        attention: Literal["mlp", "distance"] = "mlp",
-        forces: Literal["gradient", "direct"] = "gradient",
+        dim: Annotated[Sequence[int], Field(description="Channels of the degrees 0, 1, ...")] = (128, 64, 32),
+        depth: Annotated[int, Field(description="Blocks of attention and feed-forward network.")] = 6,
+        heads: Annotated[int, Field(description="Attention heads.")] = 4,
+        dim_head: Annotated[int | Sequence[int], Field(description="Channels of each head, per degree.")] = (32, 16, 8),
+        radial_hidden: Annotated[int, Field(description="Width of the radial networks.")] = 64,
+        n_basis: Annotated[int, Field(description="Bessel functions that they read beside the distance.")] = 0,
+        attention: Annotated[
+            Literal["mlp", "distance"], Field(description="Logits from a network, or minus a distance.")
+        ] = "mlp",
+        forces: Annotated[
+            Literal["gradient", "direct"], Field(description="Of the energy, or from an output: not conservative.")
+        ] = "gradient",
         cutoff: float = 5.0,
-        average_neighbors: float = 10.0,
-        norm: NormKind = "joint",
-        norm_eps: float = 1e-5,
-        smooth: bool = True,
+        average_neighbors: Annotated[
+            float, Field(description="Mean number of edges per atom; a run measures it on its training set.")
+        ] = 10.0,
+        norm: Annotated[NormKind, Field(description="Layer norm: `joint` is smooth, `separable` is not.")] = "joint",
+        norm_eps: Annotated[float, Field(description="Added to the mean square under the norm's root.")] = 1e-5,
+        smooth: Annotated[
+            bool, Field(description="False keeps the library's hard cut-off and kinks, to compare with it.")
+        ] = True,
     ) -> None:
         super().__init__()
         dim = tuple(dim)

@@ -20,9 +20,10 @@ Relaxed maps stand beside U1 and U2 (the place of the relaxation paper's N-body 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, NamedTuple, cast
+from typing import Annotated, Literal, NamedTuple, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from mdrelax.base import o3
@@ -153,14 +154,20 @@ class SEGNNPotential(Potential):
         self,
         n_species: int,
         *,
-        channels: int = 32,
-        lmax: int = 1,
-        lmax_attribute: int | None = None,
-        n_layers: int = 3,
+        channels: Annotated[int, Field(description="Channels of every degree.")] = 32,
+        lmax: Annotated[int, Field(description="Largest degree of the hidden features.")] = 1,
+        lmax_attribute: Annotated[
+            int | None, Field(description="Largest degree of the attributes; none: `lmax`.")
+        ] = None,
+        n_layers: Annotated[int, Field(description="Rounds of messages.")] = 3,
         cutoff: float = 5.0,
-        n_basis: int = 8,
-        average_neighbors: float = 10.0,
-        norm: NormKind = "none",
+        n_basis: Annotated[int, Field(description="Number of Bessel functions of the distance.")] = 8,
+        average_neighbors: Annotated[
+            float, Field(description="Mean number of edges per atom; a run measures it on its training set.")
+        ] = 10.0,
+        norm: Annotated[
+            NormKind, Field(description="Layer norm: `none`, `joint` or `separable`, which is not smooth.")
+        ] = "none",
     ) -> None:
         super().__init__()
         check_numbers({}, {"cutoff": cutoff, "average_neighbors": average_neighbors})

@@ -53,11 +53,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
+MEASURED = ("seconds", "cpu_seconds", "peak_MB", "environment")
+
+
 def _numbers(folder: Path) -> dict[str, Any]:
-    """results.json without what depends on the clock."""
+    """results.json without what depends on the clock and the machine."""
     result = read_result(folder)
     assert result is not None
-    return {key: value for key, value in result.items() if key not in ("seconds", "cpu_seconds", "environment")}
+    return {key: value for key, value in result.items() if key not in MEASURED}
 
 
 class _Killed(Exception):

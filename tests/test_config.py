@@ -7,9 +7,11 @@ import pytest
 import yaml
 
 from command_line import mdrelax
+from mdrelax import potentials
 from mdrelax.base.sections import ConfigError, read_yaml
-from mdrelax.runs.config import Config, load_config
+from mdrelax.runs.config import Config, PotentialConfig, load_config
 from mdrelax.runs.config_changes import changed_keys, read_saved
+from mdrelax.runs.network import arguments_of
 
 SMALLEST = {"data": {"source": "frames.extxyz"}, "training": {"steps": 10}}
 
@@ -228,6 +230,52 @@ def test_the_template_explains_every_key():
     """Each line of a key has its sentence beside it."""
     lines = [line for line in mdrelax("config", "template").out.splitlines() if not line.endswith(":")]
     assert all("#" in line and line.rstrip().endswith((".", ")")) for line in lines)
+
+
+@pytest.mark.parametrize("network", potentials.POTENTIALS)
+def test_the_template_shows_the_arguments_of_each_network(network, tmp_path):
+    """With the values of the preset; uncommented they are valid and change nothing."""
+    lines = mdrelax("config", "template", "--network", network).out.splitlines()
+    start = lines.index("  arguments: {}  # Arguments that replace the preset's.") + 1
+    shown = yaml.safe_load(
+        "\n".join(line.removeprefix("  #   ") for line in lines[start:] if line.startswith("  #   "))
+    )
+    assert set(shown) == set(potentials.arguments_section(network).model_fields)
+    settings = PotentialConfig(name=network, arguments=shown)
+    expected = arguments_of(PotentialConfig(name=network), potentials)
+    found = arguments_of(settings, potentials)
+    assert {key: found[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("potential.name=equiformr", "There is no potential `equiformr`; did you mean `equiformer`?"),
+        ("potential.preset=smal", "`equiformer` has no preset `smal`; did you mean `small`?"),
+        ("potential.arguments.n_blokcs=3", "`potential.arguments.n_blokcs`; did you mean `n_blocks`?"),
+        ("potential.arguments.n_blocks=two", "`potential.arguments.n_blocks`: input should be a valid integer"),
+        ("potential.arguments.norm=joined", "`potential.arguments.norm`: input should be 'joint' or 'separable'"),
+        ("potential.arguments.n_blocks=0", "`n_blocks` must be at least 1, got 0."),
+        ("potential.arguments.n_heads=3", "a positive multiple of n_heads=3"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_refused_before_the_data_are_read(override, sentence, tmp_path):
+    """By `config validate` and by `train`, whose data file does not exist: name, preset, key, type, choice, range."""
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**SMALLEST, "data": {"source": str(tmp_path / "no.extxyz")}}))
+    for verb, options in ((["config", "validate"], []), (["train"], ["--out", tmp_path / "run"])):
+        said = mdrelax(*verb, tmp_path / "c.yaml", "-r", override, *options)
+        assert said.code != 0
+        assert sentence in said.err
+        assert len(said.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("network", potentials.POTENTIALS)
+def test_every_argument_of_a_network_has_a_type_and_a_sentence(network):
+    """The presets are valid in the section that is made from the constructor."""
+    section = potentials.arguments_section(network)
+    assert all(field.description and field.description.endswith(".") for field in section.model_fields.values())
+    for name in potentials.PRESETS[network]:
+        assert section.model_validate(potentials.preset(network, name)).model_fields_set
 
 
 def test_validate_fills_in_defaults_and_overrides(tmp_path):

@@ -196,6 +196,7 @@ class BrokenNetworks:
     """The registry of the package, whose networks prefer one direction in space."""
 
     preset = staticmethod(potentials.preset)
+    arguments_section = staticmethod(potentials.arguments_section)
 
     @staticmethod
     def build_potential(name: str, n_species: int, arguments: Mapping[str, Any]) -> Potential:

@@ -51,18 +51,21 @@ def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> di
     return merged
 
 
-def load(model: type[Model], document: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Model:
-    """A document as typed settings, with ``section.key=value`` overrides (values in YAML); raises ``ConfigError``."""
+def load(model: type[Model], document: Mapping[str, Any], *, overrides: Sequence[str] = (), place: str = "") -> Model:
+    """A document as typed settings, with ``section.key=value`` overrides (values in YAML); raises ``ConfigError``.
+
+    ``place`` is the section of a larger document that this one stands in.
+    """
     try:
         return model.model_validate(apply_overrides(document, overrides))
     except ValidationError as error:
-        raise explain(error, model) from error
+        raise explain(error, model, place=place) from error
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> ConfigError:
-    """What pydantic found in a document for ``model``, a sentence a key, as an error to raise."""
+def explain(error: ValidationError, model: type[BaseModel], *, place: str = "") -> ConfigError:
+    """What pydantic found in a document for ``model``, one sentence per key, as an error to raise."""
     first = {_place(e): e for e in reversed(error.errors())}  # alternatives of a type fail one by one
-    return ConfigError("\n".join(_sentence(e, model) for e in reversed(first.values())))
+    return ConfigError("\n".join(_sentence(e, model, place) for e in reversed(first.values())))
 
 
 def _override(document: dict[str, Any], override: str) -> None:
@@ -86,10 +89,10 @@ def _place(error: Any) -> tuple[str, ...]:
     return tuple(str(part) for part in error["loc"] if part not in ("int", "float"))
 
 
-def _sentence(error: Any, model: type[BaseModel]) -> str:
+def _sentence(error: Any, model: type[BaseModel], section: str) -> str:
     """One pydantic error as a sentence."""
     place = _place(error)
-    where = ".".join(place) or "config"
+    where = ".".join([section, *place] if section else place) or "config"
     if error["type"] == "extra_forbidden":
         return f"Unknown config key `{where}`; {nearest_name(place[-1], _keys(place[:-1], model))}"
     if error["type"] == "missing":

@@ -9,10 +9,15 @@ app = typer.Typer(help="Write, check and document config files.", no_args_is_hel
 
 
 @app.command()
-def template() -> None:
-    """Print a config with every key, its default and its meaning."""
-    from mdrelax.runs.config import Config
+def template(
+    network: Annotated[str, typer.Option(help="The network whose arguments are shown.")] = "equiformer",
+) -> None:
+    """Print a config with every key, its default and its meaning; the network's own arguments as comments."""
+    from mdrelax import potentials
+    from mdrelax.runs.config import Config, PotentialConfig
 
+    preset = {**potentials.preset(network, PotentialConfig.model_fields["preset"].default)}
+    arguments = potentials.arguments_section(network).model_fields
     for name, field in Config.model_fields.items():
         sections = getattr(field.annotation, "model_fields", None)
         if sections is None:
@@ -20,11 +25,15 @@ def template() -> None:
             continue
         typer.echo(f"{name}:")
         for key, entry in sections.items():
-            typer.echo("  " + _line(key, entry))
+            chosen = network if (name, key) == ("potential", "name") else None
+            typer.echo("  " + _line(key, entry, chosen))
+            if (name, key) == ("potential", "arguments"):
+                for argument, meaning in arguments.items():
+                    typer.echo("  #   " + _line(argument, meaning, preset.get(argument)))
 
 
-def _line(name: str, field: object) -> str:
-    """One key of the template; keys that must be chosen are comments without a value."""
+def _line(name: str, field: object, value: object = None) -> str:
+    """One key of the template, with its default or another value; keys that must be chosen are comments without one."""
     import yaml
     from pydantic.fields import FieldInfo
     from pydantic_core import PydanticUndefined
@@ -33,8 +42,9 @@ def _line(name: str, field: object) -> str:
     if field.default is PydanticUndefined and field.default_factory is None:
         return f"{name}: # REQUIRED. {field.description}"
     default = {} if field.default is PydanticUndefined else field.default
-    value = json.dumps(list(default) if isinstance(default, tuple) else default)
-    return f"{name}: {yaml.safe_load(value) if isinstance(default, str) else value}  # {field.description}"
+    shown = default if value is None else value
+    text = json.dumps(list(shown) if isinstance(shown, tuple) else shown)
+    return f"{name}: {yaml.safe_load(text) if isinstance(shown, str) else text}  # {field.description}"
 
 
 @app.command()
@@ -45,9 +55,13 @@ def validate(
     """Check a config and print it with every default filled in."""
     import yaml
 
+    from mdrelax import potentials
     from mdrelax.runs.inputs import open_config
+    from mdrelax.runs.network import arguments_of
 
-    typer.echo(yaml.safe_dump(open_config(config, override or []).model_dump(mode="json"), sort_keys=False))
+    settings = open_config(config, override or [])
+    arguments_of(settings.potential, potentials)
+    typer.echo(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
 
 
 @app.command()

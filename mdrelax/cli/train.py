@@ -167,23 +167,28 @@ def _progress_bar(folder: Path, tensorboard: bool) -> Iterator["Callable[[Progre
     console = Console(stderr=True)
     writer = _tensorboard(folder) if tensorboard else None
     columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Bar(*columns, console=console) as bar:
-        task = bar.add_task("first validation to come", total=None)
+    bar = Bar(*columns, console=console)
+    task = bar.add_task("first validation to come", total=None)
 
-        def listen(progress: "Progress") -> None:
-            text = None
-            if progress.row is not None:
-                text = _numbers(progress.row)
-                if not console.is_terminal:
-                    typer.echo(f"step {progress.step}/{progress.n_steps}  {text}", err=True)
-                if writer is not None:
-                    for name, value in progress.row.items():
-                        writer.add_scalar(name, value, progress.step)
-            bar.update(task, total=progress.n_steps, completed=progress.step, description=text)
+    def listen(progress: "Progress") -> None:
+        bar.start()  # at the first step: errors before it stand alone
+        text = None
+        if progress.row is not None:
+            text = _numbers(progress.row)
+            if not console.is_terminal:
+                typer.echo(f"step {progress.step}/{progress.n_steps}  {text}", err=True)
+            if writer is not None:
+                for name, value in progress.row.items():
+                    writer.add_scalar(name, value, progress.step)
+        bar.update(task, total=progress.n_steps, completed=progress.step, description=text)
 
+    try:
         yield listen
-    if writer is not None:
-        writer.close()
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+        if writer is not None:
+            writer.close()
 
 
 def _numbers(row: dict[str, float]) -> str:

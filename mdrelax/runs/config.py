@@ -44,8 +44,8 @@ class DataConfig(Section):
 class PotentialConfig(Section):
     """The network."""
 
-    name: str = Field("equiformer", description="`equiformer`, `segnn` or `equiformer-pytorch`.")
-    preset: str = Field("tiny", description="`tiny` or `small` (`equiformer` also has `md17`).")
+    name: str = Field("equiformer", description="A network of `mdrelax.potentials.POTENTIALS`.")
+    preset: str = Field("tiny", description="A size of it: `tiny`, `small`; `equiformer` also has `md17`.")
     cutoff: float = Field(5.0, gt=0, description="Cut-off radius in Angstrom.")
     arguments: dict[str, Any] = Field(default_factory=dict, description="Arguments that replace the preset's.")
 

@@ -17,12 +17,15 @@ import torch
 from torch_geometric.data import Data
 
 from mdrelax.base.files import write_atomically
+from mdrelax.base.sections import ConfigError, Section, load
 from mdrelax.datasets import make_frame
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.potential import Potential
+from mdrelax.runs.config import PotentialConfig
+from mdrelax.runs.experiment import seeded
 from mdrelax.training.checkpoint import CheckpointError
 
-__all__ = ["NetworkFile", "Networks", "read_network", "write_network"]
+__all__ = ["NetworkFile", "Networks", "arguments_of", "read_network", "write_network"]
 
 NAME = "network.json"
 FORMAT_VERSION = 1
@@ -34,8 +37,29 @@ class Networks(Protocol):
     def preset(self, potential: str, name: str) -> dict[str, Any]:
         """The arguments of a preset; raises ``ValueError`` naming the nearest known one."""
 
+    def arguments_section(self, name: str) -> type[Section]:
+        """The arguments of a network as a typed section; raises ``ValueError`` for its name."""
+
     def build_potential(self, name: str, n_species: int, arguments: Mapping[str, Any]) -> Potential:
         """A network for that many elements; raises ``ValueError`` for unknown names and impossible arguments."""
+
+
+def arguments_of(settings: PotentialConfig, networks: Networks) -> dict[str, Any]:
+    """The arguments of the network as far as the settings decide them: those of its preset, cut-off and its own.
+
+    Raises ``ConfigError`` for an unknown network, preset or argument, and for a network that cannot be built.
+    """
+    try:
+        preset = networks.preset(settings.name, settings.preset)
+        section = networks.arguments_section(settings.name)
+        own = load(section, settings.arguments, place="potential.arguments").model_dump(exclude_unset=True)
+        arguments = {**preset, "cutoff": settings.cutoff, **own}
+        seeded(lambda: networks.build_potential(settings.name, 1, arguments), 0)  # a range may span several arguments
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return arguments
 
 
 class NetworkFile(NamedTuple):

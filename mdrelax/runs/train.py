@@ -26,7 +26,7 @@ from mdrelax.modelfile import save_model, save_refused
 from mdrelax.runs.config import Config, PotentialConfig
 from mdrelax.runs.experiment import Finished, run, seeded
 from mdrelax.runs.inputs import Parts, check_labels, load_parts, prepare_folder
-from mdrelax.runs.network import Networks, write_network
+from mdrelax.runs.network import Networks, arguments_of, write_network
 from mdrelax.runs.refused import REFUSED, refuse
 from mdrelax.structures.graph import Graph
 from mdrelax.training.trainer import FitResult, Progress
@@ -59,19 +59,11 @@ class Outcome(NamedTuple):
 
 
 def network_arguments(settings: PotentialConfig, frames: Sequence[Batch], networks: Networks) -> dict[str, Any]:
-    """The arguments of the network: preset, the config's own, cut-off and the neighbours of the training set."""
+    """The arguments of the network: ``arguments_of`` the settings and the neighbours of the training set."""
     edges = sum(frame.graph.edge_index.shape[1] for frame in frames)
     atoms = sum(len(frame.graph.numbers) for frame in frames)
-    try:
-        preset = networks.preset(settings.name, settings.preset)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    return {
-        **preset,
-        "cutoff": settings.cutoff,
-        "average_neighbors": max(1.0, round(edges / atoms, 3)),
-        **settings.arguments,
-    }
+    measured = {"average_neighbors": max(1.0, round(edges / atoms, 3))}
+    return {**measured, **arguments_of(settings, networks)}
 
 
 def build_force_field(
@@ -132,6 +124,7 @@ class Potentials:
 
     def enter(self, folder: Path, *, restart: bool) -> bool:
         """Write config.yaml and env.json; see ``Experiment``."""
+        arguments_of(self.config.potential, self.networks)  # refuses names before the data are read
         return prepare_folder(self.config, folder, restart=restart)
 
     def prepare(self, folder: Path, *, resume: bool, tell: Callable[[str], None]) -> ForceField:
