@@ -248,7 +248,7 @@ def forces_are_minus_the_derivative_of_the_energy(force_field: ForceField) -> No
     model = _double(force_field)
     for structure in (cluster(model), cell(model)):
         directions = _normal(6, len(structure.numbers), 3, seed=1)
-        expected = _slopes(model, lambda step, of=structure: of.moved(step), directions)
+        expected = _slopes(model, structure.moved, directions)
         found = -(directions * model(structure.graph(model.cutoff)).forces).sum((1, 2))
         _require_slopes(found, expected, "Forces")
 
@@ -370,14 +370,6 @@ def _where(applies: Callable[[ForceField], bool], law: Law) -> Law:
     return conditional
 
 
-def _is_conservative(force_field: ForceField) -> bool:
-    return force_field.conservative
-
-
-def _claims_to_be_smooth(force_field: ForceField) -> bool:
-    return force_field.conservative and force_field.roughness is None
-
-
 ALWAYS = (
     forces_turn_with_the_structure,
     nothing_depends_on_place_or_order,
@@ -397,8 +389,9 @@ OF_CONSERVATIVE_FORCES = (
 )
 LAWS: dict[str, Law] = {
     **{law.__name__: law for law in ALWAYS},
-    **{law.__name__: _where(_is_conservative, law) for law in OF_CONSERVATIVE_FORCES},
+    **{law.__name__: _where(lambda model: model.conservative, law) for law in OF_CONSERVATIVE_FORCES},
     force_constants_do_not_depend_on_a_small_displacement.__name__: _where(
-        _claims_to_be_smooth, force_constants_do_not_depend_on_a_small_displacement
+        lambda model: model.conservative and model.roughness is None,
+        force_constants_do_not_depend_on_a_small_displacement,
     ),
 }

@@ -106,22 +106,20 @@ class Equiformer(Potential):
         sizes |= {"n_features": n_features, "n_basis": n_basis, "radial_hidden": radial_hidden}
         check_numbers(sizes, {"cutoff": cutoff, "average_neighbors": average_neighbors, "norm_eps": norm_eps})
         _check_names(hidden, n_heads, radial_basis)
-        lmax_edge = hidden.lmax if lmax_edge is None else lmax_edge
         self.cutoff, self.irreps, self.average_neighbors = float(cutoff), hidden, average_neighbors
         even = all(ir.p == 1 for _, ir in hidden)
         self.symmetry = "SE(3)" if even and hidden.lmax > 0 else "E(3)"
         self.roughness = why_rough(norm) if hidden.lmax > 0 else None
+        lmax_edge = hidden.lmax if lmax_edge is None else lmax_edge
         irreps_edge = o3.Irreps([(1, (degree, 1 if even else (-1) ** degree)) for degree in range(lmax_edge + 1)])
         scalars, features = hidden[:1], o3.Irreps([(n_features, "0e")])
+        reached = o3.Irreps([(mul, ir) for mul, ir in hidden if ir in [edge for _, edge in irreps_edge]])
 
         self.harmonics = SphericalHarmonics(lmax_edge)
         self.basis = EdgeBasis(hidden, irreps_edge, hidden)
-        reached = o3.Irreps([(mul, ir) for mul, ir in hidden if ir in [edge for _, edge in irreps_edge]])
         self.degree_basis = EdgeBasis(scalars, irreps_edge, reached)
         self.radial_basis = RADIAL_BASES[radial_basis](n_basis, cutoff)
-        self.radial = RadialNetworks(n_blocks, n_basis, radial_hidden, self.basis.weight_sizes)
-        self.degree_radial = RadialNetworks(1, n_basis, radial_hidden, self.degree_basis.weight_sizes)
-        self.edges_at_once = WEIGHTS_AT_ONCE // (n_blocks * sum(self.basis.weight_sizes))
+        self._build_radial_networks(n_blocks, n_basis, radial_hidden)
 
         self.embedding = nn.Parameter(torch.randn(n_species, scalars[0].mul))
         self.degree = EdgeConvolution(self.degree_basis, reached)
@@ -129,13 +127,16 @@ class Equiformer(Potential):
             Block(hidden, output, self.basis, BlockSizes(n_heads, expansion, nonlinear_messages, norm, norm_eps))
             for output in [hidden] * (n_blocks - 1) + [features]
         )
-        # The paper's place, beside the feed-forward networks, but in the last block, which makes scalars: a free map
-        # there reads what nobody else does, and computing it costs more than all other free maps together. A network of
-        # one block has no other place.
-        self.relax_where = tuple(f"blocks.{number}.feed_forward" for number in range(max(1, n_blocks - 1)))
+        self.relax_where = _paper_places(n_blocks)
         self.norm = layer_norm(norm, features)
         self.hidden = Linear(features, features)
         self.energy = Linear(features, o3.Irreps("1x0e"))
+
+    def _build_radial_networks(self, n_blocks: int, n_basis: int, hidden: int) -> None:
+        """Weights of the couplings as functions of the distance, those of all blocks in one network."""
+        self.radial = RadialNetworks(n_blocks, n_basis, hidden, self.basis.weight_sizes)
+        self.degree_radial = RadialNetworks(1, n_basis, hidden, self.degree_basis.weight_sizes)
+        self.edges_at_once = WEIGHTS_AT_ONCE // (n_blocks * sum(self.basis.weight_sizes))
 
     def forward(self, species: Tensor, edges: Edges) -> Tensor:
         """Energies of the atoms; see ``Potential``."""
@@ -212,6 +213,15 @@ class ChunkConvolution:
         else:
             (weights,) = self.network.radial(self.features.basis, number)
         return attention.gather(sent, received, n_out, self.features.edges, weights)
+
+
+def _paper_places(n_blocks: int) -> tuple[str, ...]:
+    """Beside the feed-forward networks, but in the last block, which is left as it is.
+
+    That block makes scalars. A free map there reads what nobody else does, and computing it costs more than all other
+    free maps together; a network of one block has no other place.
+    """
+    return tuple(f"blocks.{number}.feed_forward" for number in range(max(1, n_blocks - 1)))
 
 
 def _check_names(irreps: o3.Irreps, n_heads: int, radial_basis: str) -> None:

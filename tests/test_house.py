@@ -21,13 +21,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": LOW,
     "forces": LOW | {"training"},
     "potentials": LOW | {"mdrelax.forces.potential"},
+    "testing": LOW | {"forces"},
     "modelfile": LOW | {"forces", "potentials"},
     "compiled": LOW | {"forces", "modelfile"},
     "engines": LOW | {"forces", "modelfile", "compiled"},
     "runs": LOW | {"datasets", "training", "forces", "modelfile", "compiled", "engines"},  # networks are handed in
     "packs": LOW | {"datasets", "potentials", "training", "runs"},
 }
-MAY_IMPORT["analysis"] = set(MAY_IMPORT)
+MAY_IMPORT["analysis"] = set(MAY_IMPORT) - {"testing"}  # which is for tests
 MAY_IMPORT["face"] = set(MAY_IMPORT) - {"analysis"}
 
 
