@@ -80,11 +80,9 @@ class Equiformer(Potential):
             int, Field(description="Attention heads; every multiplicity of `irreps` is a multiple of it.")
         ] = 4,
         lmax_edge: Annotated[
-            int | None, Field(description="Largest degree of the edges' harmonics; none: that of `irreps`.")
+            int | None, Field(description="Degree of the edges' harmonics; none: as `irreps`.")
         ] = None,
-        nonlinear_messages: Annotated[
-            bool, Field(description="A gate and a second tensor product per message: better, twice the cost.")
-        ] = True,
+        nonlinear_messages: Annotated[bool, Field(description="A gate and a second product per message.")] = True,
         expansion: Annotated[int, Field(description="Width of the feed-forward networks over that of `irreps`.")] = 3,
         n_features: Annotated[int, Field(description="Scalars that the energy is read from.")] = 512,
         radial_basis: Annotated[
@@ -92,12 +90,8 @@ class Equiformer(Potential):
         ] = "expnormal",
         n_basis: Annotated[int, Field(description="Number of radial functions.")] = 32,
         radial_hidden: Annotated[int, Field(description="Width of the radial networks.")] = 64,
-        average_neighbors: Annotated[
-            float, Field(description="Mean number of edges per atom; a run measures it on its training set.")
-        ] = 15.58,
-        norm: Annotated[
-            NormKind, Field(description="Layer norm: `joint` is smooth, `separable` is the published one.")
-        ] = "joint",
+        average_neighbors: Annotated[float, Field(description="Mean number of edges per atom; measured.")] = 15.58,
+        norm: Annotated[NormKind, Field(description="Layer norm; `separable` is as published, not smooth.")] = "joint",
         norm_eps: Annotated[float, Field(description="Added to the mean square under the norm's root.")] = 1e-5,
     ) -> None:
         super().__init__()
@@ -120,13 +114,11 @@ class Equiformer(Potential):
         self.degree_basis = EdgeBasis(scalars, irreps_edge, reached)
         self.radial_basis = RADIAL_BASES[radial_basis](n_basis, cutoff)
         self._build_radial_networks(n_blocks, n_basis, radial_hidden)
-
         self.embedding = nn.Parameter(torch.randn(n_species, scalars[0].mul))
         self.degree = EdgeConvolution(self.degree_basis, reached)
-        self.blocks = nn.ModuleList(
-            Block(hidden, output, self.basis, BlockSizes(n_heads, expansion, nonlinear_messages, norm, norm_eps))
-            for output in [hidden] * (n_blocks - 1) + [features]
-        )
+        block = BlockSizes(n_heads, expansion, nonlinear_messages, norm, norm_eps)
+        outputs = [hidden] * (n_blocks - 1) + [features]
+        self.blocks = nn.ModuleList(Block(hidden, output, self.basis, block) for output in outputs)
         self.relax_where = _paper_places(n_blocks)
         self.norm = layer_norm(norm, features)
         self.hidden = Linear(features, features)
