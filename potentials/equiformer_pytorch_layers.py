@@ -23,6 +23,7 @@ from torch.nn import functional
 from mdrelax.base import o3
 from mdrelax.method.sites import Site, irreps_site
 from mdrelax.potentials.equiformer_layers import smooth_leaky_relu
+from mdrelax.potentials.steerable import inverse_size
 from mdrelax.structures.graph import Exchange
 
 __all__ = ["DistanceAttention", "MLPAttention", "Neighbourhood", "adopt"]
@@ -85,8 +86,7 @@ class JointNorm(library.Norm):
 
     def forward(self, features: Fibers) -> Fibers:
         """Features of about unit size, linear in those that symmetry makes vanish."""
-        mean_square = sum(x.square().mean((-2, -1), keepdim=True) for x in features.values()) / len(features)
-        inverse = (mean_square + self.eps).rsqrt()
+        inverse = inverse_size(list(features.values()), self.eps, n=len(features))
         return {d: x * (inverse * scale) for scale, (d, x) in zip(self.transforms, features.items(), strict=True)}
 
 

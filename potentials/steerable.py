@@ -6,6 +6,7 @@ map is one matrix product per irrep, and nothing is sliced from flat vectors. Ir
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "SeparableLayerNorm",
     "SphericalHarmonics",
     "distinct",
+    "inverse_size",
     "layer_norm",
     "why_rough",
 ]
@@ -120,13 +122,25 @@ class JointLayerNorm(nn.Module):
             normed = functional.layer_norm(scalars, self.bias.shape, self.weights[0], self.bias, self.eps)
             if not others:
                 return (normed,)
-        centred = (scalars - scalars.mean(2, keepdim=True), *others)
-        squares = [block.square().mean((1, 2), keepdim=True) for block in centred[: self.n_measured]]
-        inverse = torch.rsqrt(sum(squares[1:], squares[0]) / self.n_measured + self.eps)
+        # Sums and ``alpha`` in place of means, whose backward pass divides every entry: a seventh of the layer's time.
+        centred = (torch.add(scalars, scalars.sum(2, keepdim=True), alpha=-1 / scalars.shape[2]), *others)
+        inverse = inverse_size(centred[: self.n_measured], self.eps, n=self.n_measured)
         if self.n_measured > 1:
             normed = torch.addcmul(self.bias, centred[0], inverse * self.weights[0])
         weights = list(self.weights)[1:]
         return (normed, *(block * (inverse * w) for block, w in zip(others, weights, strict=False)))
+
+
+def inverse_size(blocks: Sequence[Tensor], eps: float, *, n: int) -> Tensor:
+    """1 / sqrt(s + eps), (..., 1, 1): s is the mean over n blocks of the mean square of their last two axes.
+
+    Blocks beyond those given are taken as zero.
+    """
+    mean_square = blocks[0].new_full((), eps)
+    for block in blocks:
+        share = 1 / (n * block.shape[-2] * block.shape[-1])
+        mean_square = torch.add(mean_square, block.square().sum((-2, -1), keepdim=True), alpha=share)
+    return mean_square.rsqrt()
 
 
 class SeparableLayerNorm(nn.Module):
