@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,3 +35,23 @@ def test_a_step_that_needs_what_the_last_one_freed_causes_no_page_faults():
     """
     run = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
     assert int(run.stdout) < 1000
+
+
+TOLD_NOT_TO = """
+from lennard_jones import lj_force_field
+from mdrelax.base.allocator import keep_freed_memory
+from mdrelax.engines.ase import MDRelaxCalculator
+
+changed = []
+for keep in (False, True):
+    MDRelaxCalculator(lj_force_field(), keep_memory=keep)
+    changed.append(keep_freed_memory.cache_info().currsize)
+print(changed)
+"""
+
+
+def test_a_calculator_leaves_the_process_alone_where_it_is_told_to() -> None:
+    """In a process of its own, in which nobody has changed the setting before."""
+    command = [sys.executable, "-c", TOLD_NOT_TO]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+    assert run.stdout.strip() == "[0, 1]"

@@ -19,7 +19,8 @@ from mdrelax.method.relaxation import relax_constraints, relaxed_layers
 from mdrelax.modelfile import load_model
 from mdrelax.runs.config import Config, load_config
 from mdrelax.runs.inputs import load_parts
-from mdrelax.runs.train import Outcome, build_force_field, network_arguments, run_training
+from mdrelax.runs.train import Outcome, run_training
+from mdrelax.runs.untrained import untrained
 from mdrelax.structures.neighbors import build_graph
 from mdrelax.training.trainer import Trainer, TrainingError
 from small_runs import CRYSTAL_CUTOFF, clusters, crystals, document, write_frames
@@ -37,7 +38,7 @@ def trainer(config: Config, folder: Path) -> Trainer:
     """A relaxed network and its data, ready to run."""
     parts = load_parts(config.data)
     train, valid = (frames_from_data(data, cutoff=config.potential.cutoff) for data in (parts.train, parts.validation))
-    model = build_force_field(config, parts, train, network_arguments(config.potential, train, potentials), potentials)
+    model = untrained(config, train, parts.isolated_energies, potentials, None).force_field
     relax_constraints(model, initial_std=config.relaxation.initial_std, generator=torch.Generator().manual_seed(0))
     loader = Loader(train, batch_size=config.training.batch_size, seed=config.training.seed)
     task = ForceMatching(loader, valid, config.training)

@@ -50,6 +50,11 @@ class MDRelaxCalculator(Calculator):
 
     A model with direct forces warns that they are not conservative, and has no stress.
 
+    With ``keep_memory`` the first calculator changes one setting of the whole process: the C library (glibc) keeps the
+    memory that a step frees for the next one, up to the largest need so far, in place of handing it back to the system.
+    Steps are a tenth to a third faster; no number changes. ``False`` leaves the process as it is. Nothing else outside
+    the calculator is touched: neither torch's default dtype, nor its threads, nor any random generator.
+
     Raises ``UnprojectedModelError`` for a model with relaxed layers, ``ValueError`` for a device or ``dtype`` that
     cannot be used. Asked for results it raises ``ValueError`` for no
     atoms, positions that are not finite, two atoms at one point and singular periodic cells, ``UnknownElementError``
@@ -68,9 +73,11 @@ class MDRelaxCalculator(Calculator):
         device: str | torch.device = "cpu",
         skin: float = 0.5,
         certificate: Any = None,
+        keep_memory: bool = True,
     ) -> None:
         super().__init__()
-        keep_freed_memory()
+        if keep_memory:
+            keep_freed_memory()
         _refuse_relaxed(force_field)
         self.force_field = _own_copy(force_field, dtype, device)
         self.device = device
@@ -89,26 +96,31 @@ class MDRelaxCalculator(Calculator):
         device: str | torch.device = "cpu",
         skin: float = 0.5,
         compile: bool = False,
+        keep_memory: bool = True,
     ) -> "MDRelaxCalculator":
         """The calculator of a finished model file, whose certificate holds; raises the errors of ``load_model``.
 
         ``compile=True`` compiles the network for this process, which takes a minute or more and a C++ compiler, and
-        raises ``CompileError`` where that fails or the numbers differ (see ``deploy.compile_force_field``).
+        raises ``CompileError`` where that fails or the numbers differ (see ``mdrelax.compiled.compile_force_field``).
         """
         if compile and torch.device(device).type != "cpu":
             raise ValueError(f"Models are compiled for the CPU only, got the device `{device}`; leave out `compile`.")
         model = load_model(path)
         force_field = compile_force_field(model.force_field, dtype=dtype) if compile else model.force_field
-        return cls(force_field, dtype=dtype, device=device, skin=skin, certificate=model.certificate)
+        return cls(
+            force_field, dtype=dtype, device=device, skin=skin, certificate=model.certificate, keep_memory=keep_memory
+        )
 
     @classmethod
-    def from_compiled(cls, path: str | Path, *, sha256: str | None = None, skin: float = 0.5) -> "MDRelaxCalculator":
+    def from_compiled(
+        cls, path: str | Path, *, sha256: str | None = None, skin: float = 0.5, keep_memory: bool = True
+    ) -> "MDRelaxCalculator":
         """The calculator of a `.pt2` file, which RUNS THE CODE IT HOLDS: take only files that you made or trust.
 
-        ``sha256`` names the one file that is accepted. Raises the errors of ``deploy.load_compiled``.
+        ``sha256`` names the one file that is accepted. Raises the errors of ``mdrelax.compiled.load_compiled``.
         """
         model = load_compiled(path, sha256=sha256)
-        return cls(model.force_field, skin=skin, certificate=model.certificate)
+        return cls(model.force_field, skin=skin, certificate=model.certificate, keep_memory=keep_memory)
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
         """What has changed since the last calculation, to the bit: ASE's comparison costs more than a small network."""

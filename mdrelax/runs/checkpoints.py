@@ -21,16 +21,15 @@ from mdrelax.runs.config import Config, load_config
 from mdrelax.runs.config_changes import read_saved
 from mdrelax.runs.experiment import relax
 from mdrelax.runs.inputs import load_parts
-from mdrelax.runs.network import NetworkFile, Networks, read_network
+from mdrelax.runs.network import NetworkFile, Networks, Untrained, read_network
 from mdrelax.runs.refused import cause_of_failure
 from mdrelax.runs.train import (
-    build_force_field,
     data_frames,
     kept_structures,
     model_card,
-    network_arguments,
     to_certify,
 )
+from mdrelax.runs.untrained import network_arguments, new_force_field
 from mdrelax.training.checkpoint import CheckpointError, load_checkpoint
 from mdrelax.training.optimizers import Ema
 from mdrelax.training.trainer import CHECKPOINT_KEYS, TrainingError
@@ -42,23 +41,22 @@ class RunCheckpoint(NamedTuple):
     """A run folder: its config, an untrained network of its kind, structures to measure it on, and its last state."""
 
     config: Config
-    network: ForceField
-    arguments: dict[str, Any]
+    begun: Untrained
     structures: list[Batch]
     state: dict[str, Any]
     path: Path
 
     def unprojected(self) -> ForceField:
         """The averaged network with its free maps, in evaluation mode."""
-        relax(self.network, self.config.relaxation, seed=self.config.training.seed)
-        average = Ema(self.network, decay=self.config.training.ema)
+        relax(self.begun.force_field, self.config.relaxation, seed=self.config.training.seed)
+        average = Ema(self.begun.force_field, decay=self.config.training.ema)
         try:
-            self.network.load_state_dict(self.state["model"])
+            self.begun.force_field.load_state_dict(self.state["model"])
             average.load_state_dict(self.state["ema"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"`{self.path}` belongs to another network than `network.json`.") from error
-        average.copy_to(self.network)
-        return self.network.eval()
+        average.copy_to(self.begun.force_field)
+        return self.begun.force_field.eval()
 
     def best(self) -> tuple[ForceField, list[LayerRecord]]:
         """The projected network of the best validation, and its layers; raises ``TrainingError`` without one."""
@@ -66,10 +64,10 @@ class RunCheckpoint(NamedTuple):
         if not best["state"]:
             raise TrainingError(f"No validation of `{self.path}` gave a finite error, so there is no best network.")
         try:
-            self.network.load_state_dict(best["state"])
+            self.begun.force_field.load_state_dict(best["state"])
         except RuntimeError as error:
             raise CheckpointError(f"`{self.path}` belongs to another network than `network.json`.") from error
-        return self.network.eval(), [LayerRecord(**record) for record in best["layers"]]
+        return self.begun.force_field.eval(), [LayerRecord(**record) for record in best["layers"]]
 
 
 def open_checkpoint(folder: Path, networks: Networks) -> RunCheckpoint:
@@ -78,21 +76,24 @@ def open_checkpoint(folder: Path, networks: Networks) -> RunCheckpoint:
     path = folder / "checkpoints" / "last.pt"
     state = load_checkpoint(path, keys=CHECKPOINT_KEYS)
     found = read_network(folder)
-    network, arguments, structures = _from_data(config, networks) if found is None else _from_file(found, networks)
-    return RunCheckpoint(config, network, arguments, structures, state, path)
+    begun, structures = _from_data(config, networks) if found is None else _from_file(found, networks)
+    return RunCheckpoint(config, begun, structures, state, path)
 
 
-def _from_file(found: NetworkFile, networks: Networks) -> tuple[ForceField, dict[str, Any], list[Batch]]:
+def _from_file(found: NetworkFile, networks: Networks) -> tuple[Untrained, list[Batch]]:
     network = found.build(networks)
-    return network, found.arguments, frames_from_data(found.structures, cutoff=network.cutoff)
+    begun = Untrained(network, found.name, found.arguments, found.started_from)
+    return begun, frames_from_data(found.structures, cutoff=network.cutoff)
 
 
-def _from_data(config: Config, networks: Networks) -> tuple[ForceField, dict[str, Any], list[Batch]]:
+def _from_data(config: Config, networks: Networks) -> tuple[Untrained, list[Batch]]:
+    """Of a run of a version before network.json."""
     parts = load_parts(config.data)
-    frames = data_frames(config, parts)
+    frames = data_frames(parts, config.potential.cutoff)
     arguments = network_arguments(config.potential, frames.train, networks)
-    network = build_force_field(config, parts, frames.train, arguments, networks)
-    return network, arguments, frames_from_data(kept_structures(parts), cutoff=network.cutoff)
+    network = new_force_field(config, frames.train, parts.isolated_energies, arguments, networks)
+    begun = Untrained(network, config.potential.name, arguments, None)
+    return begun, frames_from_data(kept_structures(parts), cutoff=network.cutoff)
 
 
 def project_checkpoint(folder: Path, output: Path, networks: Networks) -> Certificate:
@@ -102,8 +103,8 @@ def project_checkpoint(folder: Path, output: Path, networks: Networks) -> Certif
     certificate = certify(network, to_certify(run.structures), layers=layers)
     require(certificate, cause=cause_of_failure(certificate))
     save_model(
-        output, network, potential=run.config.potential.name, arguments=run.arguments, certificate=certificate,
-        card=model_card(run.config, network, best_step=run.state["best"]["step"], results={}),
+        output, network, potential=run.begun.name, arguments=run.begun.arguments, certificate=certificate,
+        card=model_card(run.config, network, best_step=run.state["best"]["step"], results={}, origin=run.begun.origin),
     )  # fmt: skip
     return certificate
 

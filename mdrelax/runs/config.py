@@ -49,6 +49,17 @@ class PotentialConfig(Section):
     cutoff: float = Field(5.0, gt=0, description="Cut-off radius in Angstrom.")
     arguments: dict[str, Any] = Field(default_factory=dict, description="Arguments that replace the preset's.")
 
+    start: str | None = Field(None, description="A model file to continue from, which brings network and cut-off.")
+
+    @model_validator(mode="after")
+    def _one_network(self) -> "PotentialConfig":
+        fields = type(self).model_fields
+        own = [name for name in ("name", "preset", "cutoff") if getattr(self, name) != fields[name].default]
+        own += ["arguments"] if self.arguments else []
+        if self.start is not None and own:
+            raise ValueError(f"leave out `{own[0]}`: the network is that of `potential.start`, {self.start}")
+        return self
+
     @model_validator(mode="after")
     def _one_cutoff(self) -> "PotentialConfig":
         if "cutoff" in self.arguments:

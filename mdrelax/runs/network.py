@@ -4,6 +4,7 @@
 | --- | --- |
 | format_version | 1 |
 | potential, elements, dtype, symmetry | what builds the network, defaults included |
+| started_from | the model file that the run continues from: name and content hash, else null |
 | reference_energies, scale | eV of each element; eV/Angstrom, the RMS force of the training set |
 | structures | a few of the run's test (or validation) structures, Angstrom: certificates are measured on them |
 """
@@ -25,7 +26,7 @@ from mdrelax.runs.config import PotentialConfig
 from mdrelax.runs.experiment import seeded
 from mdrelax.training.checkpoint import CheckpointError
 
-__all__ = ["NetworkFile", "Networks", "arguments_of", "read_network", "write_network"]
+__all__ = ["NetworkFile", "Networks", "Untrained", "arguments_of", "read_network", "write_network"]
 
 NAME = "network.json"
 FORMAT_VERSION = 1
@@ -62,6 +63,15 @@ def arguments_of(settings: PotentialConfig, networks: Networks) -> dict[str, Any
     return arguments
 
 
+class Untrained(NamedTuple):
+    """A force field before its first step, and what builds its network again."""
+
+    force_field: ForceField
+    name: str
+    arguments: dict[str, Any]
+    origin: dict[str, str] | None  # the model file it continues from: name and content hash
+
+
 class NetworkFile(NamedTuple):
     """The content of network.json."""
 
@@ -73,6 +83,7 @@ class NetworkFile(NamedTuple):
     dtype: str
     symmetry: str
     structures: list[Data]
+    started_from: dict[str, str] | None  # name and content hash of a model file
 
     def build(self, networks: Networks) -> ForceField:
         """The force field before training, with other random weights: those of a checkpoint go over them."""
@@ -83,13 +94,13 @@ class NetworkFile(NamedTuple):
         return force_field.to_dtype(getattr(torch, self.dtype))
 
 
-def write_network(
-    folder: Path, force_field: ForceField, *, name: str, arguments: Mapping[str, Any], structures: Sequence[Data]
-) -> None:
-    """Write network.json into a run folder; ``name`` and ``arguments`` are what built the network."""
+def write_network(folder: Path, begun: Untrained, *, structures: Sequence[Data]) -> None:
+    """Write network.json into a run folder."""
+    force_field = begun.force_field
     document = {
         "format_version": FORMAT_VERSION,
-        "potential": {"name": name, "arguments": dict(arguments)},
+        "potential": {"name": begun.name, "arguments": begun.arguments},
+        "started_from": begun.origin,
         "elements": list(force_field.elements),
         "reference_energies": force_field.reference_energies.tolist(),
         "scale": float(force_field.scale),
@@ -123,7 +134,7 @@ def read_network(folder: Path) -> NetworkFile | None:
         potential = document["potential"]
         return NetworkFile(
             potential["name"], potential["arguments"], document["elements"], document["reference_energies"],
-            document["scale"], document["dtype"], document["symmetry"], structures,
+            document["scale"], document["dtype"], document["symmetry"], structures, document.get("started_from"),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"`{path}` is damaged ({error!r}); restart the run to have it written again.") from error

@@ -12,22 +12,22 @@ from torch_geometric.data import Data
 
 from mdrelax import datasets
 from mdrelax.base.files import write_atomically
-from mdrelax.base.sections import ConfigError
 from mdrelax.compiled.training import CompiledTrainingStep
 from mdrelax.datasets.structure_files import spread
 from mdrelax.forces import metrics
-from mdrelax.forces.forcefield import ForceField, fit_reference_energies
+from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.forcematching import ForceMatching
-from mdrelax.forces.loader import Batch, Loader, distinct_elements, frames_from_data, join
+from mdrelax.forces.loader import Batch, Loader, frames_from_data, join
 from mdrelax.forces.predict import predictions_of
 from mdrelax.forces.symmetry import certify
 from mdrelax.method.certificate import Certificate
-from mdrelax.modelfile import save_model, save_refused
-from mdrelax.runs.config import Config, PotentialConfig
-from mdrelax.runs.experiment import Finished, run, seeded
+from mdrelax.modelfile import LoadedModel, save_model, save_refused
+from mdrelax.runs.config import Config
+from mdrelax.runs.experiment import Finished, run
 from mdrelax.runs.inputs import Parts, check_labels, load_parts, prepare_folder
-from mdrelax.runs.network import Networks, arguments_of, write_network
+from mdrelax.runs.network import Networks, Untrained, arguments_of, write_network
 from mdrelax.runs.refused import REFUSED, refuse
+from mdrelax.runs.untrained import load_start, untrained
 from mdrelax.structures.graph import Graph
 from mdrelax.training.trainer import FitResult, Progress
 
@@ -58,55 +58,6 @@ class Outcome(NamedTuple):
         return self.folder / MODEL
 
 
-def network_arguments(settings: PotentialConfig, frames: Sequence[Batch], networks: Networks) -> dict[str, Any]:
-    """The arguments of the network: ``arguments_of`` the settings and the neighbours of the training set."""
-    edges = sum(frame.graph.edge_index.shape[1] for frame in frames)
-    atoms = sum(len(frame.graph.numbers) for frame in frames)
-    measured = {"average_neighbors": max(1.0, round(edges / atoms, 3))}
-    return {**measured, **arguments_of(settings, networks)}
-
-
-def build_force_field(
-    config: Config, parts: Parts, frames: Sequence[Batch], arguments: dict[str, Any], networks: Networks
-) -> ForceField:
-    """The untrained force field: seeded weights, reference energies, scale (RMS force of the training set)."""
-    elements = distinct_elements([frame.graph.numbers for frame in frames])
-    name = config.potential.name
-    try:
-        network = seeded(lambda: networks.build_potential(name, len(elements), arguments), config.training.seed)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    forces = torch.cat([frame.targets.forces for frame in frames])
-    known = forces[~forces.isnan()]
-    scale = float(known.square().mean().sqrt()) if known.any() else 1.0  # no forces, or all of them zero
-    references = _references(config, parts, frames, elements)
-    force_field = ForceField(network, elements=elements, reference_energies=references, scale=scale)
-    if config.training.stress_weight > 0 and not force_field.conservative:
-        raise ConfigError(
-            f"`training.stress_weight` is {config.training.stress_weight}, but direct forces have no stress; set it to "
-            "0 or `potential.arguments.forces` to gradient."
-        )
-    return force_field.to_dtype(getattr(torch, config.training.dtype))
-
-
-def _references(config: Config, parts: Parts, frames: Sequence[Batch], elements: tuple[int, ...]) -> torch.Tensor:
-    """Energies of the elements: least squares, or isolated atoms plus the mean binding energy per atom."""
-    numbers = [frame.graph.numbers for frame in frames]
-    energies = torch.cat([frame.targets.energy for frame in frames])
-    if config.reference_energies == "fit":
-        return fit_reference_energies(numbers, energies, elements)
-    missing = [z for z in elements if z not in parts.isolated_energies]
-    if missing:
-        raise ConfigError(
-            f"`reference_energies: isolated` needs a frame with config_type=IsolatedAtom for atomic numbers {missing}; "
-            "add them to the data or use `fit`."
-        )
-    isolated = torch.tensor([parts.isolated_energies[z] for z in elements], dtype=torch.float64)
-    sums = torch.stack([isolated[torch.searchsorted(torch.tensor(elements), z)].sum() for z in numbers])
-    counts = torch.tensor([len(z) for z in numbers])
-    return isolated + ((energies - sums) / counts).nanmean().nan_to_num()
-
-
 class Potentials:
     """The ``Experiment`` of force fields: from labelled structures to a model file.
 
@@ -116,14 +67,16 @@ class Potentials:
 
     parts: Parts
     frames: Frames
-    arguments: dict[str, Any]
+    begun: Untrained
 
     def __init__(self, config: Config, networks: Networks, data: Sequence[Atoms] | None = None) -> None:
         self.config, self.networks, self.data = config, networks, data
+        self.start: LoadedModel | None = None
         self.training, self.relaxation = config.training, config.relaxation
 
     def enter(self, folder: Path, *, restart: bool) -> bool:
         """Write config.yaml and env.json; see ``Experiment``."""
+        self.start = load_start(self.config.potential)
         arguments_of(self.config.potential, self.networks)  # refuses names before the data are read
         return prepare_folder(self.config, folder, restart=restart)
 
@@ -134,14 +87,16 @@ class Potentials:
         tell(self.parts.report)
         check_labels(config, self.parts)
         _keep_split(self.parts, folder, resume=resume)
-        self.frames = data_frames(config, self.parts)
-        self.arguments = network_arguments(config.potential, self.frames.train, self.networks)
-        force_field = build_force_field(config, self.parts, self.frames.train, self.arguments, self.networks)
-        structures = kept_structures(self.parts)
-        write_network(folder, force_field, name=config.potential.name, arguments=self.arguments, structures=structures)
+        self.frames = data_frames(
+            self.parts, config.potential.cutoff if self.start is None else self.start.force_field.cutoff
+        )
+        self.begun = untrained(config, self.frames.train, self.parts.isolated_energies, self.networks, self.start)
+        force_field, name, _, origin = self.begun
+        write_network(folder, self.begun, structures=kept_structures(self.parts))
+        size = f"`{config.potential.preset}`" if origin is None else f"of `{origin['file']}`"
         tell(
             f"{len(self.frames.train)} training, {len(self.frames.validation)} validation and {len(self.frames.test)} "
-            f"test frames; {config.potential.name} `{config.potential.preset}`."
+            f"test frames; {name} {size}."
         )
         for warning in _warnings(config, force_field):
             tell(warning)
@@ -168,9 +123,9 @@ class Potentials:
         fit, certificate, results = finished
         keep = save_model if certificate.passed else save_refused
         keep(
-            folder / (MODEL if certificate.passed else REFUSED), fit.model, potential=self.config.potential.name,
-            arguments=self.arguments, certificate=certificate,
-            card=model_card(self.config, fit.model, best_step=fit.best_step, results=results),
+            folder / (MODEL if certificate.passed else REFUSED), fit.model, potential=self.begun.name,
+            arguments=self.begun.arguments, certificate=certificate,
+            card=model_card(self.config, fit.model, best_step=fit.best_step, results=results, origin=self.begun.origin),
         )  # fmt: skip
         (folder / (REFUSED if certificate.passed else MODEL)).unlink(missing_ok=True)  # of an earlier try
         if not certificate.passed:
@@ -212,22 +167,31 @@ def _keep_split(parts: Parts, folder: Path, *, resume: bool) -> None:
     datasets.save_split(path, parts.split, data_hash=fingerprint)
 
 
-def data_frames(config: Config, parts: Parts) -> Frames:
-    """The parts of the data with their neighbour lists."""
-    cutoff = config.potential.cutoff
+def data_frames(parts: Parts, cutoff: float) -> Frames:
+    """The parts of the data with their neighbour lists; ``cutoff`` in Angstrom."""
     return Frames(*(frames_from_data(data, cutoff=cutoff) for data in (parts.train, parts.validation, parts.test)))
 
 
-def model_card(config: Config, model: ForceField, *, best_step: int, results: dict[str, Any]) -> dict[str, Any]:
+def model_card(
+    config: Config,
+    model: ForceField,
+    *,
+    best_step: int,
+    results: dict[str, Any],
+    origin: dict[str, str] | None = None,
+) -> dict[str, Any]:
     """What the model file says of itself: config, data, errors, reference energies. File paths become file names."""
     document = config.model_dump(mode="json")
     for key in ("source", "test_source", "train_indices", "validation_indices", "test_indices"):
         if document["data"][key] is not None:
             document["data"][key] = Path(document["data"][key]).name
+    if config.potential.start is not None:
+        document["potential"]["start"] = Path(config.potential.start).name
     energies = model.reference_energies.tolist()
     return {
         "config": document,
         "reference_energies_eV": dict(zip(map(str, model.elements), energies, strict=True)),
+        "started_from": origin,
         "best_step": best_step,
         "validation": results.get("validation"),
         "test": results.get("test"),

@@ -1,0 +1,121 @@
+"""The force field that a run begins with: a new network, or the one of a model file (``potential.start``)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mdrelax.base.sections import ConfigError
+from mdrelax.forces.forcefield import ForceField, fit_reference_energies
+from mdrelax.forces.loader import Batch, distinct_elements
+from mdrelax.forces.predict import predict
+from mdrelax.modelfile import LoadedModel, load_model
+from mdrelax.runs.config import Config, PotentialConfig
+from mdrelax.runs.experiment import seeded
+from mdrelax.runs.network import Networks, Untrained, arguments_of
+
+__all__ = ["load_start", "network_arguments", "new_force_field", "untrained"]
+
+
+def load_start(settings: PotentialConfig) -> LoadedModel | None:
+    """The model that a run continues from, None where it starts anew; raises the errors of ``load_model``."""
+    return None if settings.start is None else load_model(settings.start)
+
+
+def untrained(
+    config: Config,
+    frames: Sequence[Batch],
+    isolated_energies: Mapping[int, float],
+    networks: Networks,
+    start: LoadedModel | None,
+) -> Untrained:
+    """The force field of a run; ``frames`` are its training set, ``isolated_energies`` (eV) of its lone atoms.
+
+    Raises ``ConfigError`` for settings that cannot be used, ``ValueError`` for elements that ``start`` does not know.
+    """
+    if start is not None:
+        found = _continued(config, frames, start)
+    else:
+        arguments = network_arguments(config.potential, frames, networks)
+        model = new_force_field(config, frames, isolated_energies, arguments, networks)
+        found = Untrained(model, config.potential.name, arguments, None)
+    if config.training.stress_weight > 0 and not found.force_field.conservative:
+        raise ConfigError(
+            f"`training.stress_weight` is {config.training.stress_weight}, but direct forces have no stress; set it to "
+            "0 or `potential.arguments.forces` to gradient."
+        )
+    return found
+
+
+def network_arguments(settings: PotentialConfig, frames: Sequence[Batch], networks: Networks) -> dict[str, Any]:
+    """The arguments of the network: ``arguments_of`` the settings and the neighbours of the training set."""
+    edges = sum(frame.graph.edge_index.shape[1] for frame in frames)
+    atoms = sum(len(frame.graph.numbers) for frame in frames)
+    measured = {"average_neighbors": max(1.0, round(edges / atoms, 3))}
+    return {**measured, **arguments_of(settings, networks)}
+
+
+def new_force_field(
+    config: Config,
+    frames: Sequence[Batch],
+    isolated_energies: Mapping[int, float],
+    arguments: dict[str, Any],
+    networks: Networks,
+) -> ForceField:
+    """Seeded weights, reference energies, and as scale the root mean square force of the training set."""
+    elements = distinct_elements([frame.graph.numbers for frame in frames])
+    name = config.potential.name
+    try:
+        network = seeded(lambda: networks.build_potential(name, len(elements), arguments), config.training.seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    forces = torch.cat([frame.targets.forces for frame in frames])
+    known = forces[~forces.isnan()]
+    scale = float(known.square().mean().sqrt()) if known.any() else 1.0  # no forces, or all of them zero
+    references = _references(config, frames, isolated_energies, elements)
+    force_field = ForceField(network, elements=elements, reference_energies=references, scale=scale)
+    return force_field.to_dtype(getattr(torch, config.training.dtype))
+
+
+def _references(
+    config: Config, frames: Sequence[Batch], isolated_energies: Mapping[int, float], elements: tuple[int, ...]
+) -> torch.Tensor:
+    """Energies of the elements: least squares, or isolated atoms plus the mean binding energy per atom."""
+    numbers = [frame.graph.numbers for frame in frames]
+    energies = torch.cat([frame.targets.energy for frame in frames])
+    if config.reference_energies == "fit":
+        return fit_reference_energies(numbers, energies, elements)
+    missing = [z for z in elements if z not in isolated_energies]
+    if missing:
+        raise ConfigError(
+            f"`reference_energies: isolated` needs a frame with config_type=IsolatedAtom for atomic numbers {missing}; "
+            "add them to the data or use `fit`."
+        )
+    isolated = torch.tensor([isolated_energies[z] for z in elements], dtype=torch.float64)
+    sums = torch.stack([isolated[torch.searchsorted(torch.tensor(elements), z)].sum() for z in numbers])
+    counts = torch.tensor([len(z) for z in numbers])
+    return isolated + ((energies - sums) / counts).nanmean().nan_to_num()
+
+
+def _continued(config: Config, frames: Sequence[Batch], start: LoadedModel) -> Untrained:
+    """Network, elements and scale of a model file; its references are moved by what it misses on the training set.
+
+    The move is the least-squares energy of each element over label minus prediction: none for more data of the same
+    level of theory, the offset for another one. With ``reference_energies: isolated`` the file's stay as they are.
+    """
+    force_field = start.force_field.to_dtype(getattr(torch, config.training.dtype)).requires_grad_(True)
+    unknown = sorted(set(distinct_elements([frame.graph.numbers for frame in frames])) - set(force_field.elements))
+    if unknown:
+        raise ValueError(
+            f"The data have atomic numbers {unknown}, which `{config.potential.start}` was not trained on: start anew, "
+            "or leave these frames out."
+        )
+    if config.reference_energies == "fit":
+        prediction, batch = predict(force_field, frames)
+        numbers = [frame.graph.numbers for frame in frames]
+        missed = batch.targets.energy - prediction.energy
+        force_field.reference_energies += fit_reference_energies(numbers, missed, force_field.elements)
+    spec = start.header["potential"]
+    origin = {"file": Path(str(config.potential.start)).name, "content": start.header["content"]}
+    return Untrained(force_field.train(), spec["name"], spec["arguments"], origin)
