@@ -1,7 +1,6 @@
-"""Learning rate, weight decay and the moving average, against their formulas."""
+"""Optimisers: steps and weight decay, against their formulas and torch's own."""
 
 import copy
-import math
 import sys
 from collections.abc import Callable
 from typing import Any, get_args
@@ -12,41 +11,8 @@ from e3nn import o3
 from torch import nn
 
 from mdrelax.method.relaxation import relax_constraints, relaxed_layers
-from mdrelax.training.optimizers import OPTIMIZERS, Ema, LearningRate, make_optimizer, set_rate
+from mdrelax.training.optimizers import OPTIMIZERS, make_optimizer, set_rate
 from mdrelax.training.settings import OptimisationConfig
-
-
-def rates(rate: LearningRate, n_steps: int, **state: int) -> list[float]:
-    """The rate of every step."""
-    return [rate.at_step(step, n_steps=n_steps, **state) for step in range(n_steps)]
-
-
-def test_warm_up_is_linear_and_never_zero():
-    """p (s + 1) / w for s < w, the peak at s = w - 1."""
-    assert rates(LearningRate(0.4, "constant", 4), 6) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
-
-
-def test_cosine_ends_at_its_final_fraction():
-    """p (f + (1 - f) (1 + cos(pi x)) / 2): peak after warm-up, the mean in the middle, f p at the last step."""
-    found = rates(LearningRate(1.0, "cosine", 2, 0.1), 13)
-    assert found[2] == pytest.approx(1.0)
-    assert found[7] == pytest.approx(0.55)  # x = 1/2
-    assert found[-1] == pytest.approx(0.1)
-    assert found[5] == pytest.approx(0.1 + 0.9 * (1 + math.cos(0.3 * math.pi)) / 2)
-    assert found[2:] == sorted(found[2:], reverse=True)
-
-
-def test_plateau_multiplies_by_its_factor():
-    """p factor^k for k reductions, whatever the step."""
-    rate = LearningRate(1.0, "plateau", factor=0.5)
-    assert [rate.at_step(9, n_steps=10, reductions=k) for k in range(3)] == [1.0, 0.5, 0.25]
-
-
-@pytest.mark.parametrize("kind", ["constant", "cosine", "plateau"])
-@pytest.mark.parametrize(("n_steps", "warmup"), [(1, 0), (1, 5), (3, 3), (2, 100)])
-def test_short_runs_have_positive_rates(kind, n_steps, warmup):
-    """A run shorter than its warm-up, or of one step, still learns, and divides by nothing."""
-    assert all(0 < rate <= 1 for rate in rates(LearningRate(1.0, kind, warmup, 0.01), n_steps))
 
 
 class Network(nn.Module):
@@ -98,13 +64,20 @@ def _reference(kind: str, model: Network) -> torch.optim.Optimizer:
     parameters = dict(model.named_parameters())
     if kind == "adam":
         return torch.optim.Adam(parameters.values(), lr=0.1, betas=(0.8, 0.95), weight_decay=0.3, foreach=False)
+    if kind == "sgd":
+        return torch.optim.SGD(parameters.values(), lr=0.1, momentum=0.8, weight_decay=0.3, foreach=False)
+    if kind == "rmsprop":
+        return torch.optim.RMSprop(parameters.values(), lr=0.1, alpha=0.95, weight_decay=0.3, foreach=False)
     groups = [{"params": [p], "weight_decay": 0.3 * (name == "linear.weight")} for name, p in parameters.items()]
     return torch.optim.AdamW(groups, lr=0.1, betas=(0.8, 0.95), foreach=False)
 
 
-@pytest.mark.parametrize("kind", ["adam", "adamw"])
-def test_adam_and_adamw_are_torchs(kind):
-    """Five steps at changing rates; `adam` adds every parameter's decay to its gradient, `adamw` shrinks matrices."""
+@pytest.mark.parametrize("kind", ["adam", "adamw", "rmsprop", "sgd"])
+def test_torchs_optimizers_are_torchs(kind):
+    """Five steps at changing rates; `adamw` shrinks matrices, the others add every parameter's decay to its gradient.
+
+    The first beta is the momentum of `sgd`, the second the decay of `rmsprop`.
+    """
     models = Network().double(), Network().double()
     models[1].load_state_dict(models[0].state_dict())
     ours = make_optimizer(models[0], kind=kind, lr=0.1, weight_decay=0.3, betas=(0.8, 0.95))
@@ -219,43 +192,3 @@ def test_free_maps_may_have_an_optimizer_of_their_own():
     assert 0.06 < torch.linalg.matrix_norm(model[1].weight - matrix, 2) < 0.13
     with pytest.raises(ValueError, match="Unknown optimizer `adanw`"):
         make_optimizer(model, free_kind="adanw", lr=0.1, weight_decay=0.0, betas=(0.9, 0.99))
-
-
-def test_moving_average_follows_its_formula():
-    """a <- d_s a + (1 - d_s) p with d_s = min(d, s / (s + 10)), s = 1, 2, ...; float64, so 1e-14."""
-    model = nn.Linear(2, 1).double()
-    ema, expected = Ema(model, decay=0.3), [p.detach().clone() for p in model.parameters()]
-    for step in range(1, 12):
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.full_like(parameter, 0.1 * step))
-        ema.update(model.parameters())
-        decay = min(0.3, step / (step + 10))
-        expected = [decay * a + (1 - decay) * p.detach() for a, p in zip(expected, model.parameters(), strict=True)]
-    for average, wanted in zip(ema.average, expected, strict=True):
-        torch.testing.assert_close(average, wanted, rtol=0, atol=1e-14)
-
-
-def test_without_decay_the_average_is_the_weights():
-    """`ema: 0` turns averaging off, bit for bit."""
-    model, ema = nn.Linear(2, 1), Ema(nn.Linear(2, 1), decay=0.0)
-    ema.update(model.parameters())
-    assert all(torch.equal(a, p) for a, p in zip(ema.average, model.parameters(), strict=True))
-
-
-def test_the_average_is_restored_and_handed_to_a_model():
-    """state_dict -> load_state_dict -> copy_to is lossless, the number of steps included."""
-    model, other = nn.Linear(2, 1), nn.Linear(2, 1)
-    ema, restored = Ema(model, decay=0.9), Ema(other, decay=0.9)
-    ema.update(other.parameters())
-    restored.load_state_dict(ema.state_dict())
-    restored.copy_to(other)
-    assert restored.steps == 1
-    assert all(torch.equal(a, p) for a, p in zip(ema.average, other.parameters(), strict=True))
-
-
-@pytest.mark.parametrize("decay", [-0.1, 1.0])
-def test_an_impossible_decay_is_refused(decay):
-    """An average that never moves, or runs away, is a mistake."""
-    with pytest.raises(ValueError, match=r"\[0, 1\), got"):
-        Ema(nn.Linear(1, 1), decay=decay)

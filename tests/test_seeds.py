@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mdrelax.base.seeds import PURPOSES, generator, numpy_generator
+from mdrelax.base.seeds import PURPOSES, generator, numpy_generator, seeded
 from mdrelax.forces.loader import Loader, frames_from_data
 from small_runs import clusters, data_of
 
@@ -15,7 +15,7 @@ def first_words(stream: torch.Generator) -> tuple[int, ...]:
 
 
 def test_no_two_purposes_share_a_random_stream():
-    """No two of 3,200 streams (8 purposes, 4 seeds, 100 indices) begin alike; one seed of 32 bits each could."""
+    """No two of 3,600 streams (9 purposes, 4 seeds, 100 indices) begin alike; one seed of 32 bits each could."""
     triples = [(seed, purpose, index) for seed in range(4) for purpose in PURPOSES for index in range(100)]
     drawn = {first_words(generator(*each)) for each in triples}
     assert len(drawn) == len(triples)
@@ -60,3 +60,16 @@ def test_an_unknown_purpose_names_the_nearest():
     """A purpose of one's own would be a stream that nobody knows of."""
     with pytest.raises(ValueError, match="did you mean `rotations`"):
         generator(0, "rotation")  # type: ignore[arg-type]
+
+
+def test_code_without_a_generator_draws_from_a_stream_and_disturbs_nobody():
+    """Inside ``seeded`` torch's own generator gives that stream's numbers, also after an error; outside it goes on."""
+    torch.manual_seed(7)
+    undisturbed = torch.rand(4)
+    torch.manual_seed(7)
+    first = torch.rand(2)
+    with pytest.raises(KeyError), seeded(3, "dropout", 5):
+        inside = torch.rand(6)
+        raise KeyError
+    assert torch.equal(torch.cat([first, torch.rand(2)]), undisturbed)
+    assert torch.equal(inside, torch.rand(6, generator=generator(3, "dropout", 5)))

@@ -1,87 +1,20 @@
 """The trainer with a task of its own, nothing of force fields in it; and what layers.csv says of the free maps."""
 
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from e3nn import o3
 from torch import Tensor, nn
 
 from mdrelax.method.free_map_log import activation_lie_squares
 from mdrelax.method.penalty import record_inputs
 from mdrelax.method.relaxation import is_relaxed, relax_constraints
-from mdrelax.training.checkpoint import load_checkpoint
 from mdrelax.training.optimizers import OPTIMIZERS
-from mdrelax.training.settings import OptimisationConfig, RelaxationConfig
-from mdrelax.training.trainer import Progress, Trainer
-
-IRREPS = o3.Irreps("3x0e+2x1e")
-
-
-class Network(nn.Module):
-    """Two equivariant linear maps with e3nn's norm activation between."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = o3.Linear(IRREPS, IRREPS), o3.Linear(IRREPS, IRREPS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features (M, 9) to features."""
-        return self.last(torch.cat([torch.tanh(self.first(x)[:, :3]), x[:, 3:]], dim=1))
-
-
-class Regression:
-    """Fit a fixed equivariant map from 40 noisy pairs, in batches of 8; select by what is no loss."""
-
-    train_columns = ("train_mae",)
-    validation_columns = ("val_mse", "val_worst")
-    selected = "val_worst"
-
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.x = torch.randn(48, IRREPS.dim, generator=generator)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(5)
-            self.y = Network()(self.x).detach() + 0.1 * torch.randn(self.x.shape, generator=generator)
-        self.validated: list[nn.Module] = []
-
-    def batches(self, epoch: int, *, start: int) -> Iterator[Tensor]:
-        """Positions in an order that follows from the epoch."""
-        order = torch.randperm(40, generator=torch.Generator().manual_seed(epoch))
-        yield from order.split(8)[start:]
-
-    def n_steps(self, epochs: int) -> int:
-        """Five batches an epoch."""
-        return 5 * epochs
-
-    def loss(self, model: nn.Module, batch: Tensor, *, step: int) -> tuple[Tensor, list[Tensor]]:
-        """Mean square, and the mean error beside it: NaN in every third step."""
-        difference = model(self.x[batch]) - self.y[batch]
-        mae = difference.detach().abs().mean()
-        return difference.square().mean(), [mae if step % 3 else torch.full_like(mae, torch.nan)]
-
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        """Mean square and largest error on the last eight pairs."""
-        self.validated.append(model)
-        with torch.no_grad():
-            difference = model(self.x[40:]) - self.y[40:]
-        return {"val_mse": difference.square().mean().item(), "val_worst": difference.abs().max().item()}
-
-
-def trainer(folder: Path, *, listener: Any = lambda progress: None, relaxed: bool = True, **training: Any) -> Trainer:
-    """Seven epochs with a validation every six steps."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        model = Network()
-    if relaxed:
-        relax_constraints(model, initial_std=0.1, generator=torch.Generator().manual_seed(2))
-    keys = {"epochs": 7, "learning_rate": 0.03, "warmup_steps": 0, "validate_every": 6, "ema": 0.5, **training}
-    relaxation = RelaxationConfig(schedule="triangle" if relaxed else "off")
-    settings = OptimisationConfig(**keys)
-    return Trainer(model, Regression(), training=settings, relaxation=relaxation, folder=folder, listener=listener)
+from mdrelax.training.trainer import Trainer
+from toy_regression import IRREPS, Network, Stop, assert_resumes, network, stop_at, trainer
 
 
 def test_any_task_is_trained_validated_and_selected(tmp_path):
@@ -98,48 +31,75 @@ def test_any_task_is_trained_validated_and_selected(tmp_path):
     assert not any(is_relaxed(model) or model.training for model in subject.task.validated)
 
 
-class Stop(BaseException):
-    """What ends a run in the middle."""
-
-
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_any_task_resumes_bit_for_bit(tmp_path, optimizer):
     """Stopped between two validations, with every optimiser: weights, averages, tables, best network."""
-
-    def stop(progress: Progress) -> None:
-        if progress.step == 16:
-            raise Stop
-
-    trainer(tmp_path / "whole", optimizer=optimizer).run()
-    with pytest.raises(Stop):
-        trainer(tmp_path / "parts", optimizer=optimizer, listener=stop).run()
-    again = trainer(tmp_path / "parts", optimizer=optimizer)
-    again.resume()
-    assert again.step == 12
-    again.run()
-    states = [load_checkpoint(tmp_path / name / "checkpoints" / "last.pt") for name in ("whole", "parts")]
-    for state in states:
-        state.pop("seconds"), state.pop("cpu_seconds")
-        for row in state["rows"]:
-            row.pop("time_s")
-    assert_equal(*states)
+    assert_resumes(tmp_path, partial(trainer, optimizer=optimizer))
     assert len({(tmp_path / name / "layers.csv").read_bytes() for name in ("whole", "parts")}) == 1
 
 
-def assert_equal(a: Any, b: Any) -> None:
-    """The same nest of tensors and primitives, bit for bit."""
-    if isinstance(a, Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_equal(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_equal(x, y)
-    else:
-        assert a == b
+def test_decay_by_epochs_follows_the_trainers_epochs(tmp_path):
+    """Five batches an epoch: with two epochs a stage the rate falls after steps 10, 20 and 30, resumed or not."""
+    keys = {"learning_rate_schedule": "step", "decay_epochs": 2, "decay_factor": 0.1, "validate_every": 5}
+    with pytest.raises(Stop):
+        trainer(tmp_path, listener=stop_at(17), **keys).run()
+    subject = trainer(tmp_path, **keys)
+    subject.resume()
+    rates = subject.run().metrics["lr"]  # of the last step of each epoch
+    assert rates.tolist() == pytest.approx([0.03, 0.03, 3e-3, 3e-3, 3e-4, 3e-4, 3e-5])
+
+
+# --- random numbers of the network ------------------------------------------------------------------------------------
+
+
+class WithDropout(Network):
+    """Half of the scalars are dropped; keeps the masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+        self.masks: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (M, 9) to features."""
+        scalars = self.dropout(torch.ones_like(x[:, :3]))
+        self.masks.append(scalars)
+        return super().forward(torch.cat([scalars * x[:, :3], x[:, 3:]], dim=1))
+
+
+def with_dropout(folder: Path, **keys: Any) -> Trainer:
+    """A run of that network with the weights of ``network``."""
+    model = WithDropout()
+    model.load_state_dict(network(relaxed=False).state_dict())
+    return trainer(folder, model=model, relaxed=False, **keys)
+
+
+def test_dropout_resumes_bit_for_bit(tmp_path):
+    """Though torch's generator stands elsewhere when the run goes on: (seed, step) decides what is dropped."""
+    assert_resumes(tmp_path, with_dropout)
+
+
+def test_dropout_follows_the_seed_and_the_step(tmp_path):
+    """Masks of the steps differ, those of two runs of one seed do not, and validation drops nothing."""
+    masks = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(len(masks))  # of no consequence
+        subject = with_dropout(tmp_path / name, seed=seed, epochs=1)
+        subject.run()
+        masks.append(torch.stack(subject.model.masks))  # (5, 8, 3); the copies that are validated have their own list
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], masks[2])
+    assert len({tuple(mask.flatten().tolist()) for mask in masks[0]}) == 5
+    validated = subject.task.validated[-1].masks[-1]
+    assert torch.equal(validated, torch.ones_like(validated))
+
+
+def test_training_leaves_torchs_generator_alone(tmp_path):
+    """A caller's random numbers after a run are those that it would have drawn without one."""
+    subject = with_dropout(tmp_path, epochs=1)
+    before = torch.get_rng_state()
+    subject.run()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # --- layers.csv -------------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ weights (``torch.manual_seed(seed)``), random splits (``default_rng(seed)``), si
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,10 +19,11 @@ import torch
 
 from mdrelax.base.names import nearest_name
 
-__all__ = ["PURPOSES", "Purpose", "generator", "numpy_generator"]
+__all__ = ["PURPOSES", "Purpose", "generator", "numpy_generator", "seeded"]
 
 Purpose = Literal[
     "angles",  # axes of the rotations that `audit` turns by a known angle
+    "dropout",  # what a network draws in a training step from torch's own generators
     "dynamics",  # momenta and thermostat of molecular dynamics
     "free maps",  # initial free maps
     "noise",  # deviates added to the input of a training batch
@@ -50,6 +53,24 @@ def generator(seed: int, purpose: Purpose, index: int = 0) -> torch.Generator:
 def numpy_generator(seed: int, purpose: Purpose, index: int = 0) -> np.random.Generator:
     """The same for numpy: another stream than that of ``generator`` with the same arguments."""
     return np.random.default_rng(int.from_bytes(_digest(seed, purpose, index, 32), "little"))
+
+
+@contextmanager
+def seeded(seed: int, purpose: Purpose, index: int = 0, *, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Inside the ``with`` statement torch's own generators draw from a stream: those of the CPU and of ``device``.
+
+    For code that takes no generator, such as ``nn.Dropout``. Afterwards they stand where they stood before.
+    """
+    device = torch.device(device)
+    gpus = []
+    if device.type == "cuda":
+        gpus = [torch.cuda.current_device() if device.index is None else device.index]
+    with torch.random.fork_rng(devices=gpus):
+        for gpu in gpus:
+            word = int.from_bytes(_digest(seed, purpose, index, 8), "little", signed=True)
+            torch.cuda.default_generators[gpu].manual_seed(word)
+        torch.set_rng_state(generator(seed, purpose, index).get_state())
+        yield
 
 
 def _digest(seed: int, purpose: str, index: int, n_bytes: int) -> bytes:

@@ -56,6 +56,7 @@ class ForceMatching:
             settings.energy_weight, settings.forces_weight, settings.stress_weight, settings.huber_delta
         )
         self.compiled: ForceField | None = None  # made of the network of the first step
+        self.trained: ForceField | None = None  # that network
         self.edges: Tensor | None = None  # of each structure, where the compiled code is for these
         forces = any(not frame.targets.forces.isnan().all() for frame in validation)
         self.selected = "val_forces_mae_meV_per_A" if forces else "val_energy_mae_meV_per_atom"
@@ -84,7 +85,8 @@ class ForceMatching:
         total, predictions = torch.zeros((), dtype=torch.float64, device=settings.device), []
         for number, part in enumerate(parts):
             graph = part.graph if self.edges is None else with_edges(part.graph, self.edges)
-            prediction = (self.compiled or model)(graph, stress=stress, create_graph=True)
+            network = self.compiled if self.compiled is not None and model is self.trained else model
+            prediction = network(graph, stress=stress, create_graph=True)
             weights = self.weights.for_part(part.targets, batch.targets)
             loss = task_loss(prediction, part.targets, part.graph, kind=settings.loss, weights=weights)
             predictions.append(prediction.detach())
@@ -99,7 +101,7 @@ class ForceMatching:
         if self.loader.max_edges is None:
             self.edges = common_edges([frame.graph for frame in self.loader.frames])
         fixed = None if self.edges is None else with_edges(part.graph, self.edges).edge_index
-        self.compiled = model.with_potential(compiler(model.potential, fixed))
+        self.compiled, self.trained = model.with_potential(compiler(model.potential, fixed)), model
 
     def validate(self, model: ForceField) -> dict[str, float]:
         """The errors on the validation frames."""

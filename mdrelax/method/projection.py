@@ -2,7 +2,8 @@
 
 `drop` removes the free maps (theta = 0). `fold` first adds theta P(W), the nearest equivariant map to the free one, to
 layers that can hold a linear map; other layers drop theirs. Both give back the original modules, parameter names and
-speed. The record of each layer states
+speed. `keep` leaves the free maps where they are and only records them: the network stays relaxed at its theta, for
+data that are only nearly symmetric. The record of each layer states
 
     ||W||      ||W - P(W)||  <=  sqrt(LD(W) / 2)      the symmetry spectrum ||W_J||^2
 
@@ -26,7 +27,7 @@ __all__ = [
     "projected_copy",
 ]
 
-ProjectionKind = Literal["drop", "fold"]
+ProjectionKind = Literal["drop", "fold", "keep"]
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -39,17 +40,19 @@ class LayerRecord(NamedTuple):
     bound: float  # sqrt(LD(W) / 2), never below the distance (of finite groups: for C_n up to n = 4)
     spectrum: list[float]  # ||W_J||^2, J = 0, 1, ...; of C_n ||W_f||^2, f = 0 .. n/2
     theta: float
-    how: str  # "dropped" or "folded"
+    how: str  # "dropped", "folded" or "kept"
 
 
 def project(model: nn.Module, *, how: ProjectionKind = "drop") -> list[LayerRecord]:
     """Remove the free maps of a model in place; the result has the modules and parameters it had before relaxation.
 
-    With ``fold``, theta P(W) is added to the layers that can hold it. Raises ``ValueError`` for another ``how``; a
-    model without free maps is left as it is.
+    With ``fold``, theta P(W) is added to the layers that can hold it; with ``keep`` nothing is removed or added. Raises
+    ``ValueError`` for another ``how``; a model without free maps is left as it is.
     """
     if how not in get_args(ProjectionKind):
         raise ValueError(f"Unknown projection `{how}`; {nearest_name(how, get_args(ProjectionKind))}")
+    if how == "keep":
+        return [_record(name, layer, "kept") for name, layer in relaxed_layers(model).items()]
     records = []
     for name, layer in relaxed_layers(model).items():
         folded = how == "fold" and layer.theta > 0 and layer.free.fold_into(layer.layer, layer.theta)
@@ -61,7 +64,7 @@ def project(model: nn.Module, *, how: ProjectionKind = "drop") -> list[LayerReco
 def projected_copy(
     model: Model, *, how: ProjectionKind = "drop", prepare: Callable[[Model], object] = lambda twin: None
 ) -> tuple[Model, list[LayerRecord]]:
-    """A projected copy in evaluation mode, and the records of its layers; the model itself goes on training.
+    """A projected copy in evaluation mode, and the records of its layers; the model itself is left as it is.
 
     ``prepare(copy)`` is called before the projection, for instance to put averaged weights into the copy.
     """

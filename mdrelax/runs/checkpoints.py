@@ -30,8 +30,8 @@ from mdrelax.runs.train import (
     to_certify,
 )
 from mdrelax.runs.untrained import network_arguments, new_force_field
+from mdrelax.training.averages import Ema
 from mdrelax.training.checkpoint import CheckpointError, load_checkpoint
-from mdrelax.training.optimizers import Ema
 from mdrelax.training.trainer import CHECKPOINT_KEYS, TrainingError
 
 __all__ = ["RunCheckpoint", "open_checkpoint", "project_checkpoint", "projection_gap"]

@@ -5,13 +5,13 @@ never code. Every default is written into the run's own config.yaml.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from mdrelax.base.sections import Section, load
 from mdrelax.forces.settings import TrainingConfig
-from mdrelax.training.settings import RelaxationConfig
+from mdrelax.training.settings import RelaxationConfig, refuse_keep
 
 __all__ = ["Config", "DataConfig", "PotentialConfig", "load_config"]
 
@@ -82,6 +82,11 @@ class Config(Section):
     format_version: Literal[2] = Field(
         2, description="Of this document; a run without it had the layer norm `separable`."
     )
+
+    @model_validator(mode="after")
+    def _equivariant_in_the_end(self) -> Self:
+        refuse_keep(self.relaxation, what="a potential")
+        return self
 
 
 def load_config(document: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Config:

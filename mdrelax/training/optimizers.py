@@ -1,25 +1,18 @@
-"""Optimisers, learning-rate schedule and exponential moving average of the weights.
+"""Optimisers by name.
 
 | optimiser | a step at rate eta | decay |
 | --- | --- | --- |
 | adamw | Adam | decoupled, weights with two or more dimensions |
 | adam | Adam | classic: d p is added to the gradient of every parameter |
+| sgd | gradient descent with momentum beta_1 (heavy ball, not Nesterov's) | classic |
+| rmsprop | the gradient over the root of its mean square, of decay beta_2; no momentum | classic |
 | muon | matrices: Muon with momentum beta_1; the rest: AdamW at a fraction of eta | decoupled, matrices |
 | soap | matrices: Adam in the eigenbasis of Shampoo's preconditioner; the rest: AdamW | decoupled, matrices |
 | normalised | Adam's, each block divided by its norm (``mdrelax.training.matrix_optimizers``) | decoupled, matrices |
-
-Learning rate at step s of n, with w warm-up steps, peak p and final fraction f:
-
-    warm-up   p (s + 1) / w                 s < w
-    cosine    p (f + (1 - f) (1 + cos(pi x)) / 2)          x = (s - w) / (n - 1 - w)
-    constant  p
-    plateau   p * factor^k        k: how often the validation error did not improve for ``patience`` validations
 """
 
-import math
-from collections.abc import Iterable
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,18 +23,14 @@ from mdrelax.training.matrix_optimizers import Muon, NormalisedAdam, is_matrix
 
 __all__ = [
     "OPTIMIZERS",
-    "Ema",
-    "LearningRate",
-    "LearningRateKind",
     "Optimizer",
+    "OptimizerKind",
     "Parts",
     "make_optimizer",
     "set_rate",
 ]
 
-LearningRateKind = Literal["constant", "cosine", "plateau"]
-
-
+OptimizerKind = Literal["adam", "adamw", "muon", "normalised", "rmsprop", "sgd", "soap"]
 VECTOR_FRACTION = 0.2  # Muon moves the entries of a matrix of C channels by eta / sqrt(C), Adam moves an entry by eta
 
 
@@ -77,12 +66,12 @@ class MakeOptimizer(Protocol):
 def make_optimizer(
     model: nn.Module,
     *,
-    kind: str = "adamw",
+    kind: OptimizerKind = "adamw",
     lr: float,
     weight_decay: float,
     betas: tuple[float, float],
     vector_fraction: float = VECTOR_FRACTION,
-    free_kind: str | None = None,
+    free_kind: OptimizerKind | None = None,
     free_fraction: float = 1.0,
 ) -> Optimizer:
     """The optimiser ``kind`` of the trainable parameters.
@@ -96,7 +85,7 @@ def make_optimizer(
     for name in (kind, free_kind):
         if name not in OPTIMIZERS:
             raise ValueError(f"Unknown optimizer `{name}`; {nearest_name(name, OPTIMIZERS)}")
-    make = {**OPTIMIZERS, "muon": partial(_muon, vector_fraction=vector_fraction)}
+    make: dict[OptimizerKind, MakeOptimizer] = {**OPTIMIZERS, "muon": partial(_muon, vector_fraction=vector_fraction)}
     settings: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "betas": betas}
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     free: list[Tensor] = [layer.free.weight for layer in relaxed_layers(model).values()]
@@ -130,6 +119,18 @@ def _adamw(
 def _adam(parameters: list[Tensor], *, lr: float, weight_decay: float, betas: tuple[float, float]) -> torch.optim.Adam:
     """Adam with classic L2 decay of all parameters, as in published N-body and point-cloud recipes."""
     return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, betas=betas, fused=True)
+
+
+def _sgd(parameters: list[Tensor], *, lr: float, weight_decay: float, betas: tuple[float, float]) -> torch.optim.SGD:
+    """Gradient descent with the first beta as momentum, in torch's form v <- beta v + g, p <- p - lr v."""
+    return torch.optim.SGD(parameters, lr=lr, momentum=betas[0], weight_decay=weight_decay)
+
+
+def _rmsprop(
+    parameters: list[Tensor], *, lr: float, weight_decay: float, betas: tuple[float, float]
+) -> torch.optim.RMSprop:
+    """RMSprop without momentum; the second beta is the decay of the mean square."""
+    return torch.optim.RMSprop(parameters, lr=lr, alpha=betas[1], weight_decay=weight_decay)
 
 
 class Parts:
@@ -199,76 +200,16 @@ def _split(parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     return [p for p in parameters if is_matrix(p)], [p for p in parameters if not is_matrix(p)]
 
 
-OPTIMIZERS: dict[str, MakeOptimizer] = {
+OPTIMIZERS: dict[OptimizerKind, MakeOptimizer] = {
     "adam": _adam,
     "adamw": _adamw,
     "muon": _muon,
     "normalised": NormalisedAdam,
+    "rmsprop": _rmsprop,
+    "sgd": _sgd,
     "soap": _soap,
 }
 
 
 def _decays(parameter: Tensor) -> bool:
     return parameter.squeeze().ndim >= 2
-
-
-class LearningRate(NamedTuple):
-    """The learning rate as a function of the step; the plateau's count of reductions is the trainer's to keep."""
-
-    peak: float
-    kind: LearningRateKind = "cosine"
-    warmup_steps: int = 0
-    final_fraction: float = 0.0
-    factor: float = 0.5
-    patience: int = 10
-
-    def at_step(self, step: int, *, n_steps: int, reductions: int = 0) -> float:
-        """The learning rate of step 0 .. n_steps - 1."""
-        if step < self.warmup_steps:
-            return self.peak * (step + 1) / self.warmup_steps
-        if self.kind == "constant":
-            return self.peak
-        if self.kind == "plateau":
-            return self.peak * self.factor**reductions
-        progress = (step - self.warmup_steps) / max(1, n_steps - 1 - self.warmup_steps)
-        shape = (1 + math.cos(math.pi * min(1.0, progress))) / 2
-        return self.peak * (self.final_fraction + (1 - self.final_fraction) * shape)
-
-
-class Ema:
-    """Exponential moving average of a model's parameters, with the usual early correction d_s = min(d, s / (s + 10)).
-
-    ``decay`` = 0 follows the weights themselves.
-    """
-
-    def __init__(self, model: nn.Module, *, decay: float) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"`ema` must lie in [0, 1), got {decay}.")
-        self.decay, self.steps = decay, 0
-        self.names = [name for name, _ in model.named_parameters()]
-        self.average = [p.detach().clone() for p in model.parameters()]
-
-    @torch.no_grad()
-    def update(self, parameters: Iterable[Tensor]) -> None:
-        """Move the average towards the parameters by one step."""
-        self.steps += 1
-        decay = min(self.decay, self.steps / (self.steps + 10))
-        torch._foreach_lerp_(self.average, [p.detach() for p in parameters], 1 - decay)
-
-    @torch.no_grad()
-    def copy_to(self, model: nn.Module) -> None:
-        """Overwrite the model's parameters with the average."""
-        for parameter, average in zip(model.parameters(), self.average, strict=True):
-            parameter.copy_(average)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Primitives and tensors for a checkpoint."""
-        return {"steps": self.steps, "average": dict(zip(self.names, self.average, strict=True))}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore from ``state_dict``."""
-        self.steps = state["steps"]
-        saved = state["average"]
-        for average, name in zip(self.average, self.names, strict=True):
-            older = name.replace("free.weight", "weight")  # the free maps' name in checkpoints of older versions
-            average.copy_(saved[name] if name in saved else saved[older])

@@ -5,11 +5,13 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from mdrelax.base.sections import Section
-from mdrelax.method.schedule import ScheduleKind
+from mdrelax.method.penalty import PenaltyKind
+from mdrelax.method.projection import ProjectionKind
+from mdrelax.method.schedule import Schedule, ScheduleKind
+from mdrelax.training.optimizers import OptimizerKind
+from mdrelax.training.rates import LearningRate, LearningRateKind
 
-__all__ = ["OptimisationConfig", "RelaxationConfig"]
-
-OptimizerKind = Literal["adam", "adamw", "muon", "normalised", "soap"]
+__all__ = ["OptimisationConfig", "RelaxationConfig", "refuse_keep"]
 
 
 class RelaxationConfig(Section):
@@ -23,7 +25,7 @@ class RelaxationConfig(Section):
     end: float = Field(1.0, gt=0, le=1, description="Fraction of the training after which theta is 0 for good.")
     where: list[str] | None = Field(None, description="Name patterns of the layers; none: the paper's places.")
     initial_std: float = Field(1e-4, ge=0, description="Standard deviation of the free maps at the start.")
-    penalty: Literal["activation", "weight"] = Field("activation", description="The paper's, or the closed form in W.")
+    penalty: PenaltyKind = Field("activation", description="The paper's, or the closed form in W.")
     optimizer: OptimizerKind | None = Field(None, description="The free maps' optimiser; none: the network's.")
     learning_rate_fraction: float = Field(
         1.0, gt=0, le=1, description="The free maps' learning rate as a fraction of the network's."
@@ -32,7 +34,32 @@ class RelaxationConfig(Section):
         None, ge=1, description="activation: rows of a layer's input it is taken at, evenly spaced; none: all of them."
     )
     weight: float = Field(0.01, ge=0, description="lambda, the weight of the penalty in the loss.")
-    projection: Literal["drop", "fold"] = Field("drop", description="How the network becomes equivariant again.")
+    projection: ProjectionKind = Field(
+        "drop", description="How the network becomes equivariant again; keep: not at all, for nearly symmetric data."
+    )
+
+    @model_validator(mode="after")
+    def _something_to_keep(self) -> Self:
+        if self.projection == "keep" and self.schedule != "off" and self.theta()(1.0) == 0:
+            raise ValueError(
+                f"`projection: keep` keeps the free maps, but with `schedule: {self.schedule}` and `end: {self.end:g}` "
+                "theta is 0 at the end, where they count for nothing; use `schedule: constant` with `end: 1`, or "
+                "`projection: drop`"
+            )
+        return self
+
+    def theta(self) -> Schedule:
+        """theta as a function of the training time."""
+        return Schedule(self.schedule, self.peak, self.ramp, self.end)
+
+
+def refuse_keep(relaxation: RelaxationConfig, *, what: str) -> None:
+    """Raise ``ValueError`` if the free maps of ``what``, which has to be exactly equivariant, would be kept."""
+    if relaxation.projection == "keep":
+        raise ValueError(
+            f"{what} has to be exactly equivariant, so its free maps cannot be kept: `relaxation.projection` must be "
+            "drop or fold, got keep"
+        )
 
 
 class OptimisationConfig(Section):
@@ -49,24 +76,55 @@ class OptimisationConfig(Section):
     vector_rate_fraction: float = Field(
         0.2, gt=0, le=1, description="muon: the rate of what is no matrix, as a fraction of the matrices'."
     )
-    learning_rate_schedule: Literal["constant", "cosine", "plateau"] = Field("cosine", description="After warm-up.")
+    learning_rate_schedule: LearningRateKind = Field(
+        "cosine", description="After warm-up, see `mdrelax.training.rates`."
+    )
     warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
     final_learning_rate: float = Field(0.01, ge=0, le=1, description="Last rate of the cosine, a fraction of the peak.")
     plateau_factor: float = Field(0.5, gt=0, lt=1, description="Reduction at a plateau.")
     plateau_patience: int = Field(10, ge=1, description="Validations without improvement before a reduction.")
+    decay_factor: float = Field(0.5, gt=0, lt=1, description="step, exponential: what the rate is multiplied by.")
+    decay_steps: int | None = Field(None, ge=1, description="step, exponential: so often, in optimiser steps.")
+    decay_epochs: int | None = Field(None, ge=1, description="The same in epochs, instead of `decay_steps`.")
     betas: tuple[float, float] = Field((0.9, 0.99), description="Decays of the first moment (momentum) and the second.")
-    weight_decay: float = Field(1e-6, ge=0, description="Decay of weight matrices; `adam`: of all weights.")
+    weight_decay: float = Field(
+        1e-6, ge=0, description="Decay of weight matrices; `adam`, `sgd` and `rmsprop`: of all weights."
+    )
     ema: float = Field(0.999, ge=0, lt=1, description="Decay of the weights' moving average; 0 turns it off.")
+    norm_batches: int = Field(
+        32,
+        ge=0,
+        description="Training batches for the validated network's batch-norm statistics; 0: the trained one's.",
+    )
     gradient_clip: float = Field(10.0, gt=0, description="Largest norm of the gradient.")
     early_stopping: int | None = Field(None, ge=1, description="Stop after so many validations without improvement.")
     validate_every: int = Field(500, ge=1, description="Steps between validations, each with a checkpoint.")
     rotate: bool = Field(True, description="Turn each structure at random in each batch.")
     dtype: Literal["float32", "float64"] = Field("float32", description="The network's precision.")
     device: str = Field("cpu", description="`cpu` or `cuda`.")
-    seed: int = Field(0, ge=0, description="Seed of the weights, the order of frames and the rotations.")
+    seed: int = Field(0, ge=0, description="Seed of the weights, the order of frames, the rotations and dropout.")
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"give either `steps` or `epochs`, got {self.steps} and {self.epochs}")
         return self
+
+    @model_validator(mode="after")
+    def _one_decay_length(self) -> Self:
+        needed = self.learning_rate_schedule in ("step", "exponential")
+        if (self.decay_steps and self.decay_epochs) or (needed and not (self.decay_steps or self.decay_epochs)):
+            raise ValueError(
+                f"`learning_rate_schedule: {self.learning_rate_schedule}` needs "
+                f"{'either' if needed else 'at most one of'} `decay_steps` {'or' if needed else 'and'} `decay_epochs`, "
+                f"got {self.decay_steps} and {self.decay_epochs}"
+            )
+        return self
+
+    def rate(self) -> LearningRate:
+        """The learning rate as a function of the step."""
+        return LearningRate(
+            self.learning_rate, self.learning_rate_schedule, self.warmup_steps, self.final_learning_rate,
+            self.plateau_factor, self.decay_factor, self.decay_steps or self.decay_epochs or 1,
+            "epochs" if self.decay_epochs else "steps",
+        )  # fmt: skip

@@ -4,11 +4,13 @@ One step, for step s of n:
 
     theta = schedule(s / (n - 1))        loss = task + lambda * penalty        optimiser        moving average
 
-Validation, model selection and everything after it see only the projected copy of the averaged weights. The trainer is
+Validation, model selection and everything after it see only the projected copy of the averaged weights, or, with
+`projection: keep`, the copy with its free maps at the theta of that step. The trainer is
 generic: network and ``Task`` (for potentials, ``mdrelax.forces.forcematching``) are passed in, and nothing here depends
 on either.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,18 +23,20 @@ from torch import Tensor, nn
 
 from mdrelax.base.allocator import keep_freed_memory
 from mdrelax.base.files import write_atomically
+from mdrelax.base.seeds import seeded
 from mdrelax.method.free_map_log import LAYER_COLUMNS, activation_lie_squares, layer_rows
 from mdrelax.method.penalty import Inputs, penalty, record_inputs
 from mdrelax.method.projection import LayerRecord, projected_copy
 from mdrelax.method.relaxation import is_relaxed, set_theta
-from mdrelax.method.schedule import Schedule
+from mdrelax.training.averages import Ema, has_running_statistics, own_statistics
 from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from mdrelax.training.optimizers import Ema, LearningRate, make_optimizer, set_rate
+from mdrelax.training.optimizers import make_optimizer, set_rate
 from mdrelax.training.settings import OptimisationConfig, RelaxationConfig
 
 __all__ = ["CHECKPOINT_KEYS", "FitResult", "Progress", "Task", "Trainer", "TrainingError"]
 
 FIRST_COLUMNS = ("step", "epoch", "time_s", "lr", "theta", "penalty", "train_loss")  # of metrics.csv; then the task's
+PROJECTED = "projected_"  # begins the columns of the projected network, where the network is kept as it is
 # What a checkpoint holds beside model, optimiser and average.
 PRIMITIVES = ("step", "epoch", "batch", "reductions", "stale", "seconds", "cpu_seconds", "best", "rows", "layer_rows")
 CHECKPOINT_KEYS = (*PRIMITIVES, "model", "optimizer", "ema")
@@ -55,9 +59,9 @@ class Progress(NamedTuple):
 
 
 class FitResult(NamedTuple, Generic[Model]):
-    """The best projected network by validation error, and how it was found."""
+    """The best network by validation error, and how it was found."""
 
-    model: Model  # projected, averaged weights, evaluation mode
+    model: Model  # projected (with `keep`: relaxed, at the theta of ``best_step``), averaged weights, evaluation mode
     layers: list[LayerRecord]
     best_step: int
     steps: int  # done; fewer than planned after early stopping
@@ -70,7 +74,8 @@ class Task(Protocol[ModelIn]):
     """What is trained: batches, their loss, and the validation error that chooses the best network.
 
     Whatever is random in a batch follows from a seed of the task and from ``epoch`` or ``step``: a resumed run sees
-    what an uninterrupted one sees.
+    what an uninterrupted one sees. Only the network, in ``loss``, may draw from torch's own generators (dropout), which
+    the trainer seeds in every step.
     """
 
     @property
@@ -94,11 +99,12 @@ class Task(Protocol[ModelIn]):
     def loss(self, model: ModelIn, batch: Any, *, step: int) -> tuple[Tensor, list[Tensor]]:
         """The loss of a batch, a scalar, and one detached scalar for each of ``train_columns``.
 
-        A task may add gradients of parts of it to the parameters' itself: these are cleared before each call.
+        A task may add gradients of parts of it to the parameters' itself: these are cleared before each call. A copy of
+        the trained network may be passed too, in evaluation mode but for its batch norms (``norm_batches``).
         """
 
     def validate(self, model: ModelIn) -> dict[str, float]:
-        """The errors of a network, which is a projected copy in evaluation mode."""
+        """The errors of a network in evaluation mode: a projected copy, or one with its free maps (`keep`)."""
 
 
 class Trainer(Generic[Model]):
@@ -121,12 +127,8 @@ class Trainer(Generic[Model]):
         self.model = model.to(training.device)
         self.task, self.folder, self.listener = task, folder, listener
         self.settings, self.relaxation = training, relaxation
-        self.schedule = Schedule(relaxation.schedule, relaxation.peak, relaxation.ramp, relaxation.end)
+        self.schedule, self.learning_rate = relaxation.theta(), training.rate()
         self.n_steps = training.steps or task.n_steps(training.epochs or 1)
-        self.learning_rate = LearningRate(
-            training.learning_rate, training.learning_rate_schedule, training.warmup_steps,
-            training.final_learning_rate, training.plateau_factor, training.plateau_patience,
-        )  # fmt: skip
         self.optimizer = make_optimizer(
             self.model, kind=training.optimizer, lr=training.learning_rate, weight_decay=training.weight_decay,
             betas=training.betas, vector_fraction=training.vector_rate_fraction, free_kind=relaxation.optimizer,
@@ -134,6 +136,7 @@ class Trainer(Generic[Model]):
         )  # fmt: skip
         self.ema = Ema(self.model, decay=training.ema)
         self.relaxed = is_relaxed(self.model)
+        self.keeps = self.relaxed and relaxation.projection == "keep"
         self.step = self.epoch = self.batch = self.reductions = self.stale = 0
         self.seconds = self.cpu_seconds = 0.0
         self.best: dict[str, Any] = {"step": 0, "error": math.inf, "state": {}, "layers": []}
@@ -167,14 +170,15 @@ class Trainer(Generic[Model]):
         theta = self._set_theta()
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with record_inputs(self.model) as self.inputs:
-            loss, numbers = self.task.loss(self.model, batch, step=self.step)
-        extra = (
-            penalty(self.model, self.inputs, kind=self.relaxation.penalty, rows=self.relaxation.penalty_rows)
-            if self.relaxed
-            else torch.zeros(())
-        )
-        (loss + self.relaxation.weight * extra).backward()
+        with seeded(self.settings.seed, "dropout", self.step, device=self.settings.device):
+            with record_inputs(self.model) as self.inputs:
+                loss, numbers = self.task.loss(self.model, batch, step=self.step)
+            extra = (
+                penalty(self.model, self.inputs, kind=self.relaxation.penalty, rows=self.relaxation.penalty_rows)
+                if self.relaxed
+                else torch.zeros(())
+            )
+            (loss + self.relaxation.weight * extra).backward()
         self._apply_gradient()
         self.since_validation.append(torch.stack([loss.detach(), *numbers]))
         return theta, float(extra.detach())
@@ -193,7 +197,7 @@ class Trainer(Generic[Model]):
                 f"The gradient is {norm.item()} at step {self.step}: (a) lower `training.learning_rate` "
                 f"({self.settings.learning_rate}), or (b) look for broken data (frames: with `mdrelax data check`)."
             )
-        rate = self.learning_rate.at_step(self.step, n_steps=self.n_steps, reductions=self.reductions)
+        rate = self.learning_rate.at_step(self.step, n_steps=self.n_steps, epoch=self.epoch, reductions=self.reductions)
         set_rate(self.optimizer, rate)
         self.optimizer.step()
         self.ema.update(self.model.parameters())
@@ -204,8 +208,13 @@ class Trainer(Generic[Model]):
     # --- validation and state ---
 
     def projected(self) -> tuple[Model, list[LayerRecord]]:
-        """The projected copy of the averaged weights, in evaluation mode."""
-        return projected_copy(self.model, how=self.relaxation.projection, prepare=self.ema.copy_to)
+        """The network that is validated and shipped: a copy in evaluation mode with the averaged weights, projected."""
+        return self._project(self.ema.copy_to)
+
+    def _project(self, prepare: Callable[[nn.Module], None]) -> tuple[Model, list[LayerRecord]]:
+        twin, layers = projected_copy(self.model, how=self.relaxation.projection, prepare=prepare)
+        self._give_statistics(twin)
+        return twin, layers
 
     def _log_and_project(self) -> tuple[Model, list[LayerRecord]]:
         """``projected``, and the rows of layers.csv on the way."""
@@ -215,14 +224,35 @@ class Trainer(Generic[Model]):
             self.ema.copy_to(twin)
             squares.update(activation_lie_squares(twin, self.inputs))
 
-        twin, layers = projected_copy(self.model, how=self.relaxation.projection, prepare=prepare)
+        twin, layers = self._project(prepare)
         self.layer_rows += layer_rows(self.step, layers, squares)
         return twin, layers
 
-    def _validate(self, theta: float, extra: float) -> dict[str, float]:
-        """Measure the projected copy, keep it if it is the best, write the checkpoint and the tables."""
-        twin, layers = self._log_and_project()
+    def _give_statistics(self, twin: Model) -> None:
+        """Batch-norm statistics of a copy's own, always from the same batches: the first of epoch 0, turned alike."""
+        if not (self.settings.norm_batches and has_running_statistics(twin)):
+            return
+
+        def forward(batch: Any, k: int) -> None:
+            with seeded(self.settings.seed, "dropout", k, device=self.settings.device):
+                self.task.loss(twin, batch, step=k)
+
+        own_statistics(twin, forward, itertools.islice(self.task.batches(0, start=0), self.settings.norm_batches))
+        twin.zero_grad(set_to_none=True)
+
+    def _errors(self, twin: Model) -> dict[str, float]:
+        """The validation errors of a network; where its free maps are kept, those of its projection beside them."""
         errors = self.task.validate(twin)
+        if self.keeps:
+            nearest, _ = projected_copy(twin, how="fold")
+            self._give_statistics(nearest)
+            errors |= {PROJECTED + name: error for name, error in self.task.validate(nearest).items()}
+        return errors
+
+    def _validate(self, theta: float, extra: float) -> dict[str, float]:
+        """Measure the network, keep it if it is the best, write the checkpoint and the tables."""
+        twin, layers = self._log_and_project()
+        errors = self._errors(twin)
         loss, *numbers = torch.stack(self.since_validation).nanmean(0).tolist()
         self.since_validation = []
         row = {
@@ -268,19 +298,26 @@ class Trainer(Generic[Model]):
             setattr(self, name, state[name])
 
     def metrics(self) -> pd.DataFrame:
-        """One row a validation: step, time, rate, theta, penalty and loss, then the task's columns."""
-        columns = (*FIRST_COLUMNS, *self.task.train_columns, *self.task.validation_columns)
+        """One row a validation: step, time, rate, theta, penalty and loss, then the task's columns.
+
+        With `keep` the validation columns come twice, the second time as ``projected_...``.
+        """
+        validation = tuple(self.task.validation_columns)
+        projected = tuple(PROJECTED + name for name in validation) if self.keeps else ()
+        columns = (*FIRST_COLUMNS, *self.task.train_columns, *validation, *projected)
         return pd.DataFrame(self.rows, columns=list(columns))
 
     def result(self) -> FitResult[Model]:
-        """The best projected network so far; raises ``TrainingError`` when no validation gave a finite error."""
+        """The best network so far; raises ``TrainingError`` when no validation gave a finite error."""
         if not self.best["state"]:
             raise TrainingError(
                 f"No validation up to step {self.step} gave a finite error, so there is no best network: (a) the run "
                 "was stopped before the first validation, or (b) the network's numbers overflow."
             )
-        twin, _ = self.projected()
+        twin, _ = projected_copy(self.model, how=self.relaxation.projection)
         twin.load_state_dict(self.best["state"])
         layers = [LayerRecord(**record) for record in self.best["layers"]]
+        if self.keeps:
+            set_theta(twin, layers[0].theta)
         times = (self.seconds, self.cpu_seconds)
         return FitResult(twin.cpu(), layers, self.best["step"], self.step, *times, self.metrics())

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import yaml
@@ -34,7 +34,7 @@ from mdrelax.packs.nbody.task import (
 )
 from mdrelax.runs.config_changes import refuse_changes
 from mdrelax.runs.experiment import RESULTS, Finished, run, seeded
-from mdrelax.training.settings import OptimisationConfig, RelaxationConfig
+from mdrelax.training.settings import OptimisationConfig, RelaxationConfig, refuse_keep
 from mdrelax.training.trainer import FitResult, Progress
 
 __all__ = ["ARMS", "ArmName", "NBody", "NBodyRun", "load_run", "prepare_folder", "read_result", "run_nbody"]
@@ -80,6 +80,11 @@ class NBodyRun(Section):
         relaxation = document.get("relaxation", {})
         given = relaxation.model_dump() if isinstance(relaxation, RelaxationConfig) else dict(relaxation)
         return {**document, "relaxation": {**given, **ARMS[document["arm"]]}}
+
+    @model_validator(mode="after")
+    def _equivariant_in_the_end(self) -> Self:
+        refuse_keep(self.relaxation, what="the N-body network")
+        return self
 
     def name(self) -> str:
         """The run's folder: arm, depth, size of the training set and seed."""
