@@ -68,8 +68,14 @@ def test_code_without_a_generator_draws_from_a_stream_and_disturbs_nobody():
     undisturbed = torch.rand(4)
     torch.manual_seed(7)
     first = torch.rand(2)
-    with pytest.raises(KeyError), seeded(3, "dropout", 5):
-        inside = torch.rand(6)
-        raise KeyError
+    inside = []
+
+    def fail() -> None:
+        with seeded(3, "dropout", 5):
+            inside.append(torch.rand(6))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert torch.equal(torch.cat([first, torch.rand(2)]), undisturbed)
-    assert torch.equal(inside, torch.rand(6, generator=generator(3, "dropout", 5)))
+    assert torch.equal(inside[0], torch.rand(6, generator=generator(3, "dropout", 5)))
