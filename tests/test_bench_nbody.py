@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from command_line import mdrelax
@@ -137,6 +138,21 @@ def test_a_folder_with_other_settings_is_refused_with_the_difference(finished):
         run_nbody(other, finished["relaxed"])
     lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
     assert lines == ["n_test: 20 -> 10", "training.learning_rate: 0.002 -> 0.1"]
+
+
+def test_a_run_that_is_older_than_a_key_goes_on(tmp_path):
+    """What its run.yaml does not say is the default: no difference to a run of today that leaves the key alone."""
+    run = _run("relaxed")
+    prepare_folder(run, tmp_path)
+    document = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    for key in ("norm_batches", "decay_factor", "decay_steps", "decay_epochs"):
+        del document["training"][key]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
+    prepare_folder(run, tmp_path)
+    assert load_run(tmp_path) == run
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
+    with pytest.raises(ConfigError, match="training.decay_factor: 0.5 -> 0.1"):
+        prepare_folder(_run("relaxed", training={"decay_factor": 0.1}), tmp_path)
 
 
 def test_every_arm_ends_equivariant(finished):

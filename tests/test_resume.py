@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import cache
@@ -19,9 +20,11 @@ from safetensors.torch import load_file
 from command_line import shell
 from mdrelax import potentials
 from mdrelax.base.sections import ConfigError, read_yaml
+from mdrelax.runs.checkpoints import open_checkpoint, project_checkpoint
 from mdrelax.runs.config import load_config
+from mdrelax.runs.jobs import run_side_by_side
 from mdrelax.runs.train import run_training
-from mdrelax.training.checkpoint import CheckpointError, load_checkpoint
+from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from mdrelax.training.trainer import Progress
 from small_runs import CRYSTAL_CUTOFF, clusters, crystals, document, write_config, write_frames
 
@@ -42,6 +45,12 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "with adam": {"training": {"optimizer": "adam"}},
     "with muon": {"training": {"optimizer": "muon"}},
     "with soap": {"training": {"optimizer": "soap"}},
+    "with sgd and a rate that falls by epochs": {
+        "training": {"optimizer": "sgd", "learning_rate_schedule": "step", "decay_epochs": 2}
+    },
+    "with rmsprop and a rate that falls by steps": {
+        "training": {"optimizer": "rmsprop", "learning_rate_schedule": "exponential", "decay_steps": 5}
+    },
     "with normalised steps": {"training": {"optimizer": "normalised"}},
     "stopping early": {
         # Nothing is learnt at such a rate: the first validation, at step 4, stays the best, and step 20 is the last.
@@ -239,3 +248,105 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, source):
     os.replace(tmp_path / "a" / "checkpoints" / "last.pt", tmp_path / "b" / "checkpoints" / "last.pt")
     with pytest.raises(CheckpointError, match="belongs to another network"):
         run_training(load_config(content), tmp_path / "b", potentials, restart=True)
+
+
+# --- checkpoints of older versions ------------------------------------------------------------------------------------
+
+
+def make_older(folder: Path, *, without: str = "") -> None:
+    """Rename the free maps in a checkpoint as versions before their own modules did: `X.free.weight` was `X.weight`.
+
+    A free map whose name contains ``without`` is left out: then other layers were relaxed.
+    """
+    path = folder / "checkpoints" / "last.pt"
+    state = load_checkpoint(path)
+    for tensors in (state["model"], state["ema"]["average"]):
+        for name in [name for name in tensors if name.endswith(".free.weight")]:
+            tensor = tensors.pop(name)
+            if not (without and without in name):
+                tensors[name.replace(".free.weight", ".weight")] = tensor
+    save_checkpoint(path, state)
+
+
+def interrupted(source: Path, folder: Path, **sections: Any) -> dict[str, Any]:
+    """The document of a run that was stopped after step 9, its checkpoint of step 7 in an older form."""
+    content = document(source, **sections)
+    with pytest.raises(Stop):
+        run_training(load_config(content), folder, potentials, listener=stop_at(9))
+    return content
+
+
+@pytest.mark.parametrize("name", ["in mid-epoch", "with muon"])
+def test_a_run_of_an_older_version_resumes_bit_for_bit(tmp_path, source, whole, name):
+    """Its free maps, their moments in the optimiser and their average are found under their old names."""
+    content = interrupted(source, tmp_path, **CASES[name])
+    make_older(tmp_path)
+    assert not any("free" in key for key in load_checkpoint(tmp_path / "checkpoints" / "last.pt")["model"])
+    run_training(load_config(content), tmp_path, potentials, restart=True)
+    assert_same_runs(whole(name), tmp_path)
+
+
+def test_a_run_of_an_older_version_is_projected_and_audited(tmp_path, source):
+    """Its averaged network has its free maps, bit for bit, and its best network becomes a model file."""
+    interrupted(source, tmp_path)
+    wanted = open_checkpoint(tmp_path, potentials).unprojected().state_dict()
+    make_older(tmp_path)
+    run = open_checkpoint(tmp_path, potentials)
+    assert_same(dict(run.unprojected().state_dict()), dict(wanted))
+    assert any(name.endswith(".free.weight") for name in wanted)
+    assert project_checkpoint(tmp_path, tmp_path / "model.safetensors", potentials).passed
+
+
+def test_an_older_run_with_other_free_maps_is_refused_in_a_sentence(tmp_path, source):
+    """Where other layers were relaxed by default then: it cannot be resumed, but its best network is projected."""
+    content = interrupted(source, tmp_path)
+    make_older(tmp_path, without="feed_forward")
+    with pytest.raises(CheckpointError, match=r"^`.*last.pt` belongs to another network; delete it and restart\.$"):
+        run_training(load_config(content), tmp_path, potentials, restart=True)
+    with pytest.raises(CheckpointError, match=r"belongs to another network than `network\.json`\.$"):
+        open_checkpoint(tmp_path, potentials).unprojected()
+    assert project_checkpoint(tmp_path, tmp_path / "model.safetensors", potentials).passed
+
+
+# --- listeners --------------------------------------------------------------------------------------------------------
+
+
+def train_with_a_broken_listener(folder: Path, source: Path) -> None:
+    """A run, for a process of its own, whose listener fails at step 9 while a file `broken` is in the folder."""
+
+    def listen(progress: Progress) -> None:
+        if progress.step == 9 and (folder / "broken").exists():
+            raise OSError("the disk of the logs is full")
+
+    run_training(load_config(document(source)), folder, potentials, restart=True, listener=listen)
+
+
+def test_an_exception_in_a_listener_ends_its_run_only(tmp_path, source, whole):
+    """Of two runs side by side the other one finishes; started again, the broken one resumes and is whole."""
+    words = (
+        "import sys, pathlib; sys.path[:0] = sys.argv[3:]; from test_resume import train_with_a_broken_listener as f"
+    )
+    words += "; f(*map(pathlib.Path, sys.argv[1:3]))"
+    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    places = [tmp_path / "a", tmp_path / "b"]
+    places[0].mkdir()
+    (places[0] / "broken").touch()
+
+    def finished(place: Path) -> str | None:
+        return "done" if (place / "results.json").is_file() else None
+
+    def run() -> None:
+        run_side_by_side(
+            places, lambda place: [sys.executable, "-c", words, str(place), str(source), *paths],
+            finished=finished, jobs=2,
+        )  # fmt: skip
+
+    with pytest.raises(RuntimeError, match="These runs failed: a;"):
+        run()
+    assert "the disk of the logs is full" in (places[0] / "run.log").read_text()
+    assert [finished(place) for place in places] == [None, "done"]
+    assert load_checkpoint(places[0] / "checkpoints" / "last.pt")["step"] == 7
+    (places[0] / "broken").unlink()
+    run()
+    for place in places:
+        assert_same_runs(whole("in mid-epoch"), place)
