@@ -151,7 +151,7 @@ def test_a_run_that_is_older_than_a_key_goes_on(tmp_path):
     prepare_folder(run, tmp_path)
     assert load_run(tmp_path) == run
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
-    with pytest.raises(ConfigError, match="training.decay_factor: 0.5 -> 0.1"):
+    with pytest.raises(ConfigError, match=r"training\.decay_factor: 0\.5 -> 0\.1"):
         prepare_folder(_run("relaxed", training={"decay_factor": 0.1}), tmp_path)
 
 

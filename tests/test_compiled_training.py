@@ -1,5 +1,6 @@
 """Compiled training: the recorded graph has the network's numbers, its gradient and the derivatives of both."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -178,6 +179,23 @@ def test_the_code_is_for_one_molecules_edges_where_all_frames_are_that(tmp_path:
         assert task.edges is None
         assert isinstance(task.compiled.potential, CompiledTrainingStep)
         assert task.compiled.potential.edge_index is None
+
+
+def test_a_copy_of_the_trained_network_runs_uncompiled(tmp_path: Path) -> None:
+    """The compiled code has the trained network's parameters; a copy with other ones has a loss of its own."""
+    known = frames(tmp_path, 4)
+    model = model_of(lambda: SMALLEST(cutoff=CLUSTER_CUTOFF), relaxed=False)
+    compiler = partial(CompiledTrainingStep, backend=RECORDED)
+    compiled = ForceMatching(Loader(known, batch_size=4), known, settings(compile=True), compiler=compiler)
+    plain = ForceMatching(Loader(known, batch_size=4), known, settings())
+    trained, _ = compiled.loss(model, join(known), step=0)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(1.1)
+    (ours, _), (theirs, _) = (task.loss(twin, join(known), step=0) for task in (compiled, plain))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+    assert abs(trained / ours - 1) > 1e-3
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3])

@@ -83,10 +83,9 @@ def forces_and_gradient(model: ForceField, graph: Graph) -> Inputs:
     return inputs
 
 
-@pytest.mark.parametrize("where", [ON_EDGES, ON_NODES], ids=["on edges", "on nodes"])
-def test_recomputation_records_nothing_twice_and_loses_nothing(monkeypatch, where):
+def test_recomputation_records_nothing_twice_and_loses_nothing(monkeypatch):
     """All chunks of some 30 edges are computed again in both backward passes: rows and gradients are the whole's."""
-    model, graph = force_field(where), batch_of(*rattled(ethanol(), 2, seed=0), water())
+    model, graph = force_field(ON_EDGES), batch_of(*rattled(ethanol(), 2, seed=0), water())
     whole = rows(forces_and_gradient(model, graph))
     expected = [p.grad for p in model.parameters()]
     recomputed: list[int] = []
