@@ -77,6 +77,18 @@ def test_folding_keeps_modules_and_names_too():
     assert {record.name for record in records} - folded == {f"potential.blocks.{k}.feed_forward" for k in (0, 1)}
 
 
+def test_keeping_records_and_changes_nothing():
+    """The records are those of dropping but for their last word; modules, weights, theta and outputs stay."""
+    model = tiny_force_field()
+    relax(model, 0.6, EVERYWHERE)
+    modules, before = list(model.named_modules()), outputs(model)
+    kept = project(model, how="keep")
+    assert list(model.named_modules()) == modules
+    assert torch.equal(outputs(model), before)
+    assert {(record.how, record.theta) for record in kept} == {("kept", 0.6)}
+    assert [record._replace(how="dropped") for record in kept] == project(model)
+
+
 def test_a_copy_is_projected_and_the_model_trains_on():
     """Validation runs on the copy: the model keeps its free maps, its mode and its memory to itself."""
     model = tiny_force_field().train()
