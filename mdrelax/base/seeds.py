@@ -12,6 +12,7 @@ weights (``torch.manual_seed(seed)``), random splits (``default_rng(seed)``), si
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -43,11 +44,7 @@ def generator(seed: int, purpose: Purpose, index: int = 0) -> torch.Generator:
 
     Raises ``ValueError`` for an unknown purpose, naming the nearest one.
     """
-    words = np.frombuffer(_digest(seed, purpose, index, 4 * STATE_WORDS), dtype="<u4").astype(np.uint64)
-    made = torch.Generator().manual_seed(0)
-    state = made.get_state()
-    state[STATE_START : STATE_START + 8 * STATE_WORDS] = torch.from_numpy(words.view(np.uint8))
-    return made.set_state(state)
+    return torch.Generator().set_state(_torch_state(seed, purpose, index))
 
 
 def numpy_generator(seed: int, purpose: Purpose, index: int = 0) -> np.random.Generator:
@@ -69,8 +66,21 @@ def seeded(seed: int, purpose: Purpose, index: int = 0, *, device: torch.device 
         for gpu in gpus:
             word = int.from_bytes(_digest(seed, purpose, index, 8), "little", signed=True)
             torch.cuda.default_generators[gpu].manual_seed(word)
-        torch.set_rng_state(generator(seed, purpose, index).get_state())
+        torch.set_rng_state(_torch_state(seed, purpose, index))
         yield
+
+
+def _torch_state(seed: int, purpose: str, index: int) -> torch.Tensor:
+    """The state of a torch generator on the CPU at the start of a stream."""
+    words = np.frombuffer(_digest(seed, purpose, index, 4 * STATE_WORDS), dtype="<u4").astype(np.uint64)
+    state = _seeded_state().clone()
+    state[STATE_START : STATE_START + 8 * STATE_WORDS] = torch.from_numpy(words.view(np.uint8))
+    return state
+
+
+@cache
+def _seeded_state() -> torch.Tensor:
+    return torch.Generator().manual_seed(0).get_state()
 
 
 def _digest(seed: int, purpose: str, index: int, n_bytes: int) -> bytes:
