@@ -16,7 +16,7 @@ from mdrelax.method.groups import IrrepsRepresentation
 from mdrelax.method.penalty import Inputs, penalty, record_inputs
 from mdrelax.method.relaxation import Relaxed, relax_constraints
 from mdrelax.potentials import edge_chunks
-from mdrelax.structures.graph import Graph
+from mdrelax.structures.graph import Edges, Graph
 from molecules import ELEMENTS, batch_of, ethanol, normal, rattled, tiny_segnn, water
 from small_runs import CLUSTER_CUTOFF, clusters, data_of
 
@@ -60,13 +60,13 @@ def test_the_penalty_sees_the_edges_of_all_chunks(monkeypatch):
     target = torch.arange(n).repeat_interleave(2)
     index = torch.stack([(target + torch.tensor([1, 7]).repeat(n)) % n, target])
     vectors = normal(2 * n, 3, seed=2) * torch.linspace(0.2, 1.5, 2 * n, dtype=torch.float64).unsqueeze(1)
-    species = torch.arange(n) % len(ELEMENTS)
+    species, edges = torch.arange(n) % len(ELEMENTS), Edges(index, vectors)
     with record_inputs(model) as in_chunks:
-        model(species, index, vectors)
+        model(species, edges)
     assert [[len(call) for call in calls] for calls in in_chunks.values()] == [[13_498, 13_496]] * 2
     at_once(monkeypatch, edges=30_000)
     with record_inputs(model) as whole:
-        model(species, index, vectors)
+        model(species, edges)
     assert [[len(call) for call in calls] for calls in whole.values()] == [[26_994]] * 2
     expected = penalty(model, whole)
     torch.testing.assert_close(penalty(model, in_chunks), expected, **SAME)

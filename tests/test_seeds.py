@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mdrelax.base.seeds import PURPOSES, generator, numpy_generator, seeded
+from mdrelax.base.seeds import PURPOSES, default_stream, generator, numpy_generator
 from mdrelax.forces.loader import Loader, frames_from_data
 from small_runs import clusters, data_of
 
@@ -63,7 +63,7 @@ def test_an_unknown_purpose_names_the_nearest():
 
 
 def test_code_without_a_generator_draws_from_a_stream_and_disturbs_nobody():
-    """Inside ``seeded`` torch's own generator gives that stream's numbers, also after an error; outside it goes on."""
+    """Inside ``default_stream`` torch's own generator gives that stream's numbers; after it, also an error, its own."""
     torch.manual_seed(7)
     undisturbed = torch.rand(4)
     torch.manual_seed(7)
@@ -71,7 +71,7 @@ def test_code_without_a_generator_draws_from_a_stream_and_disturbs_nobody():
     inside = []
 
     def fail() -> None:
-        with seeded(3, "dropout", 5):
+        with default_stream(3, "dropout", 5):
             inside.append(torch.rand(6))
             raise KeyError
 

@@ -20,7 +20,7 @@ import torch
 
 from mdrelax.base.names import nearest_name
 
-__all__ = ["PURPOSES", "Purpose", "generator", "numpy_generator", "seeded"]
+__all__ = ["PURPOSES", "Purpose", "default_stream", "generator", "numpy_generator"]
 
 Purpose = Literal[
     "angles",  # axes of the rotations that `audit` turns by a known angle
@@ -53,7 +53,9 @@ def numpy_generator(seed: int, purpose: Purpose, index: int = 0) -> np.random.Ge
 
 
 @contextmanager
-def seeded(seed: int, purpose: Purpose, index: int = 0, *, device: torch.device | str = "cpu") -> Iterator[None]:
+def default_stream(
+    seed: int, purpose: Purpose, index: int = 0, *, device: torch.device | str = "cpu"
+) -> Iterator[None]:
     """Inside the ``with`` statement torch's own generators draw from a stream: those of the CPU and of ``device``.
 
     For code that takes no generator, such as ``nn.Dropout``. Afterwards they stand where they stood before.

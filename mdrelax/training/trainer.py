@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mdrelax.base.allocator import keep_freed_memory
 from mdrelax.base.files import write_atomically
-from mdrelax.base.seeds import seeded
+from mdrelax.base.seeds import default_stream
 from mdrelax.method.free_map_log import LAYER_COLUMNS, activation_lie_squares, layer_rows
 from mdrelax.method.penalty import Inputs, penalty, record_inputs
 from mdrelax.method.projection import LayerRecord, projected_copy
@@ -170,7 +170,7 @@ class Trainer(Generic[Model]):
         theta = self._set_theta()
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with seeded(self.settings.seed, "dropout", self.step, device=self.settings.device):
+        with default_stream(self.settings.seed, "dropout", self.step, device=self.settings.device):
             with record_inputs(self.model) as self.inputs:
                 loss, numbers = self.task.loss(self.model, batch, step=self.step)
             extra = (
@@ -234,7 +234,7 @@ class Trainer(Generic[Model]):
             return
 
         def forward(batch: Any, k: int) -> None:
-            with seeded(self.settings.seed, "dropout", k, device=self.settings.device):
+            with default_stream(self.settings.seed, "dropout", k, device=self.settings.device):
                 self.task.loss(twin, batch, step=k)
 
         own_statistics(twin, forward, itertools.islice(self.task.batches(0, start=0), self.settings.norm_batches))
