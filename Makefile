@@ -66,13 +66,23 @@ wheel: $(STAMP)  ## sdist and wheel in dist/
 	$(BIN)/python -m build --no-isolation
 
 # They exclude each other's e3nn, so each has an environment of its own; their lists are complete, so nothing is resolved.
-peers: $(patsubst analysis/benchmarks/peers/%.txt,$(PEERS)/%/.stamp,$(wildcard analysis/benchmarks/peers/*.txt))  ## the other packages that `mdrelax bench speed` times
+# Those of tests/environments hold e3nn as its users have it, and nothing of ours.
+LISTS := $(wildcard analysis/benchmarks/peers/*.txt tests/environments/*.txt)
+
+peers: $(patsubst %.txt,$(PEERS)/%/.stamp,$(notdir $(LISTS)))  ## the other packages that `mdrelax bench speed` times, and older versions of e3nn
+
+define environment
+$(PYTHON) -m venv $(PEERS)/$*
+$(PEERS)/$*/bin/python -m pip --disable-pip-version-check --no-input install $(TORCH)
+$(PEERS)/$*/bin/python -m pip --disable-pip-version-check --no-input install --no-deps -r $<
+@touch $@
+endef
 
 $(PEERS)/%/.stamp: analysis/benchmarks/peers/%.txt constraints.txt
-	$(PYTHON) -m venv $(PEERS)/$*
-	$(PEERS)/$*/bin/python -m pip --disable-pip-version-check --no-input install $(TORCH)
-	$(PEERS)/$*/bin/python -m pip --disable-pip-version-check --no-input install --no-deps -r $<
-	@touch $@
+	$(environment)
+
+$(PEERS)/%/.stamp: tests/environments/%.txt constraints.txt
+	$(environment)
 
 clean:  ## remove build products (.venv, .peers and runs/ stay)
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

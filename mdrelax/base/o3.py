@@ -1,15 +1,18 @@
-"""What we use of ``e3nn.o3``, imported without the wait for torch's compiler.
+"""What we use of ``e3nn.o3``, of any version since 0.4.4, imported without the wait for torch's compiler.
 
 e3nn decorates one function with ``torch.compiler.disable``, and that decorator loads all of ``torch._dynamo``: a
 third of the time that a calculator takes to import, in a process that compiles nothing. Here, while e3nn is imported,
 the decorator only marks its function as one that Dynamo must not trace, and the function is disabled in earnest when
 it is called in a process that has the compiler. Every module of the package takes o3 from here.
+
+e3nn below 0.5.6 reads its Clebsch-Gordan coefficients from a file that holds Python's slices, which ``torch.load``
+refuses since torch 2.6; while e3nn is imported, slices may be loaded.
 """
 
 import functools
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -53,7 +56,14 @@ def _compiler_left_alone() -> Iterator[None]:
         torch.compiler.disable = disable
 
 
-with _compiler_left_alone():
+def _slices_are_data() -> AbstractContextManager[None]:
+    """Within, ``torch.load`` takes slices, as afterwards only where the user allowed them before."""
+    if slice in torch.serialization.get_safe_globals():
+        return nullcontext()
+    return torch.serialization.safe_globals([slice])
+
+
+with _compiler_left_alone(), _slices_are_data():
     from e3nn.o3 import (
         ElementwiseTensorProduct,
         FullyConnectedTensorProduct,
