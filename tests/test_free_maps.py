@@ -76,7 +76,7 @@ def test_any_layer_is_relaxed_penalised_projected_and_certified(build, shape, ac
     """LD by turning the input and the output; 0 for P(W); theta acts; the projected layer is the old one."""
     model, x = nn.Sequential(build()), normal(*shape, seed=3)
     plain = model(x)
-    assert relax_constraints(model, initial_std=0.3, generator=torch.Generator().manual_seed(0)) == ["0"]
+    assert relax_constraints(model, initial_std=0.3, generator=torch.Generator().manual_seed(0)).names == ["0"]
     with record_inputs(model) as inputs:
         assert (model(x) - plain).norm() > 1
     free, whole = relaxed_layers(model)["0"].free, penalty(model, inputs)
@@ -122,7 +122,7 @@ def test_a_layer_under_two_names_is_relaxed_under_both_and_all_its_calls_count()
     """And its attributes are reached; the penalty is that of both inputs; projection gives both names back."""
     model, x = TwoNames(), normal(6, 8, seed=0)
     layer = model.up
-    assert relax_constraints(model, initial_std=0.3) == ["up"]
+    assert relax_constraints(model, initial_std=0.3).names == ["up"]
     assert model.up is model.again
     with record_inputs(model) as inputs:
         model(x)

@@ -68,7 +68,7 @@ def vectors() -> Vectors:
 def test_the_default_is_the_papers_place_but_in_the_last_block():
     """In the Equiformer: beside the feed-forward networks, W from a normal of standard deviation 1e-4."""
     model = network()
-    assert relax_constraints(model, generator=torch.Generator().manual_seed(0)) == SITES
+    assert relax_constraints(model, generator=torch.Generator().manual_seed(0)).names == SITES
     layers = relaxed_layers(model)
     assert list(layers) == SITES
     dim = o3.Irreps("8x0e+4x1o+4x2e").dim
@@ -80,21 +80,45 @@ def test_the_default_is_the_papers_place_but_in_the_last_block():
 def test_a_network_of_one_block_is_relaxed_there():
     """There is no other place, and the free map reads what the block would else not compute."""
     model = tiny_force_field(n_blocks=1)
-    assert relax_constraints(model) == [EVERY[0]]
+    assert relax_constraints(model).names == [EVERY[0]]
     outputs(model)
 
 
 def test_the_default_of_an_e3nn_network_is_every_linear():
     """Any module of e3nn's linear maps can be relaxed; e3nn keeps channels first."""
     model = vectors()
-    assert relax_constraints(model) == ["first", "second"]
+    assert relax_constraints(model).names == ["first", "second"]
     assert model.first.free.source.layout == "mul_ir"  # type: ignore[union-attr]
 
 
 def test_patterns_choose_among_the_sites():
     """`where` takes shell patterns, from the model's root or from any depth."""
     for pattern in ("blocks.1.*.source", "potential.blocks.1.attention.source", "*1.attention.s*"):
-        assert relax_constraints(network(), where=[pattern]) == ["potential.blocks.1.attention.source"]
+        assert relax_constraints(network(), where=[pattern]).names == ["potential.blocks.1.attention.source"]
+
+
+def test_places_between_invariant_scalars_are_left_out_and_named():
+    """Every map of them is equivariant, so there is nothing to relax; who wants it all the same says so."""
+
+    def build() -> nn.Module:
+        return nn.Sequential(o3.Linear("2x0e+1x1o", "3x0e"), o3.Linear("3x0e", "2x0e"), o3.Linear("2x0o", "1x0o"))
+
+    placed = relax_constraints(build())
+    assert placed.names == ["0", "2"]  # odd scalars change sign under the inversion
+    assert placed.left_out == ["1"]
+    assert (placed.n_free, placed.n_parameters) == (3 * 5 + 1 * 2, 3 * 2 + 3 * 2 + 2)
+    assert str(placed).splitlines() == [
+        "Relaxed 0, 2: 17 free parameters next to the network's 14.",
+        "Left out 1: every map between invariant scalars is equivariant. "
+        "Name them in `where` to relax them all the same.",
+    ]
+    model, x = build(), torch.ones(1, 5)
+    assert relax_constraints(model, where=["1"], initial_std=1.0) == (["1"], [], 6, 14)
+    scalars = model[0](x)
+    torch.testing.assert_close(model[1](scalars) - model[1].layer(scalars), scalars @ model[1].free.weight.T)
+    assert penalty(model, kind="weight") == pytest.approx(model[1].free.weight.norm().item(), abs=1e-6)  # LD = 0
+    with pytest.raises(ValueError, match=r"no other place in this model. Left out 0, 1: every map"):
+        relax_constraints(nn.Sequential(o3.Linear("2x0e", "3x0e"), o3.Linear("3x0e", "1x0e")))
 
 
 def test_sites_are_layers_with_weights_below_the_model():
@@ -286,5 +310,5 @@ def test_a_relaxed_layer_is_found_anywhere():
     linear = o3.Linear("2x1o", "2x1o")
     model = nn.Sequential(nn.ModuleDict({"a": nn.Sequential(linear)}))
     assert not is_relaxed(model)
-    assert relax_constraints(model) == ["0.a.0"]
+    assert relax_constraints(model).names == ["0.a.0"]
     assert isinstance(model[0]["a"][0], Relaxed)  # type: ignore[index]

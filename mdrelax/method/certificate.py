@@ -100,10 +100,28 @@ def certificate_of(
     n_structures: int,
     layers: list[LayerRecord] | None = None,
 ) -> Certificate:
-    """The certificate of a projected model; raises ``ValueError`` when it still has free maps.
+    """The certificate of a projected model.
 
-    ``measure(dtype)`` returns the model's errors on ``n_structures`` real inputs with its weights in ``dtype``. The
-    certificate may not pass: ``require`` raises then.
+    Args:
+        model: A model without free maps.
+        measure: ``measure(dtype)`` returns the model's largest relative errors on real inputs, with its weights in
+            float64 or float32; 0 for symmetries that play no part.
+        symmetry: What the model claims: ``E(3)``, or another group, of which reflections are no part.
+        n_structures: The number of inputs that were measured.
+        layers: The records of ``project``.
+
+    Returns a certificate, which may not have passed: ``require`` raises then. Raises ``ValueError`` when the model
+    still has free maps.
+
+    >>> from mdrelax.base import o3
+    >>> model, x = nn.Sequential(o3.Linear("1o", "2x1o")), torch.tensor([[1.0, 2.0, 3.0]])
+    >>> quarter = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])  # about z
+    >>> def measure(dtype):
+    ...     twin, g, y = model.to(dtype), quarter.to(dtype), x.to(dtype)
+    ...     turned = (twin(y).unflatten(-1, (2, 3)) @ g.T).flatten(-2)
+    ...     return EquivarianceError((twin(y @ g.T) - turned).abs().max().item(), 0.0, 0.0, 0.0)
+    >>> require(certificate_of(model, measure, symmetry="E(3)", n_structures=1)).float64
+    EquivarianceError(rotation=0.0, reflection=0.0, translation=0.0, permutation=0.0)
     """
     if is_relaxed(model):
         raise ValueError("The model still has free maps; `project` it before it is certified.")
@@ -111,7 +129,21 @@ def certificate_of(
 
 
 def require(certificate: Certificate, *, cause: str = LIKELY_CAUSES) -> Certificate:
-    """The certificate itself when it passed; raises ``CertificateError`` with the numbers and ``cause`` otherwise."""
+    """The certificate itself when it passed.
+
+    Args:
+        certificate: What ``certificate_of`` returned.
+        cause: The last sentence of the error: what is likely to be wrong and how to find it.
+
+    Raises ``CertificateError`` with the errors and their limits when it did not pass.
+
+    >>> broken = EquivarianceError(rotation=0.1, reflection=0.0, translation=0.0, permutation=0.0)
+    >>> require(Certificate("E(3)", broken, broken, n_structures=1, layers=[]), cause="The bias is a vector.")
+    Traceback (most recent call last):
+    ...
+    mdrelax.method.certificate.CertificateError: The network is not E(3)-equivariant: largest relative error 1.0e-01 \
+in float64 (limit 1e-09) and 1.0e-01 in float32 (limit 1e-04). The bias is a vector.
+    """
     if certificate.passed:
         return certificate
     reflections = certificate.symmetry == "E(3)"

@@ -36,7 +36,22 @@ SMALLEST_SQUARE = 1e-16  # below it the penalty's square root is flat: a finite 
 def record_inputs(model: nn.Module) -> Iterator[Inputs]:
     """Record what the relaxed layers of a model are given in every call inside the ``with`` statement.
 
-    The record goes on being usable after it. A recording inside another one keeps its calls to itself.
+    Args:
+        model: A relaxed model; of one without relaxed layers nothing is recorded.
+
+    Yields the inputs x of the free maps by the name of the layer: one tensor for each call, detached, (..., dim_in) or
+    images (B, dim_in, H, W). The record is usable after the statement; a recording inside another one keeps its calls
+    to itself, and what activation checkpointing computes again in a backward pass is not recorded twice.
+
+    >>> from mdrelax.base import o3
+    >>> from mdrelax.method.relaxation import relax_constraints
+    >>> model = nn.Sequential(o3.Linear("2x0e + 1x1o", "2x1o"))
+    >>> relax_constraints(model).names
+    ['0']
+    >>> with record_inputs(model) as inputs:
+    ...     y = model(torch.ones(4, 5)), model(torch.ones(7, 5))  # called twice in one step
+    >>> {name: [tuple(x.shape) for x in calls] for name, calls in inputs.items()}
+    {'0': [(4, 5), (7, 5)]}
     """
     layers = relaxed_layers(model)
     outer = [layer.calls for layer in layers.values()]
@@ -53,11 +68,36 @@ def record_inputs(model: nn.Module) -> Iterator[Inputs]:
 def penalty(
     model: nn.Module, inputs: Inputs | None = None, *, kind: PenaltyKind = "activation", rows: int | None = None
 ) -> Tensor:
-    """sqrt(sum LD) + sqrt(sum N) over the relaxed layers, a scalar whose gradient reaches the free maps only.
+    """sqrt(sum_l LD_l) + sqrt(sum_l N_l) over the relaxed layers, see the module: the paper's regulariser.
 
-    The activation penalty is taken at ``inputs``, what ``record_inputs(model)`` recorded (``ValueError`` where a layer
-    was never called); with ``rows`` at so many of each layer's rows, evenly spaced, which estimates the same means for
-    less. Raises ``ValueError`` for an unknown kind and for ``rows`` below 1.
+    The task's loss gains lambda times it (lambda = 0.01 in Pertigkiozoglou et al., NeurIPS 2024, arXiv 2408.13242).
+
+    Args:
+        model: A relaxed model; theta plays no part.
+        inputs: What ``record_inputs(model)`` recorded; needed by the activation penalty, unused by the other.
+        kind: ``activation``, the paper's, or ``weight``, which is closed form and needs no inputs.
+        rows: Number of rows of each layer's inputs, evenly spaced, that the activation penalty is taken at: an estimate
+            of the same means for less. All by default.
+
+    Returns a scalar, whose gradient reaches the free maps only and is finite at W = 0. Raises ``ValueError`` for an
+    unknown kind, for ``rows`` below 1, for a model without relaxed layers, and for the activation penalty where inputs
+    are missing or a layer was never called.
+
+    >>> from mdrelax.base import o3
+    >>> from mdrelax.method.relaxation import relax_constraints
+    >>> model = nn.Sequential(o3.Linear("1o", "1o"))
+    >>> relax_constraints(model).names
+    ['0']
+    >>> model[0].free.weight.data = torch.eye(3)  # commutes with rotations: LD = 0 and N = 3 are left
+    >>> f"{penalty(model, kind='weight'):.3f}"
+    '1.732'
+    >>> model[0].free.weight.data = torch.diag(torch.tensor([1.0, 0, 0]))  # LD = 4, N = 1
+    >>> f"{penalty(model, kind='weight'):.3f}"
+    '3.000'
+    >>> with record_inputs(model) as inputs:
+    ...     y = model(torch.tensor([[1.0, 0, 0], [0, 1, 0]]))  # LD = 3 / 2 and N = 1 / 2, means over two rows
+    >>> f"{penalty(model, inputs):.3f}"
+    '1.932'
     """
     if kind not in get_args(PenaltyKind):
         raise ValueError(f"Unknown penalty `{kind}`; {nearest_name(kind, get_args(PenaltyKind))}")

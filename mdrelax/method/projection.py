@@ -44,10 +44,30 @@ class LayerRecord(NamedTuple):
 
 
 def project(model: nn.Module, *, how: ProjectionKind = "drop") -> list[LayerRecord]:
-    """Remove the free maps of a model in place; the result has the modules and parameters it had before relaxation.
+    """Remove the free maps of a model in place; its modules and parameters are those it had before relaxation.
 
-    With ``fold``, theta P(W) is added to the layers that can hold it; with ``keep`` nothing is removed or added. Raises
-    ``ValueError`` for another ``how``; a model without free maps is left as it is.
+    Args:
+        model: Any model; one without free maps is left as it is.
+        how: ``drop`` sets theta = 0 (Pertigkiozoglou et al., NeurIPS 2024). ``fold`` first adds theta P(W), the nearest
+            equivariant map in Frobenius norm, to layers that can hold one: e3nn's ``Linear``, and layers with a method
+            ``fold`` (see ``FreeLinear`` and ``FreeConv2d``). ``keep`` records and removes nothing.
+
+    Returns a record for each relaxed layer. Raises ``ValueError`` for another ``how``.
+
+    >>> import torch
+    >>> from mdrelax.base import o3
+    >>> from mdrelax.method.relaxation import relax_constraints, set_theta
+    >>> model = nn.Sequential(o3.Linear("1o", "1o"))
+    >>> _ = nn.init.ones_(model[0].weight)
+    >>> relax_constraints(model).names
+    ['0']
+    >>> model[0].free.weight.data = torch.diag(torch.tensor([1.0, 0, 0]))  # P(W) = 1 / 3
+    >>> set_theta(model, 0.6)
+    >>> (record,) = project(model, how="fold")
+    >>> record.how, round(record.norm, 3), round(record.distance, 3), [round(square, 3) for square in record.spectrum]
+    ('folded', 1.0, 0.816, [0.333, 0.0, 0.667])
+    >>> f"{model[0].weight.item():.3f}"  # 1 + 0.6 / 3
+    '1.200'
     """
     if how not in get_args(ProjectionKind):
         raise ValueError(f"Unknown projection `{how}`; {nearest_name(how, get_args(ProjectionKind))}")
@@ -66,7 +86,12 @@ def projected_copy(
 ) -> tuple[Model, list[LayerRecord]]:
     """A projected copy in evaluation mode, and the records of its layers; the model itself is left as it is.
 
-    ``prepare(copy)`` is called before the projection, for instance to put averaged weights into the copy.
+    Args:
+        model: Any model.
+        how: As in ``project``.
+        prepare: Called with the copy before its projection, for instance to put averaged weights into it.
+
+    Raises ``ValueError`` for another ``how``.
     """
     twin = copy.deepcopy(model)
     prepare(twin)

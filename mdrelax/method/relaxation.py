@@ -11,7 +11,7 @@ equivariant network back bit for bit. ``penalty`` keeps W small and near equivar
 
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from mdrelax.base.names import nearest_name
 from mdrelax.method.free_maps import FLAT, FeatureView, FreeMap
 from mdrelax.method.sites import Site, relaxable_sites
 
-__all__ = ["Relaxed", "is_relaxed", "relax_constraints", "relaxed_layers", "replace_module", "set_theta"]
+__all__ = ["Placement", "Relaxed", "is_relaxed", "relax_constraints", "relaxed_layers", "replace_module", "set_theta"]
 
 INITIAL_STD = 1e-4  # of W, as in the paper's N-body release
 OWN_NAMES = ("calls", "free", "layer", "theta", "theta_tensor", "view")  # attributes of ``Relaxed``
@@ -99,29 +99,74 @@ def _rename_weight(module: nn.Module, state: dict[str, Any], prefix: str, *_: An
         state[prefix + "free.weight"] = state.pop(prefix + "weight")
 
 
+class Placement(NamedTuple):
+    """Where free maps were put, what was left out and what they cost; print it to read it."""
+
+    names: list[str]  # of the relaxed layers, in the order of the network
+    left_out: list[str]  # places of the default between invariant scalars
+    n_free: int  # parameters of the free maps
+    n_parameters: int  # of the network without them
+
+    def __str__(self) -> str:
+        """One sentence on what was relaxed, and one on what was left out."""
+        said = (
+            f"Relaxed {', '.join(self.names)}: {self.n_free:,} free parameters next to the network's "
+            f"{self.n_parameters:,}."
+        )
+        return f"{said}\n{_why_left_out(self.left_out)}" if self.left_out else said
+
+
+def _why_left_out(names: Sequence[str]) -> str:
+    return (
+        f"Left out {', '.join(names)}: every map between invariant scalars is equivariant. Name them in `where` to "
+        "relax them all the same."
+    )
+
+
 def relax_constraints(
     model: nn.Module,
     *,
     where: Sequence[str] | None = None,
     initial_std: float = INITIAL_STD,
     generator: torch.Generator | None = None,
-) -> list[str]:
-    """Put a free map next to each layer whose name matches one of the patterns ``where``; returns the names.
+) -> Placement:
+    """Put a free map next to chosen layers of a model, in place: f(x) = f_e(x) + theta W x, with theta = 1 at first.
 
-    Places are those of ``relaxable_sites``. The default is the paper's place, which a potential tells in its
-    ``relax_where``, or every place of another model that does not lie inside another one; places between invariant
-    scalars, where every map is equivariant, are left out then. Each W is drawn from a normal distribution with
-    ``initial_std``. Raises ``ValueError`` when nothing matches (naming the places that exist) and when the model is
-    relaxed already.
+    The layer's place is Pertigkiozoglou et al., NeurIPS 2024 (arXiv 2408.13242); W is (dim_out, dim_in) over the
+    flattened features of the layer's first argument and of its result.
+
+    Args:
+        model: Any module with layers that ``relaxable_sites`` knows: those of e3nn in ``SITES``, and layers with a
+            method ``relaxable``. A layer that stands under several names is relaxed once, under all of them.
+        where: Shell patterns of layer names, from the model's root or from any depth (``blocks.*.feed_forward``). By
+            default the paper's place, which a potential tells in its ``relax_where``, or in another model every place
+            that does not lie inside another one; places between invariant scalars are left out then.
+        initial_std: Standard deviation of the normal distribution that each W is drawn from; 1e-4 as in the paper's
+            N-body release.
+        generator: Source of these numbers; by default torch's global one.
+
+    Returns the names of the relaxed layers, those left out, and the parameters that the free maps cost. Raises
+    ``ValueError`` when nothing matches (naming the nearest place), when one chosen layer lies inside another, when a
+    layer has an attribute that its relaxed form needs itself, and when the model is relaxed already.
+
+    >>> from mdrelax.base import o3
+    >>> up, down = o3.Linear("8x0e + 4x1o", "8x0e + 4x1o"), o3.Linear("8x0e + 4x1o", "4x0e")
+    >>> model = nn.Sequential(up, down, o3.Linear("4x0e", "1x0e"))
+    >>> print(relax_constraints(model))
+    Relaxed 0, 1: 480 free parameters next to the network's 116.
+    Left out 2: every map between invariant scalars is equivariant. Name them in `where` to relax them all the same.
+    >>> model[0].free.weight.shape, model[0].irreps_out  # attributes of the layer are reached through its relaxed form
+    (torch.Size([20, 20]), 8x0e+4x1o)
     """
     if is_relaxed(model):
         raise ValueError("The model is relaxed already; `project` it first.")
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
     sites = relaxable_sites(model)
-    chosen = _choose(model, sites, where)
+    chosen, left_out = _choose(model, sites, where)
     relaxed = {name: _relaxed(model.get_submodule(name), sites[name], initial_std, generator) for name in chosen}
     for name, layer in relaxed.items():
         replace_module(model, model.get_submodule(name), layer)
-    return chosen
+    return Placement(chosen, left_out, sum(layer.free.weight.numel() for layer in relaxed.values()), n_parameters)
 
 
 def _relaxed(layer: nn.Module, site: Site, initial_std: float, generator: torch.Generator | None) -> Relaxed:
@@ -140,21 +185,24 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 setattr(parent, name, new)
 
 
-def _choose(model: nn.Module, sites: dict[str, Site], where: Sequence[str] | None) -> list[str]:
+def _choose(model: nn.Module, sites: dict[str, Site], where: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """The names of the layers to relax, and of those that the default leaves out."""
     patterns = _default_where(model) if where is None else where
     if patterns is None:
         chosen = [name for name in sites if not _is_inside(name, sites)]
     else:
         chosen = [name for name in sites if any(_matches(name, pattern) for pattern in patterns)]
-    if where is None:
-        chosen = [name for name in chosen if not sites[name].is_trivial]
+    left_out = [name for name in chosen if where is None and sites[name].is_trivial]
+    chosen = [name for name in chosen if name not in left_out]
+    if left_out and not chosen:
+        raise ValueError(f"There is no other place in this model. {_why_left_out(left_out)}")
     if not chosen:
         hint = nearest_name(str(patterns), sites) if sites else "none can be relaxed."
         raise ValueError(f"No layer matches where={patterns}; {hint}")
     inside = [name for name in chosen if _is_inside(name, chosen)]
     if inside:
         raise ValueError(f"{inside} lie inside layers that are chosen too; choose one level of the network.")
-    return chosen
+    return chosen, left_out
 
 
 def _is_inside(name: str, others: Collection[str]) -> bool:
@@ -182,7 +230,27 @@ def is_relaxed(model: nn.Module) -> bool:
 
 
 def set_theta(model: nn.Module, theta: float) -> None:
-    """Set theta in every relaxed layer; raises ``ValueError`` outside [0, 1] and when no layer is relaxed."""
+    """Set theta of f(x) = f_e(x) + theta W x in every relaxed layer (Pertigkiozoglou et al., NeurIPS 2024).
+
+    Args:
+        model: A relaxed model. At theta = 0 it is the network that it was, bit for bit, and no W is read.
+        theta: A number in [0, 1], the same for all layers; of a training step, ``Schedule(...).at_step(step)``.
+
+    Raises ``ValueError`` for theta outside [0, 1] and for a model without relaxed layers.
+
+    >>> from mdrelax.base import o3
+    >>> model, x = nn.Sequential(o3.Linear("1o", "1o")), torch.tensor([1.0, 2.0, 3.0])
+    >>> _ = nn.init.ones_(model[0].weight)  # f_e(x) = x
+    >>> relax_constraints(model).names
+    ['0']
+    >>> model[0].free.weight.data = torch.tensor([[0.0, 1, 0], [0, 0, 0], [0, 0, 0]])  # adds theta y to x
+    >>> for theta in (0.0, 0.5, 1.0):
+    ...     set_theta(model, theta)
+    ...     print(theta, model(x).tolist())
+    0.0 [1.0, 2.0, 3.0]
+    0.5 [2.0, 2.0, 3.0]
+    1.0 [3.0, 2.0, 3.0]
+    """
     if not 0.0 <= theta <= 1.0:
         raise ValueError(f"`theta` must lie in [0, 1], got {theta}.")
     layers = relaxed_layers(model)
