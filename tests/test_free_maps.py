@@ -122,12 +122,18 @@ def test_a_layer_under_two_names_is_relaxed_under_both_and_all_its_calls_count()
     """And its attributes are reached; the penalty is that of both inputs; projection gives both names back."""
     model, x = TwoNames(), normal(6, 8, seed=0)
     layer = model.up
+    plain = model(x)
     assert relax_constraints(model, initial_std=0.3).names == ["up"]
     assert model.up is model.again
     with record_inputs(model) as inputs:
-        model(x)
+        assert (model(x) - plain).norm() > 0.1
     assert len(inputs["up"]) == 2
-    torch.testing.assert_close(penalty(model, inputs), penalty(model, {"up": [torch.cat(inputs["up"])]}))
+    both = torch.cat(inputs["up"])
+    terms = model.up.free.penalty_terms([both])
+    torch.testing.assert_close(terms.size, (both @ model.up.free.weight.T).square().sum(1).mean())
+    torch.testing.assert_close(penalty(model, inputs), terms.derivative.sqrt() + terms.size.sqrt(), rtol=1e-6, atol=0)
+    set_theta(model, 0.0)
+    assert torch.equal(model(x), plain)
     project(model)
     assert model.up is model.again is layer
 
@@ -140,7 +146,12 @@ def test_e3nns_linear_with_fibres_is_relaxed_and_folded(how):
     plain = model(x)
     relax_constraints(model, initial_std=0.3)
     free = relaxed_layers(model)["0"].free
+    with record_inputs(model) as inputs:
+        assert (model(x) - plain).norm() > 0.1
+    size = (x.flatten(1) @ free.weight.T).square().sum(1).mean()
+    torch.testing.assert_close(free.penalty_terms(inputs["0"]).size, size)
     free.weight.data = free.equivariant_part().detach()
+    assert free.penalty_terms(inputs["0"]).derivative < 1e-20
     relaxed = model(x)
     project(model, how=how)
     torch.testing.assert_close(model(x), relaxed if how == "fold" else plain)

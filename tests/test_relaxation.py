@@ -116,7 +116,7 @@ def test_places_between_invariant_scalars_are_left_out_and_named():
     assert relax_constraints(model, where=["1"], initial_std=1.0) == (["1"], [], 6, 14)
     scalars = model[0](x)
     torch.testing.assert_close(model[1](scalars) - model[1].layer(scalars), scalars @ model[1].free.weight.T)
-    assert penalty(model, kind="weight") == pytest.approx(model[1].free.weight.norm().item(), abs=1e-6)  # LD = 0
+    assert penalty(model, kind="weight").item() == pytest.approx(model[1].free.weight.norm().item(), abs=1e-6)  # LD = 0
     with pytest.raises(ValueError, match=r"no other place in this model. Left out 0, 1: every map"):
         relax_constraints(nn.Sequential(o3.Linear("2x0e", "3x0e"), o3.Linear("3x0e", "1x0e")))
 
