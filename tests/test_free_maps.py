@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from haar import rotations
 from mdrelax.method.certificate import EquivarianceError, certificate_of, require
 from mdrelax.method.free_maps import AxesView, FreeConv2d
-from mdrelax.method.groups import IrrepsRepresentation, cyclic_regular
+from mdrelax.method.groups import Blocks, IrrepsRepresentation, cyclic_regular
 from mdrelax.method.penalty import penalty, record_inputs
 from mdrelax.method.projection import project
 from mdrelax.method.relaxation import relax_constraints, relaxed_layers, set_theta
@@ -34,6 +34,11 @@ class VectorNeuron(nn.Module):
         """Features to features."""
         return torch.einsum("oc,bcdn->bodn", self.mixing, x)
 
+    @torch.no_grad()
+    def fold(self, blocks: Blocks) -> None:
+        """Vectors are mixed by one matrix (4, 5)."""
+        self.mixing += blocks[0, 0]
+
 
 class C4Convolution(nn.Module):
     """A kernel averaged over C4, between regular representations: (B, 8, H, W) to (B, 12, H, W)."""
@@ -53,6 +58,11 @@ class C4Convolution(nn.Module):
         """Features to features."""
         source, output = self.sides
         return nn.functional.conv2d(x, output.orbit_of_kernel(self.kernel, source).mean(0), padding=1)
+
+    @torch.no_grad()
+    def fold(self, kernel: Tensor) -> None:
+        """The average of an equivariant kernel is the kernel itself."""
+        self.kernel += kernel
 
 
 def quarter(x: Tensor) -> Tensor:
@@ -102,6 +112,74 @@ def test_any_layer_is_relaxed_penalised_projected_and_certified(build, shape, ac
         return EquivarianceError(error, (twin(-y) + twin(y)).abs().max().item(), 0.0, 0.0)
 
     require(certificate_of(model, measure, symmetry=symmetry, n_structures=2, layers=layers))
+
+
+def averaged_kernel(kernel: Tensor) -> Tensor:
+    """P(K) by hand, entry by entry: the mean over four quarter turns of the grid and of both channel fibres."""
+    n_out, n_in, side, _ = kernel.shape
+    mean = torch.zeros_like(kernel)
+    for k in range(4):
+        for o in range(n_out):
+            for i in range(n_in):
+                there = o - o % 4 + (o + k) % 4, i - i % 4 + (i + k) % 4  # rho shifts entry j of a fibre to j + k
+                for row in range(side):
+                    for column in range(side):
+                        a, b = row, column
+                        for _ in range(k):
+                            a, b = side - 1 - b, a  # counter-clockwise, the first row on top
+                        mean[(*there, a, b)] += kernel[o, i, row, column] / 4
+    return mean
+
+
+@pytest.mark.parametrize("theta", [0.4, 1.0])
+def test_a_steerable_convolution_takes_up_the_average_of_its_free_kernel(theta):
+    """`fold`: the layer's own kernel plus theta P(K), and what is folded is nearer to the relaxed layer than nothing.
+
+    The free kernel's cost is printed: 12 x 8 x 3 x 3, as many as the layer's own.
+    """
+    model, x = nn.Sequential(C4Convolution()), normal(50, 8, 6, 6, seed=3)
+    plain = model(x)
+    placed = relax_constraints(model, initial_std=0.3, generator=torch.Generator().manual_seed(0))
+    assert str(placed) == "Relaxed 0: 864 free parameters next to the network's 864."
+    set_theta(model, theta)
+    kernel, relaxed = model[0].free.weight.detach(), model(x)
+    torch.testing.assert_close(relaxed, plain + theta * nn.functional.conv2d(x, kernel, padding=1))
+    (record,) = project(model, how="fold")
+    assert record.how == "folded"
+    assert isinstance(model[0], C4Convolution)
+    expected = plain + theta * nn.functional.conv2d(x, averaged_kernel(kernel), padding=1)
+    torch.testing.assert_close(model(x), expected)
+    torch.testing.assert_close(quarter(model(x)), model(quarter(x)))
+    assert (model(x) - relaxed).norm() < (plain - relaxed).norm()
+
+
+def test_vector_neurons_take_up_the_average_of_their_free_map():
+    """P(W) of 3-vectors is a third of the traces: M + theta tr W_oc / 3."""
+    model, x = nn.Sequential(VectorNeuron()), normal(2, 5, 3, 7, seed=3)
+    plain, mixing = model(x), model[0].mixing.detach().clone()
+    placed = relax_constraints(model, initial_std=0.3, generator=torch.Generator().manual_seed(0))
+    assert str(placed) == "Relaxed 0: 180 free parameters next to the network's 20."
+    set_theta(model, 0.4)
+    weight = model[0].free.weight.detach()
+    free = (weight @ x.movedim(3, 1).flatten(2).mT).mT.unflatten(2, (4, 3)).movedim(1, 3)
+    torch.testing.assert_close(model(x), plain + 0.4 * free)
+    (record,) = project(model, how="fold")
+    assert record.how == "folded"
+    traces = torch.einsum("odcd->oc", weight.view(4, 3, 5, 3))
+    torch.testing.assert_close(model[0].mixing.detach(), mixing + 0.4 * traces / 3)
+
+
+def test_a_layer_without_fold_drops_its_free_kernel():
+    """Which the record says; the layer is what it was."""
+
+    class Rigid(C4Convolution):
+        fold = None  # type: ignore[assignment]
+
+    model, x = nn.Sequential(Rigid()), normal(2, 8, 6, 6, seed=3)
+    plain = model(x)
+    relax_constraints(model, initial_std=0.3)
+    assert project(model, how="fold")[0].how == "dropped"
+    assert torch.equal(model(x), plain)
 
 
 class TwoNames(nn.Module):
