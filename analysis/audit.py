@@ -1,15 +1,22 @@
 """Audit: where and by how much a network is not equivariant: each layer, every angle, both precisions.
 
-Measured without the code that trains and projects: Wigner matrices are e3nn's, rotations scipy's. The error of a layer
-f between irreps is
+Measured without the code that trains and projects: features turn as e3nn's harmonics do, rotations are scipy's. The
+error of a layer f is
 
-    max |f(D_in(g) x) - D_out(g) f(x)| / rms f(x)          x: the layer's own inputs on the structures that are audited
+    max |f(D_in(g) x, a(g)) - D_out(g) f(x, a)| / rms f(x, a)
 
-and that of the network at an angle is the certificate's (``mdrelax.forces.symmetry``) for rotations by that angle.
+| symbol | meaning |
+| --- | --- |
+| x | the features that the network gives the layer on the structures that are audited |
+| D_in, D_out | how its ``Site`` says that features turn (``relaxable_sites``), for layers of any package |
+| a, a(g) | its other arguments, such as attributes of edges: on these structures, and on the same ones turned by g |
+
+The error of the network at an angle is the certificate's (``mdrelax.forces.symmetry``) for rotations by that angle.
 """
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,13 +28,11 @@ from torch import Tensor, nn
 
 from mdrelax.analysis.drawing import BLUE, WIDTH, NothingToDrawError, heat_map, styled
 from mdrelax.analysis.tables import short_names
-from mdrelax.base import o3
 from mdrelax.base.seeds import numpy_generator
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.symmetry import network_in, relative_error
-from mdrelax.method.groups import IrrepsRepresentation, Layout
 from mdrelax.method.relaxation import relaxed_layers
-from mdrelax.method.sites import relaxable_sites
+from mdrelax.method.sites import Site, relaxable_sites
 from mdrelax.structures.graph import Graph
 from mdrelax.structures.rotate import rotate
 
@@ -35,9 +40,10 @@ __all__ = ["ANGLES", "angle_errors", "draw_angles", "draw_layers", "layer_errors
 
 ANGLES = (0.1, 1.0, 5.0, 15.0, 30.0, 45.0, 60.0, 90.0, 120.0, 150.0, 180.0)  # degrees
 OPERATIONS = ("rotation", "reflection")
+COLUMNS = ["layer", *OPERATIONS]
 SMALLEST = 1e-30  # rms below which a layer gives nothing
 
-Features = Any  # a tensor (..., dim), or a tuple with one (..., D, C) per irrep
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # the arguments of a layer: features first
 
 
 def angle_errors(
@@ -69,85 +75,73 @@ def angle_errors(
 def layer_errors(
     force_field: ForceField, graph: Graph, *, dtype: torch.dtype = torch.float64, n_operations: int = 4, seed: int = 0
 ) -> pd.DataFrame:
-    """A row for each layer between irreps that takes features alone: ``layer``, ``rotation``, ``reflection``.
+    """A row for each layer that a free map could stand next to: ``layer``, ``rotation``, ``reflection``.
 
-    A relaxed layer counts with its free map at its theta, under the layer's own name. Layers that give zeros only have
-    an error of 0 where they stay at zero.
+    Left out are layers that are not called, or not with all their features, and those of groups that do not act in
+    space. A relaxed layer counts with its free map at its theta, under the layer's own name. Layers that give zeros
+    only have an error of 0 where they stay at zero.
     """
     model = copy.deepcopy(force_field).to_dtype(dtype).eval()
     layers = _layers(model)
-    inputs = _inputs(model, graph, layers)
-    matrices = torch.from_numpy(
-        Rotation.random(n_operations, random_state=numpy_generator(seed, "operations")).as_matrix()
-    )
-    rows = []
-    for name, (layer, irreps_in, irreps_out, layout) in layers.items():
-        if name not in inputs:
-            continue
-        x, errors = inputs[name], {}
+    straight = _calls(model, graph, layers)
+    worst: dict[str, dict[str, float]] = {}
+    for matrix in Rotation.random(n_operations, random_state=numpy_generator(seed, "operations")).as_matrix():
         for operation, sign in zip(OPERATIONS, (1, -1), strict=True):
-            pairs = [
-                (_turn(layer(x), irreps_out, layout, sign * m), layer(_turn(x, irreps_in, layout, sign * m)))
-                for m in matrices
-            ]
-            errors[operation] = max(_relative(expected, found) for expected, found in pairs)
-        rows.append({"layer": name, **errors})
-    return pd.DataFrame(rows, columns=["layer", *OPERATIONS])
+            g = sign * torch.from_numpy(matrix)
+            turned = _calls(model, rotate(graph, g.expand(graph.n_graphs, 3, 3)), layers)
+            for name, (layer, site) in layers.items():
+                for error in map(partial(_error, layer, site, g), straight[name], turned[name]):
+                    if error is not None:
+                        row = worst.setdefault(name, dict.fromkeys(OPERATIONS, 0.0))
+                        row[operation] = max(row[operation], error)
+    return pd.DataFrame([{"layer": name, **worst[name]} for name in layers if name in worst], columns=COLUMNS)
 
 
-def _layers(model: nn.Module) -> dict[str, tuple[nn.Module, o3.Irreps, o3.Irreps, Layout]]:
-    """Every layer by name with its irreps and layout; a relaxed one in the place of what it wraps."""
+def _layers(model: nn.Module) -> dict[str, tuple[nn.Module, Site]]:
+    """Every layer by name with its site; a relaxed one in the place of what it wraps."""
     relaxed = relaxed_layers(model)
-    found: dict[str, tuple[nn.Module, o3.Irreps, o3.Irreps, Layout]] = {}
-    for name in relaxable_sites(model):
-        site = model.get_submodule(name)
-        if not hasattr(site, "irreps_in"):
-            continue
+    found: dict[str, tuple[nn.Module, Site]] = {}
+    for name, site in relaxable_sites(model).items():
         parent, _, leaf = name.rpartition(".")
         outer = parent if leaf == "layer" and parent in relaxed else name
-        module: Any = site
-        layout: Layout = getattr(module, "feature_layout", "mul_ir")
-        found[outer] = (relaxed.get(outer, site), module.irreps_in, module.irreps_out, layout)
+        found[outer] = relaxed.get(outer, model.get_submodule(name)), site
     return found
 
 
-@torch.no_grad()
-def _inputs(model: ForceField, graph: Graph, layers: dict[str, Any]) -> dict[str, Features]:
-    """What each layer is given in one evaluation, of those that take one thing: a tensor or a tuple of tensors."""
-    inputs: dict[str, Features] = {}
+def _calls(model: ForceField, graph: Graph, layers: dict[str, tuple[nn.Module, Site]]) -> dict[str, list[Call]]:
+    """The arguments of each layer's calls in one evaluation."""
+    calls: dict[str, list[Call]] = {name: [] for name in layers}
 
-    def remember(name: str) -> Any:
-        def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            if len(arguments) == 1:
-                (x,) = arguments
-                inputs[name] = x.detach() if isinstance(x, Tensor) else tuple(block.detach() for block in x)
+    def remember(name: str, _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        calls[name].append((arguments, named))
 
-        return hook
-
-    handles = [layer.register_forward_pre_hook(remember(name)) for name, (layer, *_) in layers.items()]
+    handles = [
+        layer.register_forward_pre_hook(partial(remember, name), with_kwargs=True)
+        for name, (layer, _) in layers.items()
+    ]
     try:
         model(graph)
     finally:
         for handle in handles:
             handle.remove()
-    whole = {name: x for name, x in inputs.items() if isinstance(x, Tensor) or len(x) == len(layers[name][1])}
-    return {name: x for name, x in whole.items() if isinstance(x, Tensor) or all(map(len, x))}
+    return calls
 
 
-def _turn(x: Features, irreps: o3.Irreps, layout: Layout, matrix: Tensor) -> Features:
-    """D(g) x for an orthogonal matrix, with e3nn's Wigner matrices."""
-    if isinstance(x, Tensor):
-        flat = IrrepsRepresentation(irreps, layout)
-        return flat.join(list(_turn(tuple(flat.split(x)), irreps, layout, matrix)))
-    # e3nn makes Wigner matrices in the dtype of what it is given.
-    return tuple(ir.D_from_matrix(matrix).to(block) @ block for block, (_, ir) in zip(x, irreps, strict=False))
-
-
-def _relative(expected: Features, found: Features) -> float:
-    ours, theirs = ([x] if isinstance(x, Tensor) else list(x) for x in (found, expected))
-    both = [torch.cat([block.flatten() for block in blocks]) for blocks in (ours, theirs)]
-    size = both[1].square().mean().sqrt().clamp(min=SMALLEST)
-    error = ((both[0] - both[1]).abs().max() / size).item()
+@torch.no_grad()
+def _error(layer: nn.Module, site: Site, matrix: Tensor, straight: Call, turned: Call) -> float | None:
+    """The layer's error for one operation and call, or None where that has no meaning."""
+    (x, *others), named = straight
+    (_, *turned_others), turned_named = turned
+    y, flat = layer(x, *others, **named), site.view.flatten(x)
+    out = site.view.flatten(y)
+    if (flat.shape[-1], out.shape[-1]) != (site.source.dim, site.output.dim) or not out.numel():
+        return None
+    turned_flat, expected = site.source.turned(flat, matrix), site.output.turned(out, matrix)
+    if turned_flat is None or expected is None:
+        return None
+    found = site.view.flatten(layer(site.view.unflatten(turned_flat, like=x), *turned_others, **turned_named))
+    size = expected.square().mean().sqrt().clamp(min=SMALLEST)
+    error = ((found - expected).abs().max() / size).item()
     return error if np.isfinite(error) else float("inf")
 
 
@@ -155,7 +149,7 @@ def _relative(expected: Features, found: Features) -> float:
 def draw_layers(errors: pd.DataFrame) -> Figure:
     """Heat map of ``layer_errors``: a row a layer, a column an operation, log colour."""
     if errors.empty:
-        raise NothingToDrawError("No layer between irreps was found: there is nothing to draw.")
+        raise NothingToDrawError("No layer with a place for a free map was found: there is nothing to draw.")
     figure = Figure(figsize=(0.6 * WIDTH, 1.2 + 0.24 * len(errors)), layout="constrained")
     ax = figure.add_subplot()
     heat_map(figure, ax, errors[list(OPERATIONS)].to_numpy(dtype=float), label="relative error")

@@ -131,8 +131,6 @@ class SteerableProduct(nn.Module):
     1 / sqrt(fan_in), which is the published initialisation.
     """
 
-    feature_layout = "ir_mul"
-
     def __init__(
         self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, lmax: int, *, scalar: float = 1.0, on_pairs: bool = False
     ) -> None:
@@ -241,8 +239,6 @@ class SteerableProduct(nn.Module):
 
 class GatedProduct(nn.Module):
     """The product followed by the gate: SiLU on scalars, other irreps times the sigmoid of a scalar of their own."""
-
-    feature_layout = "ir_mul"
 
     def __init__(
         self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, lmax: int, *, scalar: float = 1.0, on_pairs: bool = False

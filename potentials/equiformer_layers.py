@@ -80,8 +80,6 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Equivariant feed-forward network: linear - gate - linear, atom by atom."""
 
-    feature_layout = "ir_mul"
-
     def __init__(self, irreps_in: o3.Irreps, irreps_middle: o3.Irreps, irreps_out: o3.Irreps) -> None:
         super().__init__()
         self.irreps_in, self.irreps_out = irreps_in, irreps_out

@@ -51,8 +51,6 @@ class Neighbourhood(NamedTuple):
 class Linear(library.Linear):
     """Says between which irreps it maps, so that it can be relaxed, and takes a folded map into its weights."""
 
-    feature_layout = "mul_ir"
-
     @property
     def irreps_in(self) -> o3.Irreps:
         """Degrees as even irreps: the network is SE(3) equivariant."""

@@ -55,8 +55,6 @@ class Linear(nn.Module):
     Each irrep of the output must be in the input; initialised to keep the variance (normal, 1 / C_in).
     """
 
-    feature_layout = "ir_mul"
-
     def __init__(self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, *, bias: bool = True) -> None:
         super().__init__()
         self.irreps_in, self.irreps_out = distinct(irreps_in), distinct(irreps_out)

@@ -1,6 +1,8 @@
 """The audit agrees with computations of others: e3nn's error of a module, scipy's rotations; and broken layers show."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,22 @@ from command_line import mdrelax
 from mdrelax.analysis.audit import ANGLES, angle_errors, draw_angles, draw_layers, layer_errors
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.symmetry import certify, equivariance_error
+from mdrelax.method.free_maps import AxesView, FreeConv2d
+from mdrelax.method.groups import IrrepsRepresentation, cyclic_regular
 from mdrelax.method.relaxation import relax_constraints, set_theta
+from mdrelax.method.sites import Site
 from mdrelax.modelfile import save_model
 from mdrelax.potentials import build_potential
-from molecules import ELEMENTS, batch_of, ethanol, rattled, tiny_force_field
+from molecules import (
+    ELEMENTS,
+    batch_of,
+    ethanol,
+    normal,
+    rattled,
+    tiny_equiformer_pytorch,
+    tiny_force_field,
+    tiny_segnn,
+)
 from small_runs import NETWORK, clusters, document, write_config, write_frames
 
 GRAPH = batch_of(*rattled(ethanol(), 2, seed=0))
@@ -47,6 +61,78 @@ def test_only_the_relaxed_layer_shows() -> None:
     assert errors[name] > 1e-2
     assert errors.drop(name).max() < 1e-12
     assert layer_errors(relaxed(0.0, [name]), GRAPH).rotation.max() < 1e-12
+
+
+@pytest.mark.parametrize("build", [tiny_segnn, tiny_equiformer_pytorch])
+def test_layers_with_attributes_or_features_by_degree_are_measured_too(build: Callable[[], nn.Module]) -> None:
+    """SEGNN's products take attributes, equiformer-pytorch's maps a dict: all at rounding, and a free map shows."""
+    model = ForceField(build(), elements=ELEMENTS)
+    exact = layer_errors(model, GRAPH, n_operations=2)
+    assert len(exact) >= 14
+    assert exact[["rotation", "reflection"]].to_numpy().max() < 1e-12
+    name = exact.layer[len(exact) // 2]
+    relax_constraints(model, where=[name], initial_std=0.1, generator=torch.Generator().manual_seed(0))
+    errors = layer_errors(model, GRAPH, n_operations=2).set_index("layer").rotation
+    assert errors[name] > 1e-2
+    assert errors.drop([each for each in errors.index if name.startswith(each)]).max() < 1e-12
+
+
+class Foreign(nn.Module):
+    """A potential of layers by others: e3nn's product of irreps with harmonics, and mixed 3-vectors (N, C, 3)."""
+
+    cutoff = 5.0
+
+    class Vectors(nn.Module):
+        """V -> M V, and a vector that is added where it should not."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixing, self.bias = nn.Parameter(normal(3, 2, seed=0)), nn.Parameter(torch.zeros(3).double())
+
+        def relaxable(self) -> Site:
+            """Vectors on the last axis, channels before it."""
+            return Site(*(IrrepsRepresentation(f"{n}x1o", "mul_ir") for n in (2, 3)), view=AxesView(-2, -1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            """(N, 2, 3) to (N, 3, 3)."""
+            return self.mixing @ x + self.bias
+
+    class Image(nn.Conv2d):
+        """A layer of another group, which does not act in space."""
+
+        def relaxable(self) -> Site:
+            """Channels are fibres of C4."""
+            side = cyclic_regular(4)
+            return Site(side, side, make_free=partial(FreeConv2d, kernel_size=1))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product, self.vectors = o3.FullyConnectedTensorProduct("0e+1o", "0e+1o", "2x1o"), self.Vectors()
+        self.image = self.Image(4, 4, 1)
+
+    def forward(self, species: torch.Tensor, edge_index: torch.Tensor, edge_vectors: torch.Tensor) -> torch.Tensor:
+        """Energies (N,)."""
+        lengths = edge_vectors.norm(dim=1, keepdim=True)
+        x = torch.cat([lengths, edge_vectors], 1)
+        harmonics = o3.spherical_harmonics([0, 1], edge_vectors, normalize=True)
+        vectors = self.vectors(self.product(x, harmonics).unflatten(1, (2, 3)))
+        scale = self.image(lengths.mean().expand(1, 4, 1, 1)).mean()
+        energies = vectors.square().sum((1, 2)) * scale
+        return energies.new_zeros(len(species)).index_add(0, edge_index[1], energies)
+
+
+def test_the_layers_of_others_are_measured_as_their_sites_say() -> None:
+    """A vector neuron and e3nn's product at rounding; of them only the one with a bias shows; C4 is left out."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ForceField(Foreign().double(), elements=ELEMENTS)
+    exact = layer_errors(model, GRAPH, n_operations=2)
+    assert list(exact.layer) == ["potential.product", "potential.vectors"]
+    assert exact[["rotation", "reflection"]].to_numpy().max() < 1e-12
+    model.potential.vectors.bias.data[0] = 0.1  # type: ignore[union-attr]
+    errors = layer_errors(model, GRAPH, n_operations=2).set_index("layer").rotation
+    assert errors["potential.vectors"] > 1e-3
+    assert errors["potential.product"] < 1e-12
 
 
 def test_a_linear_layers_error_is_that_of_e3nn() -> None:

@@ -60,6 +60,21 @@ def test_the_inversion_multiplies_by_the_parity(layout: Layout):
 
 
 @each_layout
+def test_features_turn_as_the_lie_algebra_says(layout: Layout):
+    """rho(g) of a random rotation is exp(rotvec . drho); of a reflection the parities times that of -g."""
+    representation = IrrepsRepresentation("2x0e+1x0o+2x1o+1x1e+1x2o+1x3e", layout)
+    x, rotation = normal(5, representation.dim, seed=0), Rotation.random(random_state=3)
+    axes = torch.tensor(rotation.as_rotvec())
+    generators = representation.lie(torch.eye(representation.dim, dtype=torch.float64)).mT
+    expected = x @ torch.matrix_exp(torch.einsum("a,aij->ij", axes, generators)).T
+    matrix = torch.tensor(rotation.as_matrix())
+    torch.testing.assert_close(representation.turned(x, matrix), expected, atol=ROUNDING, rtol=0)
+    flipped = representation.elements(expected)[0]
+    torch.testing.assert_close(representation.turned(x, -matrix), flipped, atol=ROUNDING, rtol=0)
+    assert cyclic_regular(4).turned(normal(5, 4, seed=0), matrix) is None  # acts on channels, not in space
+
+
+@each_layout
 def test_split_and_join_are_inverse(layout: Layout):
     """Blocks are (..., D, C) in both layouts, and joined they are the vector again, bit for bit."""
     representation = IrrepsRepresentation("3x0e+2x1o+1x2e", layout)

@@ -71,6 +71,13 @@ class Representation(ABC):
         """P(W) as mixing matrices between equal irreps, or None where the representation is not given as irreps."""
         return None
 
+    def turned(self, x: Tensor, matrix: Tensor) -> Tensor | None:
+        """rho(g) x of vectors x (..., dim), g being the rotation or reflection of space with the ``matrix`` (3, 3).
+
+        None for groups that do not act in space. An audit compares layers by it; nothing is trained or projected by it.
+        """
+        return None
+
     def commutators(self, weight: Tensor, source: "Representation") -> Tensor:
         """All commutators C_A(W) and C_g(W) of ``weight`` (..., dim_out, dim_in): (A + G, ..., dim_out, dim_in)."""
         columns = weight.mT
@@ -94,6 +101,18 @@ def rotation_generators(degree: int) -> Tensor:
     coupling = o3.wigner_3j(degree, degree, 1, dtype=torch.float64).permute(2, 0, 1)
     x, y, z = math.sqrt(degree * (degree + 1) * (2 * degree + 1)) * coupling
     return torch.stack([x, y, z]) * torch.sign(((x @ y - y @ x) * z).sum())
+
+
+def wigner_matrix(degree: int, rotation: Tensor) -> Tensor:
+    """D of irrep l for a rotation matrix (3, 3): (2l+1, 2l+1), float64.
+
+    Read off e3nn's harmonics at points of the sphere, Y(R x) = D(R) Y(x). e3nn's own ``D_from_matrix`` goes through
+    angles that are rounded to float32.
+    """
+    points = torch.randn(4 * (2 * degree + 1), 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    there, here = points @ rotation.to(points).T, points
+    after, before = (o3.spherical_harmonics(degree, x, normalize=True) for x in (there, here))
+    return torch.linalg.lstsq(before, after).solution.T
 
 
 class IrrepsRepresentation(Representation):
@@ -144,6 +163,13 @@ class IrrepsRepresentation(Representation):
     def elements(self, x: Tensor) -> Tensor:
         """The inversion applied to x: (1, ..., dim)."""
         return self.join([ir.p * b for b, (_, ir) in zip(self.split(x), self.irreps, strict=True)]).unsqueeze(0)
+
+    def turned(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """By ``wigner_matrix``, and by the parities for a reflection."""
+        sign = torch.det(matrix).sign()
+        turns = [(wigner_matrix(ir.l, sign * matrix), ir.p if sign < 0 else 1) for _, ir in self.irreps]
+        blocks = zip(self.split(x), turns, strict=True)
+        return self.join([parity * turn.to(block) @ block for block, (turn, parity) in blocks])
 
     def average(self, weight: Tensor, source: Representation) -> Tensor:
         """P(W): by Schur's lemma, multiples of the identity between equal irreps and zero elsewhere."""
