@@ -1,5 +1,6 @@
 """The speed benchmark: it times what it says, its ratios are those of its medians, and who is missing is left out."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from mdrelax.analysis.benchmarks.speed import Speed, measure, printed, with_limi
 from mdrelax.analysis.benchmarks.speed_figures import scaling
 from mdrelax.analysis.benchmarks.structures import MOLECULES
 from mdrelax.analysis.drawing import NothingToDrawError
+from mdrelax.method.penalty import penalty, record_inputs
+from mdrelax.method.relaxation import relaxed_layers
 from mdrelax.potentials import POTENTIALS
 from mdrelax.structures.neighbors import build_graph
 from speed_workers import in_process
@@ -148,6 +151,25 @@ def test_a_batch_in_parts_makes_the_step_of_the_whole(monkeypatch):
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
         monkeypatch.undo()
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)  # sums in another order
+
+
+def test_a_relaxed_step_adds_the_penalty_of_its_own_inputs(monkeypatch):
+    """Its gradient is that of the errors and the penalty at this step's calls, and no record is left open after it."""
+    task = Task("training", who.structures_of(who.CASES["ethanol-b1"]), dtype="float64")
+    model = mdrelax_worker.force_field("equiformer-tiny", "relaxed", task.dtype, task.cutoff)
+    monkeypatch.setattr(mdrelax_worker, "force_field", lambda *arguments: model)
+    work = mdrelax_worker.prepare("equiformer-tiny:relaxed", task)
+    for _ in range(2):
+        twin = copy.deepcopy(model)
+        work.step()
+        assert all(layer.calls is None for layer in relaxed_layers(model).values())
+        with record_inputs(twin) as inputs:
+            (structure,) = task.structures
+            found = twin(build_graph(structure.positions, structure.numbers, cutoff=task.cutoff), create_graph=True)
+        error = found.energy.square().mean() + found.forces.square().mean()
+        (error + 0.01 * penalty(twin, inputs, rows=mdrelax_worker.PENALTY_ROWS)).backward()
+        for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12)  # sums in another order
 
 
 def test_the_largest_operators_are_listed_with_their_shares():

@@ -20,7 +20,6 @@ Weights are random: time does not depend on them.
 
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import cache, partial
 from typing import cast
 
@@ -30,7 +29,14 @@ from torch import Tensor, nn
 from mdrelax.analysis.benchmarks.equiformer_e3nn import E3nnEquiformer
 from mdrelax.analysis.benchmarks.implementations import NO_NETWORK
 from mdrelax.analysis.benchmarks.peers.protocol import Task, Work, serve
-from mdrelax.analysis.benchmarks.peers.steps import count_parameters, fitting_step, md_step, to_atoms, training_step
+from mdrelax.analysis.benchmarks.peers.steps import (
+    Step,
+    count_parameters,
+    fitting_step,
+    md_step,
+    to_atoms,
+    training_step,
+)
 from mdrelax.analysis.benchmarks.segnn_e3nn import E3nnNBodySEGNN
 from mdrelax.analysis.benchmarks.structures import ELEMENTS
 from mdrelax.base.allocator import keep_freed_memory
@@ -86,8 +92,8 @@ def prepare(name: str, task: Task) -> Work:
         return prediction.energy, prediction.forces
 
     predictions = [partial(predict, part) for part in parts]
-    extra = _penalty(model, form, PENALTY_ROWS)
-    return Work(training_step(model.train().parameters(), *predictions, extra=extra), n_parameters)
+    step = training_step(model.train().parameters(), *predictions)
+    return Work(_penalised(step, model, form, PENALTY_ROWS), n_parameters)
 
 
 @cache
@@ -135,21 +141,17 @@ def _relax(model: nn.Module, form: str) -> None:
         project(model, how="fold")
 
 
-def _penalty(model: nn.Module, form: str, rows: int) -> Callable[[], Tensor] | None:
-    """What is added to the loss of a relaxed model."""
+def _penalised(step: Step, model: nn.Module, form: str, rows: int) -> Callable[[], None]:
+    """The step, to which a relaxed model adds its penalty at the inputs of this very step."""
     if not form.startswith("relaxed"):
-        return None
+        return step
     kind: PenaltyKind = "weight" if form.startswith("relaxed-weight") else "activation"
-    recording = ExitStack()  # lives as long as ``extra``, which empties the record after each step
-    inputs = recording.enter_context(record_inputs(model))
 
-    def extra(_recording: ExitStack = recording) -> Tensor:
-        value = 0.01 * penalty(model, inputs, kind=kind, rows=rows)
-        for calls in inputs.values():
-            calls.clear()
-        return value
+    def penalised() -> None:
+        with record_inputs(model) as inputs:
+            step(lambda: 0.01 * penalty(model, inputs, kind=kind, rows=rows))
 
-    return extra
+    return penalised
 
 
 def _nbody(form: str, dtype: torch.dtype) -> Work:
@@ -169,9 +171,8 @@ def _nbody(form: str, dtype: torch.dtype) -> Work:
     step = fitting_step(
         model.parameters(),
         [lambda: (model(*inputs) - target).square().mean()],
-        _penalty(model, form, NBODY_PENALTY_ROWS),
     )
-    return Work(step, n_parameters)
+    return Work(_penalised(step, model, form, NBODY_PENALTY_ROWS), n_parameters)
 
 
 def _systems(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:

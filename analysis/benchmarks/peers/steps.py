@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,18 +13,24 @@ from torch import Tensor, nn
 
 from .protocol import Structure
 
-__all__ = ["count_parameters", "fitting_step", "md_step", "to_atoms", "training_step"]
+__all__ = ["Step", "count_parameters", "fitting_step", "md_step", "to_atoms", "training_step"]
 
 LEARNING_RATE = 1e-6  # the weights hardly move: every repeat does the same work
 TIMESTEP = 0.5  # fs
 TEMPERATURE = 300.0  # K
 
 
+class Step(Protocol):
+    """A training step; ``extra``, where given, is computed after the last part and added to its error."""
+
+    def __call__(self, extra: Callable[[], Tensor] | None = None) -> None:
+        """Take it."""
+
+
 def training_step(
     parameters: Iterable[Tensor],
     *parts: Callable[[], tuple[Tensor, Tensor]],
-    extra: Callable[[], Tensor] | None = None,
-) -> Callable[[], None]:
+) -> Step:
     """Energies and forces (differentiable) of a batch, squared errors against zero, backward and Adam.
 
     A batch may come in parts of equal size, whose gradients are added.
@@ -33,16 +40,14 @@ def training_step(
         energy, forces = predict()
         return (energy.square().mean() + forces.square().mean()) / len(parts)
 
-    return fitting_step(parameters, [partial(error, predict) for predict in parts], extra)
+    return fitting_step(parameters, [partial(error, predict) for predict in parts])
 
 
-def fitting_step(
-    parameters: Iterable[Tensor], errors: Sequence[Callable[[], Tensor]], extra: Callable[[], Tensor] | None = None
-) -> Callable[[], None]:
-    """The errors of a batch's parts one after the other, with ``extra`` added to the last, backward and Adam."""
+def fitting_step(parameters: Iterable[Tensor], errors: Sequence[Callable[[], Tensor]]) -> Step:
+    """The errors of a batch's parts one after the other, with ``extra()`` added to the last, backward and Adam."""
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
 
-    def step() -> None:
+    def step(extra: Callable[[], Tensor] | None = None) -> None:
         optimizer.zero_grad(set_to_none=True)
         for number, error in enumerate(errors, 1):
             loss = error()
