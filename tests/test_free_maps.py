@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from haar import rotations
 from mdrelax.method.certificate import EquivarianceError, certificate_of, require
-from mdrelax.method.free_maps import AxesView, FreeConv2d
+from mdrelax.method.free_maps import FOLDS, AxesView, FreeConv2d
 from mdrelax.method.groups import Blocks, IrrepsRepresentation, cyclic_regular
 from mdrelax.method.penalty import penalty, record_inputs
 from mdrelax.method.projection import project
@@ -169,8 +169,8 @@ def test_vector_neurons_take_up_the_average_of_their_free_map():
     torch.testing.assert_close(model[0].mixing.detach(), mixing + 0.4 * traces / 3)
 
 
-def test_a_layer_without_fold_drops_its_free_kernel():
-    """Which the record says; the layer is what it was."""
+def test_a_layer_without_fold_drops_its_free_kernel_and_a_rule_for_its_type_folds_it(monkeypatch):
+    """Dropped, the layer is what it was; `FOLDS` does for layers of other packages what the method `fold` does."""
 
     class Rigid(C4Convolution):
         fold = None  # type: ignore[assignment]
@@ -180,6 +180,16 @@ def test_a_layer_without_fold_drops_its_free_kernel():
     relax_constraints(model, initial_std=0.3)
     assert project(model, how="fold")[0].how == "dropped"
     assert torch.equal(model(x), plain)
+
+    def rule(layer: Rigid, kernel: Tensor) -> bool:
+        layer.kernel += kernel
+        return True
+
+    monkeypatch.setitem(FOLDS, C4Convolution, rule)  # holds for its subclasses
+    relax_constraints(model, initial_std=0.3)
+    part = relaxed_layers(model)["0"].free.equivariant_part().detach()
+    assert project(model, how="fold")[0].how == "folded"
+    torch.testing.assert_close(model(x), plain + nn.functional.conv2d(x, part, padding=1))
 
 
 class TwoNames(nn.Module):

@@ -22,6 +22,7 @@ from mdrelax.method.groups import Blocks, FiniteRepresentation, Representation, 
 
 __all__ = [
     "FLAT",
+    "FOLDS",
     "AxesView",
     "FeatureView",
     "FlatView",
@@ -197,12 +198,9 @@ class FreeLinear(FreeMap):
 
     @torch.no_grad()
     def fold_into(self, layer: nn.Module, theta: float) -> bool:
-        """By the layer's ``fold``, or a rule for the layers of e3nn; False between finite groups."""
+        """By the layer's rule in ``FOLDS`` or its own ``fold``; False between finite groups."""
         blocks = self.output.blocks(theta * self.weight, self.source)
-        if blocks is None:
-            return False
-        rule = next((FOLDS[kind] for kind in type(layer).__mro__ if kind in FOLDS), _fold_declared)
-        return rule(layer, blocks)
+        return blocks is not None and _fold(layer, blocks)
 
 
 class FreeConv2d(FreeMap):
@@ -253,8 +251,8 @@ class FreeConv2d(FreeMap):
 
     @torch.no_grad()
     def fold_into(self, layer: nn.Module, theta: float) -> bool:
-        """By the layer's ``fold``."""
-        return _fold_declared(layer, theta * self.equivariant_part())
+        """By the layer's rule in ``FOLDS`` or its own ``fold``."""
+        return _fold(layer, theta * self.equivariant_part())
 
     def _orbit(self) -> Tensor:
         return self.output.orbit_of_kernel(self.weight, self.source)
@@ -302,7 +300,11 @@ def _evenly(n: int, total: int) -> Tensor:
 # --- layers that take up an equivariant map ---
 
 
-def _fold_declared(layer: nn.Module, part: Any) -> bool:
+def _fold(layer: nn.Module, part: Any) -> bool:
+    """Add an equivariant map to a layer's weights by the rule of its type, or by its method ``fold``."""
+    rule = next((FOLDS[kind] for kind in type(layer).__mro__ if kind in FOLDS), None)
+    if rule is not None:
+        return rule(layer, part)
     fold = getattr(layer, "fold", None)
     if fold is None:
         return False
@@ -337,4 +339,5 @@ def _fold_e3nn(linear: Any, blocks: Blocks) -> bool:
     return True
 
 
-FOLDS: dict[type[nn.Module], Callable[[nn.Module, Blocks], bool]] = {o3.Linear: _fold_e3nn}
+# For layers of other packages. A rule is handed what the method ``fold`` is, and returns False where it cannot add it.
+FOLDS: dict[type[nn.Module], Callable[[Any, Any], bool]] = {o3.Linear: _fold_e3nn}
