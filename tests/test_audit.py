@@ -16,6 +16,7 @@ from torch import nn
 from command_line import mdrelax
 from mdrelax.analysis.audit import ANGLES, angle_errors, draw_angles, draw_layers, layer_errors
 from mdrelax.forces.forcefield import ForceField
+from mdrelax.forces.potential import Potential
 from mdrelax.forces.symmetry import certify, equivariance_error
 from mdrelax.method.free_maps import AxesView, FreeConv2d
 from mdrelax.method.groups import IrrepsRepresentation, cyclic_regular
@@ -23,6 +24,7 @@ from mdrelax.method.relaxation import relax_constraints, set_theta
 from mdrelax.method.sites import Site
 from mdrelax.modelfile import save_model
 from mdrelax.potentials import build_potential
+from mdrelax.structures.graph import Edges
 from molecules import (
     ELEMENTS,
     batch_of,
@@ -77,7 +79,7 @@ def test_layers_with_attributes_or_features_by_degree_are_measured_too(build: Ca
     assert errors.drop([each for each in errors.index if name.startswith(each)]).max() < 1e-12
 
 
-class Foreign(nn.Module):
+class Foreign(Potential):
     """A potential of layers by others: e3nn's product of irreps with harmonics, and mixed 3-vectors (N, C, 3)."""
 
     cutoff = 5.0
@@ -110,15 +112,15 @@ class Foreign(nn.Module):
         self.product, self.vectors = o3.FullyConnectedTensorProduct("0e+1o", "0e+1o", "2x1o"), self.Vectors()
         self.image = self.Image(4, 4, 1)
 
-    def forward(self, species: torch.Tensor, edge_index: torch.Tensor, edge_vectors: torch.Tensor) -> torch.Tensor:
+    def forward(self, species: torch.Tensor, edges: Edges) -> torch.Tensor:
         """Energies (N,)."""
-        lengths = edge_vectors.norm(dim=1, keepdim=True)
-        x = torch.cat([lengths, edge_vectors], 1)
-        harmonics = o3.spherical_harmonics([0, 1], edge_vectors, normalize=True)
+        lengths = edges.vectors.norm(dim=1, keepdim=True)
+        x = torch.cat([lengths, edges.vectors], 1)
+        harmonics = o3.spherical_harmonics([0, 1], edges.vectors, normalize=True)
         vectors = self.vectors(self.product(x, harmonics).unflatten(1, (2, 3)))
         scale = self.image(lengths.mean().expand(1, 4, 1, 1)).mean()
         energies = vectors.square().sum((1, 2)) * scale
-        return energies.new_zeros(len(species)).index_add(0, edge_index[1], energies)
+        return energies.new_zeros(len(species)).index_add(0, edges.index[1], energies)
 
 
 def test_the_layers_of_others_are_measured_as_their_sites_say() -> None:
@@ -139,7 +141,7 @@ def test_a_linear_layers_error_is_that_of_e3nn() -> None:
     """e3nn's own measure (absolute, largest, on random inputs) finds the same layers whole and broken."""
     linear = o3.Linear("4x0e+3x1o", "2x0e+5x1o").double()
 
-    class Wrapped(nn.Module):
+    class Wrapped(Potential):
         """The map as a potential's only layer between irreps, on features made of the edge vectors."""
 
         cutoff = 5.0
@@ -148,12 +150,11 @@ def test_a_linear_layers_error_is_that_of_e3nn() -> None:
             super().__init__()
             self.inner = inner
 
-        def forward(self, species: torch.Tensor, edge_index: torch.Tensor, edge_vectors: torch.Tensor) -> torch.Tensor:
-            lengths = edge_vectors.norm(dim=1, keepdim=True)
-            x = torch.cat(
-                [lengths, lengths**2, lengths**3, lengths**4, *(edge_vectors[:, [1, 2, 0]] * k for k in (1, 2, 3))], 1
-            )
-            return species.new_zeros(len(species), dtype=x.dtype).index_add(0, edge_index[1], self.inner(x)[:, 0])
+        def forward(self, species: torch.Tensor, edges: Edges) -> torch.Tensor:
+            lengths = edges.vectors.norm(dim=1, keepdim=True)
+            turned = edges.vectors[:, [1, 2, 0]]
+            x = torch.cat([lengths, lengths**2, lengths**3, lengths**4, *(turned * k for k in (1, 2, 3))], 1)
+            return species.new_zeros(len(species), dtype=x.dtype).index_add(0, edges.index[1], self.inner(x)[:, 0])
 
     def turned_e3nn(module: nn.Module) -> float:
         with torch.random.fork_rng():

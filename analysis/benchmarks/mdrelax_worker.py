@@ -92,8 +92,8 @@ def prepare(name: str, task: Task) -> Work:
         return prediction.energy, prediction.forces
 
     predictions = [partial(predict, part) for part in parts]
-    step = training_step(model.train().parameters(), *predictions)
-    return Work(_penalised(step, model, form, PENALTY_ROWS), n_parameters)
+    training = training_step(model.train().parameters(), *predictions)
+    return Work(_penalised(training, model, form, PENALTY_ROWS), n_parameters)
 
 
 @cache
