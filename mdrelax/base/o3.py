@@ -3,7 +3,8 @@
 e3nn decorates one function with ``torch.compiler.disable``, and that decorator loads all of ``torch._dynamo``: a
 third of the time that a calculator takes to import, in a process that compiles nothing. Here, while e3nn is imported,
 the decorator only marks its function as one that Dynamo must not trace, and the function is disabled in earnest when
-it is called in a process that has the compiler. Every module of the package takes o3 from here.
+it is called in a process that has the compiler. (e3nn 0.5.6 loads the compiler in another place, too.) Every module of
+the package takes o3 from here.
 
 e3nn below 0.5.6 reads its Clebsch-Gordan coefficients from a file that holds Python's slices, which ``torch.load``
 refuses since torch 2.6; while e3nn is imported, slices may be loaded.
