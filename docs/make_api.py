@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+EXAMPLE = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)  # up to the next empty line
 LONG_SIGNATURE = 90  # characters
 PAGE = Path(__file__).with_name("api.md")
 SECTIONS: dict[str, list[str]] = {  # heading: names, most used first
@@ -21,7 +22,7 @@ SECTIONS: dict[str, list[str]] = {  # heading: names, most used first
     ],
     "Relax the constraint of any network": [
         "mdrelax.relax_constraints", "mdrelax.set_theta", "mdrelax.Schedule", "mdrelax.record_inputs",
-        "mdrelax.penalty", "mdrelax.project",
+        "mdrelax.penalty", "mdrelax.project", "mdrelax.method.relaxation.Placement",
     ],
     "Certify": [
         "mdrelax.certify", "mdrelax.equivariance_error", "mdrelax.Certificate",
@@ -92,9 +93,10 @@ def argument(parameter: inspect.Parameter) -> str:
 
 
 def words(thing: Any) -> Iterator[str]:
-    """The docstring as Markdown: literals in single backticks, arguments as a list."""
+    """The docstring as Markdown: literals in single backticks, arguments as a list, examples as code."""
     in_arguments = False
-    for line in (inspect.getdoc(thing) or "").replace("``", "`").splitlines():
+    text = (inspect.getdoc(thing) or "").replace("``", "`")
+    for line in EXAMPLE.sub(r"```python\n\g<0>\n```", text).splitlines():
         if line == "Args:":
             in_arguments = True
         elif in_arguments and re.match(r"    \w+: ", line):

@@ -28,3 +28,11 @@ def test_every_name_of_the_face_is_on_the_page() -> None:
     text = (DOCS / "api.md").read_text(encoding="utf-8")
     assert [name for name in mdrelax.__all__ if f"### {name}\n" not in text] == []
     assert " at 0x" not in text
+
+
+def test_examples_stand_as_code() -> None:
+    """Three angle brackets at the start of a line would be a quotation in a quotation in a quotation."""
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    outside_of_code = "".join(text.split("```")[::2])
+    assert ">>> " in text
+    assert ">>> " not in outside_of_code

@@ -19,8 +19,9 @@ PUBLIC = {  # of the method: what a user calls has an example
 
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_of_a_module_are_right(name: str) -> None:
-    """Each module by itself, its own names and imports being all that an example has."""
-    with_examples = [test for test in doctest.DocTestFinder().find(importlib.import_module(name)) if test.examples]
+    """Each starts from nothing: it imports all that it uses, as somebody has to who copies it."""
+    found = doctest.DocTestFinder().find(importlib.import_module(name), globs={})
+    with_examples = [test for test in found if test.examples]
     assert with_examples
     report: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.FAIL_FAST)

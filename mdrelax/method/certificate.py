@@ -113,7 +113,10 @@ def certificate_of(
     Returns a certificate, which may not have passed: ``require`` raises then. Raises ``ValueError`` when the model
     still has free maps.
 
+    >>> import torch
+    >>> from torch import nn
     >>> from mdrelax.base import o3
+    >>> from mdrelax.method.certificate import EquivarianceError, certificate_of, require
     >>> model, x = nn.Sequential(o3.Linear("1o", "2x1o")), torch.tensor([[1.0, 2.0, 3.0]])
     >>> quarter = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])  # about z
     >>> def measure(dtype):
@@ -137,6 +140,7 @@ def require(certificate: Certificate, *, cause: str = LIKELY_CAUSES) -> Certific
 
     Raises ``CertificateError`` with the errors and their limits when it did not pass.
 
+    >>> from mdrelax.method.certificate import Certificate, EquivarianceError, require
     >>> broken = EquivarianceError(rotation=0.1, reflection=0.0, translation=0.0, permutation=0.0)
     >>> require(Certificate("E(3)", broken, broken, n_structures=1, layers=[]), cause="The bias is a vector.")
     Traceback (most recent call last):

@@ -43,8 +43,10 @@ def record_inputs(model: nn.Module) -> Iterator[Inputs]:
     images (B, dim_in, H, W). The record is usable after the statement; a recording inside another one keeps its calls
     to itself, and what activation checkpointing computes again in a backward pass is not recorded twice.
 
+    >>> import torch
+    >>> from torch import nn
+    >>> from mdrelax import record_inputs, relax_constraints
     >>> from mdrelax.base import o3
-    >>> from mdrelax.method.relaxation import relax_constraints
     >>> model = nn.Sequential(o3.Linear("2x0e + 1x1o", "2x1o"))
     >>> relax_constraints(model).names
     ['0']
@@ -83,8 +85,10 @@ def penalty(
     unknown kind, for ``rows`` below 1, for a model without relaxed layers, and for the activation penalty where inputs
     are missing or a layer was never called.
 
+    >>> import torch
+    >>> from torch import nn
+    >>> from mdrelax import penalty, record_inputs, relax_constraints
     >>> from mdrelax.base import o3
-    >>> from mdrelax.method.relaxation import relax_constraints
     >>> model = nn.Sequential(o3.Linear("1o", "1o"))
     >>> relax_constraints(model).names
     ['0']

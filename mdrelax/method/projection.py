@@ -55,8 +55,9 @@ def project(model: nn.Module, *, how: ProjectionKind = "drop") -> list[LayerReco
     Returns a record for each relaxed layer. Raises ``ValueError`` for another ``how``.
 
     >>> import torch
+    >>> from torch import nn
+    >>> from mdrelax import project, relax_constraints, set_theta
     >>> from mdrelax.base import o3
-    >>> from mdrelax.method.relaxation import relax_constraints, set_theta
     >>> model = nn.Sequential(o3.Linear("1o", "1o"))
     >>> _ = nn.init.ones_(model[0].weight)
     >>> relax_constraints(model).names

@@ -149,6 +149,8 @@ def relax_constraints(
     ``ValueError`` when nothing matches (naming the nearest place), when one chosen layer lies inside another, when a
     layer has an attribute that its relaxed form needs itself, and when the model is relaxed already.
 
+    >>> from torch import nn
+    >>> from mdrelax import relax_constraints
     >>> from mdrelax.base import o3
     >>> up, down = o3.Linear("8x0e + 4x1o", "8x0e + 4x1o"), o3.Linear("8x0e + 4x1o", "4x0e")
     >>> model = nn.Sequential(up, down, o3.Linear("4x0e", "1x0e"))
@@ -238,6 +240,9 @@ def set_theta(model: nn.Module, theta: float) -> None:
 
     Raises ``ValueError`` for theta outside [0, 1] and for a model without relaxed layers.
 
+    >>> import torch
+    >>> from torch import nn
+    >>> from mdrelax import relax_constraints, set_theta
     >>> from mdrelax.base import o3
     >>> model, x = nn.Sequential(o3.Linear("1o", "1o")), torch.tensor([1.0, 2.0, 3.0])
     >>> _ = nn.init.ones_(model[0].weight)  # f_e(x) = x

@@ -26,6 +26,7 @@ ScheduleKind = Literal["constant", "cosine", "linear", "off", "trapezoid", "tria
 class Schedule(NamedTuple):
     """theta as a function of training time; raises ``ValueError`` for a time outside [0, 1].
 
+    >>> from mdrelax import Schedule
     >>> [Schedule("triangle").at_step(step, n_steps=5) for step in range(5)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
     """
