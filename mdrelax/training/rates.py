@@ -22,6 +22,7 @@ RateUnit = Literal["steps", "epochs"]
 class LearningRate(NamedTuple):
     """The learning rate as a function of the step; the plateau's count of reductions is the trainer's to keep.
 
+    >>> from mdrelax.training.rates import LearningRate
     >>> rate = LearningRate(0.8, "step", decay_factor=0.5, decay_every=3)
     >>> [rate.at_step(step, n_steps=8) for step in range(8)]
     [0.8, 0.8, 0.8, 0.4, 0.4, 0.4, 0.2, 0.2]
