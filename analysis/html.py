@@ -23,8 +23,6 @@ def render(template: str, /, **contents: Any) -> str:
         "plain": plain,
         "duration": duration,
         "text": json.dumps,
-        "spread": _spread,
-        "interval": _interval,
     }
     return environment.get_template(template).render(**contents)
 
@@ -53,19 +51,3 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _spread(mean: float, deviation: float) -> str:
-    """A mean and, where there are several, their standard deviation."""
-    if not math.isfinite(mean):
-        return "–"
-    return f"{mean:.2f}" + (f" ± {deviation:.2f}" if math.isfinite(deviation) else "")
-
-
-def _interval(row: dict[str, Any], quantity: str) -> str:
-    """The paired difference of an arm and its interval; a dash for the first arm."""
-    mean, low, high = (row.get(f"{quantity}_minus_first{end}") for end in ("", "_low", "_high"))
-    if mean is None or not math.isfinite(mean):
-        return "–"
-    known = low is not None and high is not None and math.isfinite(low)
-    return f"{mean:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if known else "")

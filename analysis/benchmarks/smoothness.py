@@ -29,7 +29,8 @@ from ase.io import write
 from matplotlib.figure import Figure
 
 from mdrelax.analysis.drawing import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, WIDTH, styled
-from mdrelax.analysis.studies.compare import read_results, run_all
+from mdrelax.analysis.studies import forces
+from mdrelax.analysis.studies.run_files import Run
 from mdrelax.base.names import nearest_name
 from mdrelax.base.sections import ConfigError
 from mdrelax.engines.ase import MDRelaxCalculator
@@ -112,19 +113,16 @@ def train_on_copper(
     source = folder / "copper.extxyz"
     if not source.exists():
         write(source, copper_frames())
-    runs = {(name, seed): folder / f"{name.replace(':', '-')}-{seed}" for seed in seeds for name in names}
-    configs = {place: _config(name, seed, source, steps) for (name, seed), place in runs.items()}
-    run_all(configs, jobs=jobs, tell=tell)
+    runs = [_run(name, seed, source, steps) for seed in seeds for name in names]
+    forces.STUDY.run(runs, folder, jobs=jobs, tell=tell)
     trained = []
-    for (name, seed), place in runs.items():
-        results = read_results(place, configs[place])
-        if results is not None:
-            errors = results["test"]["forces_mae_meV_per_A"]
-            trained.append(Trained(name, seed, place / "model.safetensors", errors, results["cpu_seconds"]))
+    for run, results in forces.STUDY.finished(runs, folder):
+        errors, model = results["test"]["forces_mae_meV_per_A"], folder / run.name / "model.safetensors"
+        trained.append(Trained(run.factors["arm"], run.factors["seed"], model, errors, results["cpu_seconds"]))
     return trained
 
 
-def _config(name: str, seed: int, source: Path, steps: int) -> dict[str, Any]:
+def _run(name: str, seed: int, source: Path, steps: int) -> Run:
     """The recipe: the standard network, Muon, 28 frames to learn, 3 to choose the best step, 3 to test."""
     potential = {"name": name.partition(":")[0], "preset": "tiny", "cutoff": 5.0, "arguments": NETWORKS[name]}
     optimisation = {"optimizer": "muon", "learning_rate": 5e-3, "betas": [0.98, 0.99], "batch_size": 2}
@@ -135,7 +133,8 @@ def _config(name: str, seed: int, source: Path, steps: int) -> dict[str, Any]:
         "relaxation": {"schedule": "off"},
         "training": training,
     }
-    return load_config(document).model_dump(mode="json")
+    config = load_config(document).model_dump(mode="json")
+    return Run(f"{name.replace(':', '-')}-{seed}", {"arm": name, "seed": seed}, config)
 
 
 def smoothness_table(trained: Sequence[Trained]) -> pd.DataFrame:
