@@ -118,7 +118,7 @@ def errors_against(table: pd.DataFrame, by: str, measure: Measure, factors: Mapp
     if by not in factors:
         raise ValueError(f"`by` must be {' or '.join(factors)}, got `{by}`.")
     others = {name: factor for name, factor in factors.items() if name != by}
-    groups = [(key, rows) for key, rows in _settings(table, list(others)) if rows[by].nunique() > 1]
+    groups = [(key, rows) for key, rows in _curves(table, by, list(others)) if rows[by].nunique() > 1]
     shown = sorted(groups, key=lambda pair: len(pair[1]))[-MOST_PANELS:]
     figure, axes = panels(len(shown), f"`table` holds no two values of {by} beside one of the others", height=3.4)
     arms = in_order(arm for _, rows in groups for arm in rows["arm"])
@@ -251,9 +251,12 @@ def _draw_published(ax: Axes, published: Mapping[str, float]) -> None:
         )  # fmt: skip
 
 
-def _settings(table: pd.DataFrame, names: Sequence[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
-    """The rows at each value of the named factors."""
-    return [((), table)] if not names or not len(table) else list(table.groupby(list(names)))
+def _curves(table: pd.DataFrame, by: str, others: Sequence[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
+    """The rows at each setting of the other factors, of the arms with several values of ``by``."""
+    if not len(table):
+        return []
+    several = table[table.groupby("arm")[by].transform("nunique") > 1]
+    return list(several.groupby(list(others))) if others else [((), several)]
 
 
 def _scaled(ax: Axes, values: Any) -> Any:

@@ -185,7 +185,8 @@ class Study(NamedTuple):
     def row(self, results: Results) -> dict[str, Any]:
         """The columns of a run; NaN for what its results lack."""
         return {
-            name: _at(results, rule) if isinstance(rule, str) else rule(results) for name, rule in self.columns.items()
+            name: _at(results, rule, math.nan) if isinstance(rule, str) else rule(results)
+            for name, rule in self.columns.items()
         }
 
     def collect(self, done: Sequence[Done]) -> pd.DataFrame:
@@ -301,12 +302,12 @@ def split_arms(text: str) -> list[str]:
     return re.split(r",(?![^\[]*\])", text)
 
 
-def _at(results: Results, place: str) -> Any:
-    """What stands at a place such as test.forces_mae; NaN where there is nothing."""
-    found: Any = results
+def _at(document: Mapping[str, Any], place: str, default: Any = None) -> Any:
+    """What stands at a place such as test.forces_mae."""
+    found: Any = document
     for key in place.split("."):
         found = found.get(key) if isinstance(found, Mapping) else None
-    return math.nan if found is None else found
+    return default if found is None else found
 
 
 def _minus_first(runs: pd.DataFrame, name: str, part: str, arm: str, first: str) -> dict[str, float]:
