@@ -16,7 +16,7 @@ atoms that ASE's EMT potential labels, rattled by 0.003 to 0.1 A, so the right v
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,35 +30,38 @@ from matplotlib.figure import Figure
 
 from mdrelax.analysis.drawing import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, WIDTH, styled
 from mdrelax.analysis.studies import forces
-from mdrelax.analysis.studies.run_files import Run
-from mdrelax.base.names import nearest_name
-from mdrelax.base.sections import ConfigError
+from mdrelax.analysis.studies.run_files import Done
 from mdrelax.engines.ase import MDRelaxCalculator
-from mdrelax.runs.config import load_config
 
 __all__ = ["DISPLACEMENTS", "NETWORKS", "copper_frames", "draw_smoothness", "force_constants", "train_on_copper"]
 
 DISPLACEMENTS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # A
 N_FRAMES = 34
 RATTLES = (0.003, 0.1)  # A, the smallest and the largest
-NETWORKS: dict[str, dict[str, Any]] = {  # preset `tiny` with these arguments
-    "equiformer": {},
-    "equiformer:separable": {"norm": "separable", "norm_eps": 1e-2},  # as it was the default before
-    "segnn": {},
-    "segnn:joint": {"norm": "joint"},
-    "equiformer-pytorch": {},
-    "equiformer-pytorch:separable": {"norm": "separable", "norm_eps": 1e-2},
+SEPARABLE = "norm: separable, norm_eps: 1.0e-2"  # as it was the default before
+NETWORKS = {  # arguments of the preset `tiny`
+    "equiformer": "",
+    "equiformer:separable": SEPARABLE,
+    "segnn": "",
+    "segnn:joint": "norm: joint",
+    "equiformer-pytorch": "",
+    "equiformer-pytorch:separable": SEPARABLE,
 }
-
-
-class Trained(NamedTuple):
-    """One network that has learnt copper."""
-
-    name: str
-    seed: int
-    model: Path
-    force_mae: float  # meV/A, on the test frames
-    cpu_seconds: float
+RECIPE = {  # Muon; 28 frames to learn, 3 to choose the best step, 3 to test
+    "data": {"train": 28, "validation": 3, "test": 3},
+    "potential": {"preset": "tiny", "cutoff": 5.0},
+    "relaxation": {"schedule": "off"},
+    "training": {"energy_weight": 1.0, "validate_every": 100, "optimizer": "muon", "learning_rate": 5e-3,
+                 "betas": [0.98, 0.99], "batch_size": 2},
+}  # fmt: skip
+STUDY = forces.STUDY._replace(
+    title="smoothness benchmark",
+    arms={
+        name: (f"potential.name={name.partition(':')[0]}", f"potential.arguments={{{arguments}}}")
+        for name, arguments in NETWORKS.items()
+    },
+    own_arms=False,
+)
 
 
 def copper() -> Atoms:
@@ -104,54 +107,34 @@ def train_on_copper(
     steps: int,
     jobs: int,
     tell: Callable[[str], None] = lambda line: None,
-) -> list[Trained]:
+) -> list[Done]:
     """Train what is not finished in ``folder``; raises ``ConfigError`` for an unknown network."""
-    for name in names:
-        if name not in NETWORKS:
-            raise ConfigError(f"There is no network `{name}` in this benchmark; {nearest_name(name, NETWORKS)}")
-    folder.mkdir(parents=True, exist_ok=True)
     source = folder / "copper.extxyz"
+    changes = [f"data.source={source.resolve()}", f"training.steps={steps}"]
+    runs = STUDY.plan(RECIPE, arms=names, seeds=seeds, overrides=changes)
+    folder.mkdir(parents=True, exist_ok=True)
     if not source.exists():
         write(source, copper_frames())
-    runs = [_run(name, seed, source, steps) for seed in seeds for name in names]
-    forces.STUDY.run(runs, folder, jobs=jobs, tell=tell)
-    trained = []
-    for run, results in forces.STUDY.finished(runs, folder):
-        errors, model = results["test"]["forces_mae_meV_per_A"], folder / run.name / "model.safetensors"
-        trained.append(Trained(run.factors["arm"], run.factors["seed"], model, errors, results["cpu_seconds"]))
-    return trained
+    STUDY.run(runs, folder, jobs=jobs, tell=tell)
+    return STUDY.finished(runs, folder)
 
 
-def _run(name: str, seed: int, source: Path, steps: int) -> Run:
-    """The recipe: the standard network, Muon, 28 frames to learn, 3 to choose the best step, 3 to test."""
-    potential = {"name": name.partition(":")[0], "preset": "tiny", "cutoff": 5.0, "arguments": NETWORKS[name]}
-    optimisation = {"optimizer": "muon", "learning_rate": 5e-3, "betas": [0.98, 0.99], "batch_size": 2}
-    training = {"steps": steps, "energy_weight": 1.0, "validate_every": 100, "seed": seed, **optimisation}
-    document = {
-        "data": {"source": str(source.resolve()), "train": 28, "validation": 3, "test": 3},
-        "potential": potential,
-        "relaxation": {"schedule": "off"},
-        "training": training,
-    }
-    config = load_config(document).model_dump(mode="json")
-    return Run(f"{name.replace(':', '-')}-{seed}", {"arm": name, "seed": seed}, config)
-
-
-def smoothness_table(trained: Sequence[Trained]) -> pd.DataFrame:
-    """A row for EMT and one for each network; columns as in the module's table."""
+def smoothness_table(folder: Path, trained: Sequence[Done]) -> pd.DataFrame:
+    """A row for EMT and one for each network of ``train_on_copper``; columns as in the module's table."""
     crystal = copper()
     rows: list[dict[str, Any]] = [{"network": "EMT", **_columns(force_constants(EMT(), crystal))}]
-    for each in trained:
-        exact, single = (MDRelaxCalculator.from_file(each.model, dtype=dtype) for dtype in ("float64", "float32"))
+    for run, results in trained:
+        model = folder / run.name / "model.safetensors"
+        exact, single = (MDRelaxCalculator.from_file(model, dtype=dtype) for dtype in ("float64", "float32"))
         crystal.calc = single
         rows.append(
             {
-                "network": each.name,
-                "seed": each.seed,
+                "network": run.factors["arm"],
+                "seed": run.factors["seed"],
                 **_columns(force_constants(exact, crystal)),
-                "force_mae_meV_per_A": each.force_mae,
+                "force_mae_meV_per_A": results["test"]["forces_mae_meV_per_A"],
                 "float32_force_eV_per_A": float(np.abs(crystal.get_forces()).max()),
-                "cpu_minutes": each.cpu_seconds / 60,
+                "cpu_minutes": results["cpu_seconds"] / 60,
             }
         )
     return pd.DataFrame(rows)

@@ -133,7 +133,7 @@ class Study(NamedTuple):
             else:
                 after.append(f"{name}={value}")
         factors = {**setting, "arm": arm[0], "seed": seed}
-        return Run(self.name.format(**factors), factors, self.resolve(base, [*before, *after]))
+        return Run(self.name.format(**factors).replace(":", "-"), factors, self.resolve(base, [*before, *after]))
 
     def run(
         self, runs: Sequence[Run], folder: Path, *, jobs: int, tell: Callable[[str], None] = lambda line: None

@@ -35,7 +35,7 @@ def smoothness(
         )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RoughPotentialWarning)  # how rough they are is what is measured
-        table = benchmark.smoothness_table(trained)
+        table = benchmark.smoothness_table(out, trained)
     typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     work = f"{steps} steps on {benchmark.N_FRAMES} frames of 32 Cu atoms labelled by EMT; k in eV/A^2"
     for path in write_table(table, out, command=command_line(), work=work, name="smoothness"):
