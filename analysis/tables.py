@@ -1,7 +1,7 @@
 """Tables: names of rows that can be read, and what is kept: CSV, and JSON with machine, versions and command beside."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pandas as pd
 from mdrelax.base.files import write_atomically
 from mdrelax.base.provenance import environment
 
-__all__ = ["short_names", "write_table"]
+__all__ = ["short_names", "write_table", "write_texts"]
 
 
 def write_table(
@@ -24,9 +24,15 @@ def write_table(
         **(more or {}),
         "rows": json.loads(table.to_json(orient="records")),
     }
-    write_atomically(folder / f"{name}.csv", table.to_csv(index=False).encode())
-    write_atomically(folder / f"{name}.json", json.dumps(record, indent=2).encode())
-    return [folder / f"{name}.csv", folder / f"{name}.json"]
+    texts = {f"{name}.csv": table.to_csv(index=False), f"{name}.json": json.dumps(record, indent=2)}
+    return write_texts(folder, texts)
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Write files by name, each whole or not at all; returns the paths."""
+    for name, text in texts.items():
+        write_atomically(folder / name, text.encode())
+    return [folder / name for name in texts]
 
 
 def short_names(names: Sequence[str], separator: str = ".") -> list[str]:

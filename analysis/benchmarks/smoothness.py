@@ -29,6 +29,7 @@ from ase.io import write
 from matplotlib.figure import Figure
 
 from mdrelax.analysis.drawing import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, WIDTH, styled
+from mdrelax.analysis.smoothness import finite_product
 from mdrelax.analysis.studies import forces
 from mdrelax.analysis.studies.run_files import Done
 from mdrelax.engines.ase import MDRelaxCalculator
@@ -87,16 +88,9 @@ def force_constants(
     calculator: Calculator, atoms: Atoms, displacements: Sequence[float] = DISPLACEMENTS, *, atom: int = 0
 ) -> np.ndarray:
     """k(d) in eV/A^2 of one atom of ``atoms`` along x, for each displacement d in A."""
-    found = []
-    for distance in displacements:
-        forces = []
-        for sign in (1, -1):
-            moved = atoms.copy()
-            moved.positions[atom, 0] += sign * distance
-            moved.calc = calculator
-            forces.append(moved.get_forces()[atom, 0])
-        found.append(-(forces[0] - forces[1]) / (2 * distance))
-    return np.array(found)
+    direction = np.zeros((len(atoms), 3))
+    direction[atom, 0] = 1.0
+    return np.array([finite_product(atoms, calculator, direction, d)[atom, 0] for d in displacements])
 
 
 def train_on_copper(

@@ -45,6 +45,7 @@ __all__ = [
     "in_order",
     "learning_curves",
     "lie_derivatives",
+    "seed_curves",
 ]
 
 ARM_STYLES: dict[str, tuple[str, str]] = {  # colour and marker, in the order in which arms are listed
@@ -155,13 +156,9 @@ def learning_curves(runs: Sequence[RunTables], column: str, label: str, *, scale
         if relaxed is not None:  # the first arm's: others may have other schedules
             fill_theta(ax, relaxed.metrics, label=f"θ of {relaxed.arm} (right axis)")
         for arm in in_order(run.arm for run in own):
-            colour, _ = arm_style(arm, arms)
             curves = [scale * run.metrics.set_index("step")[column] for run in own if run.arm == arm]
-            for curve in curves if len(curves) > 1 else []:
-                ax.plot(curve.index, curve, color=colour, linewidth=0.6, alpha=0.5)
-            mean = pd.concat(curves, axis=1, join="inner").mean(axis=1)
             seeds = f" ({count(len(curves), 'seed')})" if len(titles) == 1 else ""
-            ax.plot(mean.index, mean, color=colour, label=f"{arm}{seeds}")
+            seed_curves(ax, curves, arm_style(arm, arms)[0], label=f"{arm}{seeds}")
         step_axis(ax)
     axes[0].set_ylabel(label)
     fit_axes(axes)
@@ -219,6 +216,14 @@ def arm_style(arm: str, arms: Sequence[str]) -> tuple[str, str]:
 def count(number: int, noun: str) -> str:
     """A number with its noun: 1 seed, 3 seeds."""
     return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def seed_curves(ax: Axes, curves: "Sequence[pd.Series[float]]", colour: str, *, label: str, marker: str = "") -> None:
+    """Curves of one arm against their index: seeds thin, their mean thick."""
+    for curve in curves if len(curves) > 1 else []:
+        ax.plot(curve.index, curve, color=colour, linewidth=0.6, alpha=0.5)
+    mean = pd.concat(curves, axis=1, join="inner").mean(axis=1)
+    ax.plot(mean.index, mean, color=colour, label=label, marker=marker, markersize=4)
 
 
 def mean_text(errors: "pd.Series[float]") -> str:

@@ -14,7 +14,7 @@ from mdrelax.analysis import figures
 from mdrelax.analysis.drawing import WIDTH, NothingToDrawError, fit_axes, has_numbers, panels, shared_legend, styled
 from mdrelax.analysis.html import embedded, render
 from mdrelax.analysis.report import read_run
-from mdrelax.analysis.studies.arm_figures import arm_style, count, in_order
+from mdrelax.analysis.studies.arm_figures import arm_style, count, in_order, seed_curves
 from mdrelax.analysis.studies.forces import FORCES, STUDY
 from mdrelax.analysis.studies.measures import verdict
 from mdrelax.analysis.studies.run_files import Done, draw
@@ -100,11 +100,8 @@ def projection_gaps(gaps: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
     for ax, (name, label) in zip(axes, GAPS.items(), strict=True):
         for arm in arms:
             colour, marker = arm_style(arm, arms)
-            for table in known[arm] if len(known[arm]) > 1 else []:
-                ax.plot(table.theta, table[name], color=colour, linewidth=0.6, alpha=0.5)
-            mean = pd.concat(known[arm]).groupby("theta")[name].mean()
-            text = f"{arm} ({count(len(known[arm]), 'seed')})"
-            ax.plot(mean.index, mean, marker=marker, markersize=4, color=colour, label=text)
+            curves = [table.set_index("theta")[name] for table in known[arm]]
+            seed_curves(ax, curves, colour, label=f"{arm} ({count(len(curves), 'seed')})", marker=marker)
         ax.set(xlabel="θ of the last checkpoint, free maps kept", title=label, xlim=(1.02, -0.02))
         fit_axes([ax])
     shared_legend(figure)

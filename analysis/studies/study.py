@@ -36,7 +36,7 @@ from mdrelax.analysis.studies.arm_figures import (
 )
 from mdrelax.analysis.studies.measures import Cell, Factor, Measure, judged_by, main_setting, paired_difference
 from mdrelax.analysis.studies.run_files import Config, Done, Results, Run, read_table, recipe, record
-from mdrelax.base.files import write_atomically
+from mdrelax.analysis.tables import write_texts
 from mdrelax.base.names import nearest_name
 from mdrelax.base.provenance import portable
 from mdrelax.base.sections import ConfigError
@@ -271,9 +271,7 @@ class Study(NamedTuple):
         contents |= {"summary.csv": summary.to_csv(index=False), "runs.csv": table.to_csv(index=False)}
         if self.record is not None:
             contents[self.record] = record(folder / self.record, done, unfinished, summary, portable(command))
-        for name, text in contents.items():
-            write_atomically(folder / name, text.encode())
-        return Written([folder / name for name in contents], table, summary)
+        return Written(write_texts(folder, contents), table, summary)
 
     def drawings(
         self, folder: Path, done: Sequence[Done], table: pd.DataFrame, *, published: Mapping[str, float] | None = None

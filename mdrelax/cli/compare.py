@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdrelax.cli.options import Arms, Jobs, OnlyReport, Override, Seeds
+from mdrelax.cli.output import tell_table, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +76,7 @@ def _write(folder: Path, runs: "list[Run]") -> None:
     part = written.summary.judged_by.iloc[0]
     errors = [f"{part}_{name}" for name in ("forces", "forces_std", "energy", "energy_std")]
     shown = written.summary[["arm", "seeds", *errors, "cpu_minutes"]]
-    typer.echo(shown.to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep=""))
+    tell_table(shown, ".2f", missing="")
     typer.echo(verdict(written.summary, FORCES))
     if broken := unstable(written.table):
         typer.echo(f"UNSTABLE in NVE (exploded, or a bond broke): {', '.join(broken)}.")
@@ -87,7 +88,6 @@ def _gaps(folder: Path, done: "list[Done]") -> "dict[str, list[pd.DataFrame]]":
     import pandas as pd
 
     from mdrelax import potentials
-    from mdrelax.base.files import write_atomically
     from mdrelax.runs.checkpoints import projection_gap
 
     gaps: dict[str, list[pd.DataFrame]] = {}
@@ -97,6 +97,6 @@ def _gaps(folder: Path, done: "list[Done]") -> "dict[str, list[pd.DataFrame]]":
             continue
         path = place / "projection_gap.csv"
         if not path.is_file():
-            write_atomically(path, projection_gap(place, THETAS, potentials).to_csv(index=False).encode())
+            write_text(path, projection_gap(place, THETAS, potentials).to_csv(index=False))
         gaps.setdefault(run.factors["arm"], []).append(pd.read_csv(path))
     return gaps
