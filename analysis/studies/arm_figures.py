@@ -38,6 +38,7 @@ from mdrelax.analysis.tables import short_names
 __all__ = [
     "ARM_STYLES",
     "RunTables",
+    "arm_rows",
     "arm_style",
     "count",
     "errors_against",
@@ -101,7 +102,7 @@ def errors_of_arms(
         values = measure.scale * rows[f"{part}_{measure.name}"]
         for _, pair in rows.groupby("seed"):
             ax.plot(values[pair.index], [arms.index(arm) for arm in pair["arm"]], color="#BBBBBB", lw=0.8, zorder=1)
-        _arm_rows(ax, {arm: values[rows["arm"] == arm] for arm in arms})
+        arm_rows(ax, {arm: values[rows["arm"] == arm] for arm in arms})
         better = ", higher is better" if measure.higher_is_better else ""
         ax.set_xlabel(", ".join([f"{part} {measure.axis}{better}", *where]))
     if published:
@@ -232,7 +233,7 @@ def mean_text(errors: "pd.Series[float]") -> str:
     return f"{errors.mean():.2f}{spread} ({count(len(errors), 'seed')})"
 
 
-def _arm_rows(ax: Axes, errors: "Mapping[str, pd.Series[float]]") -> None:
+def arm_rows(ax: Axes, errors: "Mapping[str, pd.Series[float]]") -> None:
     """A row an arm, from above: every seed a dot, a bar the mean; below the arm's name stands ``mean_text``."""
     arms = list(errors)
     for place, (arm, values) in enumerate(errors.items()):

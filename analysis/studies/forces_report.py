@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
@@ -14,7 +13,7 @@ from mdrelax.analysis import figures
 from mdrelax.analysis.drawing import WIDTH, NothingToDrawError, fit_axes, has_numbers, panels, shared_legend, styled
 from mdrelax.analysis.html import embedded, render
 from mdrelax.analysis.report import read_run
-from mdrelax.analysis.studies.arm_figures import arm_style, count, in_order, seed_curves
+from mdrelax.analysis.studies.arm_figures import arm_rows, arm_style, count, in_order, seed_curves
 from mdrelax.analysis.studies.forces import FORCES, STUDY
 from mdrelax.analysis.studies.measures import verdict
 from mdrelax.analysis.studies.run_files import Done, draw
@@ -110,20 +109,14 @@ def projection_gaps(gaps: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
 
 @styled
 def simulations(table: pd.DataFrame) -> Figure:
-    """Energy drift of the NVE runs, net force and net torque on test frames: every dot is a run."""
+    """Energy drift of the NVE runs, net force and net torque on test frames: every dot is a run, a bar their mean."""
     shown = {name: label for name, label in BEHAVIOUR.items() if has_numbers(table, name)}
     arms = in_order(table.arm) if len(table) else []
     figure, axes = panels(len(shown), "no run has an NVE drift, net force or torque", height=1.4 + 0.4 * len(arms))
     figure.set_figwidth(WIDTH)
     for number, (ax, (name, label)) in enumerate(zip(axes, shown.items(), strict=True)):
-        for place, arm in enumerate(arms):
-            colour, marker = arm_style(arm, arms)
-            values = table.loc[table.arm == arm, name].abs()
-            ax.plot(values, np.full(len(values), place), marker, color=colour, markersize=5, linestyle="none")
-        ax.set_yticks(range(len(arms)), arms if number == 0 else [""] * len(arms))
-        ax.set_ylim(len(arms) - 0.5, -0.5)
-        ax.set_xlim(0, 1.1 * (table[name].abs().max() or 1.0))
+        arm_rows(ax, {arm: table.loc[table.arm == arm, name].abs() for arm in arms})
+        ax.set(xlabel=label, xlim=(0, 1.1 * (table[name].abs().max() or 1.0)))
+        ax.set_yticklabels(arms if number == 0 else [])
         ax.xaxis.set_major_locator(MaxNLocator(3))
-        ax.grid(axis="y", visible=False)
-        ax.set_xlabel(label)
     return figure
