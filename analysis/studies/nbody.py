@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from mdrelax.analysis.studies.measures import Factor, Measure, main_setting, mean, minus_first, plain
 from mdrelax.analysis.studies.run_files import Config, Done, Results, Run, draw, read_results
 from mdrelax.analysis.studies.study import Study
 from mdrelax.base.names import nearest_name
-from mdrelax.base.sections import ConfigError, apply_overrides, explain
+from mdrelax.base.sections import ConfigError, load
 from mdrelax.packs.nbody.run import ARMS, NBodyRun, prepare_folder
 
 __all__ = ["MSE", "PUBLISHED", "STUDY", "finished_runs", "recipe", "write_study"]
@@ -47,10 +46,7 @@ def recipe(name: str = "tuned") -> dict[str, Any]:
 
 
 def _resolve(base: Config, changes: Sequence[str]) -> dict[str, Any]:
-    try:
-        return NBodyRun(**apply_overrides(base, changes)).model_dump(mode="json")
-    except ValidationError as error:
-        raise explain(error, NBodyRun) from error
+    return load(NBodyRun, base, overrides=changes).model_dump(mode="json")
 
 
 def _read(place: Path, config: Config) -> Results | None:
