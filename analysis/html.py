@@ -9,12 +9,13 @@ from typing import Any
 import jinja2
 
 from mdrelax.analysis.drawing import scientific
+from mdrelax.base.files import write_atomically
 
-__all__ = ["duration", "embedded", "number", "plain", "render"]
+__all__ = ["duration", "embedded", "number", "plain", "write_page"]
 
 
-def render(template: str, /, **contents: Any) -> str:
-    """A page of one of the templates beside this module."""
+def write_page(path: Path, template: str, /, **contents: Any) -> Path:
+    """Write a page of one of the templates beside this module; an older one is replaced by a whole one only."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {
@@ -24,7 +25,8 @@ def render(template: str, /, **contents: Any) -> str:
         "duration": duration,
         "text": json.dumps,
     }
-    return environment.get_template(template).render(**contents)
+    write_atomically(path, environment.get_template(template).render(**contents).encode())
+    return path
 
 
 def embedded(image: bytes) -> str:

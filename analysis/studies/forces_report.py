@@ -11,14 +11,13 @@ from matplotlib.ticker import MaxNLocator
 
 from mdrelax.analysis import figures
 from mdrelax.analysis.drawing import WIDTH, NothingToDrawError, fit_axes, has_numbers, panels, shared_legend, styled
-from mdrelax.analysis.html import embedded, render
+from mdrelax.analysis.html import embedded, write_page
 from mdrelax.analysis.report import read_run
 from mdrelax.analysis.studies.arm_figures import arm_rows, arm_style, count, in_order, seed_curves
 from mdrelax.analysis.studies.forces import FORCES, STUDY
 from mdrelax.analysis.studies.measures import verdict
 from mdrelax.analysis.studies.run_files import Done, draw
 from mdrelax.analysis.studies.study import Written
-from mdrelax.base.files import write_atomically
 from mdrelax.base.provenance import portable
 
 __all__ = ["projection_gaps", "simulations", "unstable", "write_report"]
@@ -55,7 +54,8 @@ def write_report(
             drawings[f"spectra_{arm}"] = partial(figures.symmetry_spectra, certificate)
     images = {path.stem: embedded(content) for path, content in draw(drawings, folder / "figures").items()}
     config = done[0].run.config
-    page = render(
+    return write_page(
+        folder / "report.html",
         "compare.html.j2",
         title=folder.resolve().name,
         verdict=verdict(summary, FORCES),
@@ -76,8 +76,6 @@ def write_report(
         config=yaml.safe_dump(config, sort_keys=False),
         command=portable(command),
     )
-    write_atomically(folder / "report.html", page.encode())
-    return folder / "report.html"
 
 
 def unstable(table: pd.DataFrame) -> list[str]:

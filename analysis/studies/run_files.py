@@ -10,9 +10,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mdrelax.analysis.drawing import save
+from mdrelax.analysis.tables import read_json, read_optional
 from mdrelax.runs.config_changes import with_defaults
 
-__all__ = ["Config", "Done", "Results", "Run", "draw", "portable_config", "read_results", "read_table", "recipe",
+__all__ = ["Config", "Done", "Results", "Run", "draw", "portable_config", "read_results", "recipe",
            "record"]  # fmt: skip
 
 Config = Mapping[str, Any]
@@ -36,26 +37,10 @@ class Done(NamedTuple):
 
 def read_results(path: Path, needs: Sequence[str]) -> dict[str, Any] | None:
     """A run's results.json; None without the file. Raises ``ValueError`` for one that lacks what it must hold."""
-    if not path.is_file():
-        return None
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        lacking = [name for name in needs if name not in found]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"`{path}` cannot be read ({error}); delete it and run again.") from error
-    if lacking:
+    found: dict[str, Any] | None = read_optional(path, read_json, remedy="Delete it and run again.")
+    if found is not None and (lacking := [name for name in needs if name not in found]):
         raise ValueError(f"`{path}` lacks {', '.join(lacking)}; delete it and run again.")
     return found
-
-
-def read_table(path: Path) -> pd.DataFrame | None:
-    """A CSV of a run, None without it; raises ``ValueError`` for one that cannot be read."""
-    if not path.is_file():
-        return None
-    try:
-        return pd.read_csv(path)
-    except ValueError as error:
-        raise ValueError(f"`{path}` cannot be read ({error}); delete it to do without.") from error
 
 
 def draw(drawings: Mapping[str, Callable[[], Figure]], folder: Path) -> dict[Path, bytes]:

@@ -35,8 +35,8 @@ from mdrelax.analysis.studies.arm_figures import (
     lie_derivatives,
 )
 from mdrelax.analysis.studies.measures import Cell, Factor, Measure, judged_by, main_setting, paired_difference
-from mdrelax.analysis.studies.run_files import Config, Done, Results, Run, read_table, recipe, record
-from mdrelax.analysis.tables import write_texts
+from mdrelax.analysis.studies.run_files import Config, Done, Results, Run, recipe, record
+from mdrelax.analysis.tables import read_optional, write_texts
 from mdrelax.base.names import nearest_name
 from mdrelax.base.provenance import portable
 from mdrelax.base.sections import ConfigError
@@ -279,7 +279,8 @@ class Study(NamedTuple):
         """The figures of every study, by name; curves are those of the setting with most arms and runs."""
         shown, curves = main_setting(table, list(self.factors)), []
         for run in (each.run for each in done if self._setting(each.run) == shown):
-            metrics, layers = (read_table(folder / run.name / name) for name in ("metrics.csv", "layers.csv"))
+            places = (folder / run.name / name for name in ("metrics.csv", "layers.csv"))
+            metrics, layers = (read_optional(place, pd.read_csv, remedy="Delete it to do without.") for place in places)
             if metrics is not None:
                 curves.append(RunTables(run.factors["arm"], run.factors["seed"], metrics, layers))
         column, label, scale = self.curve
