@@ -9,12 +9,13 @@ from typing import Any
 import jinja2
 
 from mdrelax.analysis.drawing import scientific
+from mdrelax.base.files import write_atomically
 
-__all__ = ["duration", "embedded", "number", "plain", "render"]
+__all__ = ["duration", "embedded", "number", "plain", "write_page"]
 
 
-def render(template: str, /, **contents: Any) -> str:
-    """A page of one of the templates beside this module."""
+def write_page(path: Path, template: str, /, **contents: Any) -> Path:
+    """Write a page of one of the templates beside this module; an older one is replaced by a whole one only."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {
@@ -23,10 +24,9 @@ def render(template: str, /, **contents: Any) -> str:
         "plain": plain,
         "duration": duration,
         "text": json.dumps,
-        "spread": _spread,
-        "interval": _interval,
     }
-    return environment.get_template(template).render(**contents)
+    write_atomically(path, environment.get_template(template).render(**contents).encode())
+    return path
 
 
 def embedded(image: bytes) -> str:
@@ -53,19 +53,3 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _spread(mean: float, deviation: float) -> str:
-    """A mean and, where there are several, their standard deviation."""
-    if not math.isfinite(mean):
-        return "–"
-    return f"{mean:.2f}" + (f" ± {deviation:.2f}" if math.isfinite(deviation) else "")
-
-
-def _interval(row: dict[str, Any], quantity: str) -> str:
-    """The paired difference of an arm and its interval; a dash for the first arm."""
-    mean, low, high = (row.get(f"{quantity}_minus_first{end}") for end in ("", "_low", "_high"))
-    if mean is None or not math.isfinite(mean):
-        return "–"
-    known = low is not None and high is not None and math.isfinite(low)
-    return f"{mean:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if known else "")

@@ -5,21 +5,19 @@ results.json, test_predictions.npz, md_log.csv and standard/metrics.csv: a part 
 Nothing is trusted: text is escaped, and whether the certificate passed is judged again from its numbers.
 """
 
-import json
 import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from mdrelax.analysis import figures
 from mdrelax.analysis.drawing import save
-from mdrelax.analysis.html import duration, embedded, number, render
-from mdrelax.base.files import write_atomically
+from mdrelax.analysis.html import duration, embedded, number, write_page
+from mdrelax.analysis.tables import read_json, read_optional
 from mdrelax.forces.metrics import Predictions, error_percentiles, errors_by_element, load_predictions
 from mdrelax.method.certificate import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, Certificate
 
@@ -63,7 +61,8 @@ def write_report(run: Path) -> Path:
     """
     folder = Path(run)
     contents = read_run(folder)
-    page = render(
+    return write_page(
+        folder / "report.html",
         "report.html.j2",
         title=contents.name,
         run=contents,
@@ -78,8 +77,6 @@ def write_report(run: Path) -> Path:
         percentiles=_rows(error_percentiles, contents.predictions),
         limits={"float64": LARGEST_ERROR_FLOAT64, "float32": LARGEST_ERROR_FLOAT32},
     )
-    write_atomically(folder / "report.html", page.encode())
-    return folder / "report.html"
 
 
 def read_run(folder: Path) -> Run:
@@ -90,42 +87,26 @@ def read_run(folder: Path) -> Run:
             f"`{folder}` is no run folder: it lacks {' and '.join(lacking)}. "
             "Name the folder that `mdrelax train` wrote with `--out`."
         )
+    read = partial(read_optional, remedy="Restore it; optional files may be removed.")
     return Run(
         name=folder.resolve().name,
         config=(folder / "config.yaml").read_text(encoding="utf-8"),
-        environment=_read(folder / "env.json", _json, {}),
-        split=_read(folder / "split.json", _json, {}),
-        metrics=_read(folder / "metrics.csv", _table, pd.DataFrame()),
-        standard=_read(folder / "standard" / "metrics.csv", _table, None),
-        results=_read(folder / "results.json", _json, {}),
-        certificate=_read(folder / "results.json", _certificate, None),
-        predictions=_read(folder / "test_predictions.npz", load_predictions, None),
-        md_log=_read(folder / "md_log.csv", _table, None),
+        environment=read(folder / "env.json", read_json, {}),
+        split=read(folder / "split.json", read_json, {}),
+        metrics=read(folder / "metrics.csv", _table, pd.DataFrame()),
+        standard=read(folder / "standard" / "metrics.csv", _table, None),
+        results=read(folder / "results.json", read_json, {}),
+        certificate=read(folder / "results.json", _certificate, None),
+        predictions=read(folder / "test_predictions.npz", load_predictions, None),
+        md_log=read(folder / "md_log.csv", _table, None),
     )
 
 
 # --- read ---
 
 
-def _read(path: Path, reader: Callable[[Path], Any], default: Any = None) -> Any:
-    """What the reader makes of a file, the default without the file, and an error that names it otherwise."""
-    if not path.is_file():
-        return default
-    try:
-        return reader(path)
-    except (ValueError, KeyError, TypeError, OSError, EOFError, BadZipFile) as error:
-        raise ValueError(f"`{path}` cannot be read: {error!r}. Restore it; optional files may be removed.") from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"expected an object, got {type(content).__name__}")
-    return content
-
-
 def _certificate(path: Path) -> Certificate | None:
-    content = _json(path).get("certificate")
+    content = read_json(path).get("certificate")
     return Certificate.from_dict(content) if content else None
 
 

@@ -3,7 +3,6 @@
 Errors are those on validation frames: what chooses between settings never sees the test set.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from mdrelax.analysis.tables import short_names
+from mdrelax.analysis.tables import read_json, read_optional, short_names
 from mdrelax.runs.config_changes import differing_keys, read_saved
 
 __all__ = ["find_runs", "layers_of_runs", "table_of_runs"]
@@ -71,14 +70,11 @@ def _names(places: Sequence[Path]) -> list[str]:
 def _reached(place: Path) -> dict[str, Any]:
     metrics = pd.read_csv(place / "metrics.csv")
     last = metrics.iloc[-1]
+    names = ("results.json", "env.json")  # of a run that has finished, and has begun
+    results, environment = (read_optional(place / name, read_json, {}, remedy="Restore it.") for name in names)
     return {
         "steps_done": int(last["step"]),
         **{name: float(last.get(column, math.nan)) for name, column in ERRORS.items()},
-        "cpu_minutes": _document(place / "results.json").get("cpu_seconds", math.nan) / 60,
-        "date": _document(place / "env.json").get("date", ""),
+        "cpu_minutes": results.get("cpu_seconds", math.nan) / 60,
+        "date": environment.get("date", ""),
     }
-
-
-def _document(path: Path) -> dict[str, Any]:
-    """A JSON file of a run, empty while it has none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -12,12 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from ase import Atoms
+from ase.calculators.calculator import Calculator
 
 from mdrelax.engines.ase import MDRelaxCalculator
 from mdrelax.engines.hessian import hessian_products
 from mdrelax.structures.neighbors import build_graph
 
-__all__ = ["Stiffness", "describe_roughness", "random_direction", "stiffness"]
+__all__ = ["Stiffness", "describe_roughness", "finite_product", "random_direction", "stiffness"]
 
 Array = npt.NDArray[np.float64]
 
@@ -46,14 +47,19 @@ def stiffness(
     field = calculator.force_field
     graph = build_graph(atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc, field.cutoff)
     (product,) = hessian_products(field, graph.to(calculator.device), direction[None])
+    difference = finite_product(atoms, calculator, direction, displacement)
+    return Stiffness(float((direction * product).sum()), float((direction * difference).sum()), displacement)
+
+
+def finite_product(atoms: Atoms, calculator: Calculator, direction: Array, displacement: float) -> Array:
+    """H u by central differences of the forces, (N, 3), for a direction u (N, 3) and its length ``displacement``."""
     forces = []
     for sign in (1, -1):
         moved = atoms.copy()
         moved.positions += sign * displacement * direction
         moved.calc = calculator
         forces.append(moved.get_forces())
-    difference = -(forces[0] - forces[1]) / (2 * displacement)
-    return Stiffness(float((direction * product).sum()), float((direction * difference).sum()), displacement)
+    return (forces[1] - forces[0]) / (2 * displacement)
 
 
 def describe_roughness(found: Stiffness) -> str:

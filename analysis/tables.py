@@ -1,16 +1,17 @@
-"""Tables: names of rows that can be read, and what is kept: CSV, and JSON with machine, versions and command beside."""
+"""Tables and documents: short names of rows, and files that are written with what made them, and read again."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import pandas as pd
 
 from mdrelax.base.files import write_atomically
 from mdrelax.base.provenance import environment
 
-__all__ = ["short_names", "write_table"]
+__all__ = ["read_json", "read_optional", "short_names", "write_table", "write_texts"]
 
 
 def write_table(
@@ -24,9 +25,33 @@ def write_table(
         **(more or {}),
         "rows": json.loads(table.to_json(orient="records")),
     }
-    write_atomically(folder / f"{name}.csv", table.to_csv(index=False).encode())
-    write_atomically(folder / f"{name}.json", json.dumps(record, indent=2).encode())
-    return [folder / f"{name}.csv", folder / f"{name}.json"]
+    texts = {f"{name}.csv": table.to_csv(index=False), f"{name}.json": json.dumps(record, indent=2)}
+    return write_texts(folder, texts)
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Write files by name, each whole or not at all; returns the paths."""
+    for name, text in texts.items():
+        write_atomically(folder / name, text.encode())
+    return [folder / name for name in texts]
+
+
+def read_optional(path: Path, reader: Callable[[Path], Any], default: Any = None, *, remedy: str) -> Any:
+    """What the reader makes of a file, the default without the file; raises ``ValueError`` that names it otherwise."""
+    if not path.is_file():
+        return default
+    try:
+        return reader(path)
+    except (ValueError, KeyError, TypeError, OSError, EOFError, BadZipFile) as error:
+        raise ValueError(f"`{path}` cannot be read: {error!r}. {remedy}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises ``ValueError`` for anything else."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"expected an object, got {type(content).__name__}")
+    return content
 
 
 def short_names(names: Sequence[str], separator: str = ".") -> list[str]:

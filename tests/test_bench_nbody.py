@@ -14,9 +14,9 @@ import yaml
 from torch import Tensor
 
 from command_line import mdrelax
-from mdrelax.analysis.studies import nbody_grid
-from mdrelax.analysis.studies.nbody_grid import Grid, collect, plan, recipe, run_all
-from mdrelax.analysis.studies.nbody_study import FIGURES
+from mdrelax.analysis.studies.nbody import STUDY, finished_runs, recipe
+from mdrelax.analysis.studies.run_files import Run
+from mdrelax.analysis.studies.study import Study
 from mdrelax.base.sections import ConfigError
 from mdrelax.packs.nbody.run import ARMS, NBodyRun, load_run, prepare_folder, read_result, run_nbody
 from mdrelax.packs.nbody.task import Displacement
@@ -201,13 +201,24 @@ def test_the_arms_own_keys_replace_the_studys():
 # --- a grid ---
 
 
+def _plan(arms: Any = ("standard", "relaxed"), seeds: Any = (0,), layers: Any = (4,), **other: Any) -> list[Run]:
+    levels = {"n_layers": layers, "n_train": other.pop("train_sizes", (3000,))}
+    return STUDY.plan(**{"base": recipe(), "arms": arms, "seeds": seeds, "levels": levels, **other})
+
+
+def _planned(*runs: NBodyRun) -> list[Run]:
+    return [Run(run.name(), {}, run.model_dump(mode="json")) for run in runs]
+
+
 def test_a_grid_is_every_combination_seeds_outermost():
     """Two arms of a first seed are there before a second seed begins; names tell the runs apart."""
-    runs = plan(Grid(seeds=(0, 1), layers=(1, 2)), base=recipe("published"), overrides=["channels=8"])
-    names = [run.name() for run in runs]
+    runs = _plan(seeds=(0, 1), layers=(1, 2), base=recipe("published"), overrides=["channels=8"])
+    names = [run.name for run in runs]
     assert names[:3] == [f"{k}-train3000-seed0" for k in ("standard-layers1", "relaxed-layers1", "standard-layers2")]
     assert len(set(names)) == 8
-    assert {(r.channels, r.training.epochs, r.training.batch_size, r.huber) for r in runs} == {(8, 1000, 100, None)}
+    settings = [NBodyRun.model_validate(run.config) for run in runs]
+    assert names == [run.name() for run in settings]
+    assert {(r.channels, r.training.epochs, r.training.batch_size, r.huber) for r in settings} == {(8, 1000, 100, None)}
 
 
 def test_an_unknown_arm_recipe_or_key_names_the_nearest():
@@ -215,25 +226,28 @@ def test_an_unknown_arm_recipe_or_key_names_the_nearest():
     with pytest.raises(ConfigError, match=r"no recipe `tunned`; .*tuned"):
         recipe("tunned")
     with pytest.raises(ConfigError, match=r"no arm `relaxd`; .*relaxed"):
-        plan(Grid(arms=["relaxd"]), base=recipe())
+        _plan(arms=["relaxd"])
     with pytest.raises(ConfigError, match=r"Unknown config key `chanels`; .*channels"):
-        plan(Grid(), base=recipe(), overrides=["chanels=8"])
-    with pytest.raises(ConfigError, match="grid is empty"):
-        plan(Grid(seeds=()), base=recipe())
+        _plan(overrides=["chanels=8"])
+    with pytest.raises(ConfigError, match="at least one seed"):
+        _plan(seeds=())
+    with pytest.raises(ConfigError, match="at least one n_layers, each once"):
+        _plan(layers=(2, 2))
 
 
 def test_a_grid_skips_what_is_finished_and_names_what_failed(finished, tmp_path, monkeypatch):
     """No process is started for finished runs; one that fails is named after the others have ended."""
     monkeypatch.setattr(jobs, "POLL_SECONDS", 0.01)
     study = finished["standard"].parent
-    run_all([_run("standard"), _run("egnn")], study, jobs=2, command=FAILURE)
-    assert sorted(collect(study)["arm"]) == sorted(ARMS)
+    failing = STUDY._replace(command=FAILURE)
+    failing.run(_planned(_run("standard"), _run("egnn")), study, jobs=2)
+    assert sorted(each.run.factors["arm"] for each in finished_runs(study)[0]) == sorted(ARMS)
     said: list[str] = []
     with pytest.raises(RuntimeError, match=r"failed: egnn-layers1-train60-seed0; see run\.log"):
-        run_all([_run("egnn")], tmp_path, jobs=1, command=FAILURE, tell=said.append)
+        failing.run(_planned(_run("egnn")), tmp_path, jobs=1, tell=said.append)
     assert said == ["[1/1] egnn-layers1-train60-seed0: FAILED with exit code 1"]
     with pytest.raises(ConfigError, match="channels: 8 -> 4"):
-        run_all([_run("standard", channels=4)], study, jobs=1, command=FAILURE)
+        failing.run(_planned(_run("standard", channels=4)), study, jobs=1)
 
 
 def test_a_prepared_folder_is_run_by_the_hidden_command(tmp_path):
@@ -251,15 +265,15 @@ def test_a_prepared_folder_is_run_by_the_hidden_command(tmp_path):
 # --- the command ---
 
 
-def _recorded(monkeypatch: pytest.MonkeyPatch) -> list[NBodyRun]:
+def _recorded(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     """The runs that the command would have started; none is, and none finishes."""
-    asked: list[NBodyRun] = []
+    asked: list[Run] = []
 
-    def record(runs: Sequence[NBodyRun], folder: Path, **options: Any) -> None:
+    def record(self: Study, runs: Sequence[Run], folder: Path, **options: Any) -> None:
         asked.extend(runs)
         raise RuntimeError("nothing was run")
 
-    monkeypatch.setattr(nbody_grid, "run_all", record)
+    monkeypatch.setattr(Study, "run", record)
     return asked
 
 
@@ -267,17 +281,16 @@ def test_the_command_says_and_keeps_what_the_runs_found(tmp_path, monkeypatch):
     """The summary and the files on the screen, the command as typed in study.json; also when another run has failed."""
     changes = ["channels=8", "n_validation=20", "n_test=20", "training.epochs=1", "training.batch_size=20"]
     base = {**recipe(), "compile": False}
-    runs = plan(Grid(seeds=(0,), layers=(1,), train_sizes=(60,)), base=base, overrides=changes)
-    for run in runs:
-        run_nbody(run, tmp_path / run.name())
+    for run in _plan(layers=(1,), train_sizes=(60,), base=base, overrides=changes):
+        run_nbody(NBodyRun.model_validate(run.config), tmp_path / run.name)
     options = ["--seeds", "0", "--layers", "1", "--train-sizes", "60", "--no-compile"]
     command = ["bench", "nbody", "--out", tmp_path, *options, *(word for change in changes for word in ("-r", change))]
     said = mdrelax(*command)
     assert said.code == 0, said.err
-    table = collect(tmp_path).set_index("arm")["test_mse"]
+    table = STUDY.collect(finished_runs(tmp_path)[0]).set_index("arm")["test_mse"]
     assert f"| {1e3 * table['relaxed']:.2f} |" in " ".join(said.out.split())
     paths = [Path(line) for line in said.out.splitlines() if line.startswith(str(tmp_path))]
-    assert {path.name for path in paths} >= {"study.md", "summary.csv", "runs.csv", "study.json", "arms.png"}
+    assert {path.name for path in paths} >= {"study.md", "summary.csv", "runs.csv", "study.json", "errors.png"}
     assert all(path.is_file() for path in paths)
     kept = json.loads((tmp_path / "study.json").read_text())["command"]
     assert kept.startswith(f"mdrelax bench nbody --out {tmp_path.name} --seeds 0 ")
@@ -293,9 +306,9 @@ def test_quick_is_a_grid_with_both_figures(tmp_path, monkeypatch):
     asked = _recorded(monkeypatch)
     said = mdrelax("bench", "nbody", "--quick", "--out", tmp_path, "--seeds", "5,6", "-r", "training.epochs=2")
     assert (said.code, said.last_line) == (1, "RuntimeError: nothing was run")
-    settings = {(run.arm, run.n_layers, run.n_train) for run in asked}
+    settings = {(run.factors["arm"], run.factors["n_layers"], run.factors["n_train"]) for run in asked}
     assert settings == set(product(("standard", "relaxed"), (1, 2), (200, 400)))
-    assert [(run.training.seed, run.training.epochs) for run in asked] == [(5, 2)] * 8
+    assert [(run.factors["seed"], run.config["training"]["epochs"]) for run in asked] == [(5, 2)] * 8
 
 
 def test_numbers_that_are_none_are_refused(tmp_path):
@@ -309,7 +322,8 @@ def test_quick_goes_from_nothing_to_figures_in_minutes(tmp_path):
     """Eight runs, all better than particles that fly straight on (0.1), tables and figures; 5 CPU-minutes at most."""
     said = mdrelax("bench", "nbody", "--quick", "--out", tmp_path)
     assert said.code == 0, said.err
-    assert {path.stem for path in (tmp_path / "figures").iterdir()} == set(FIGURES)
+    figures = {"errors", "errors_n_layers", "errors_n_train", "learning_curves", "lie_derivatives"}
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == figures
     table = pd.read_csv(tmp_path / "summary.csv")
     assert len(table) == 8
     assert (table["test_mse"] < 0.04).all()

@@ -1,6 +1,7 @@
 """The rMD17 study: what it trains, that finished runs are not repeated, and that its page says what was found."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +11,31 @@ import yaml
 
 from command_line import mdrelax
 from mdrelax.analysis.studies import rmd17
-from mdrelax.analysis.studies.rmd17 import MOLECULES, plan_study, read_study, run_study, write_study
-from mdrelax.analysis.studies.rmd17_report import molecule_curves, report
+from mdrelax.analysis.studies.rmd17 import MOLECULES, STUDY, read_study, run_study, write_study
+from mdrelax.analysis.studies.run_files import Run
+from mdrelax.analysis.studies.study import Study
 from mdrelax.base.sections import ConfigError
 from mdrelax.runs.config_changes import changed_keys
 
 BASE: dict[str, Any] = {"data": {"source": "sample:ethanol"}, "training": {"steps": 10}}
 
 
-def planned(**changes: Any) -> list[rmd17.StudyRun]:
+def planned(
+    molecules: Sequence[str] = ("ethanol", "aspirin"), data: Path | None = None, seeds: Any = (1, 0), **changes: Any
+) -> list[Run]:
     """Two molecules, two arms, two seeds."""
-    settings = {"molecules": ["ethanol", "aspirin"], "arms": ["standard", "relaxed"], "seeds": [1, 0]}
-    return plan_study(BASE, **{**settings, **changes})
+    settings = {"arms": ["standard", "relaxed"], "seeds": seeds, "levels": {"molecule": molecules}}
+    return rmd17.study_of(data).plan(BASE, **{**settings, **changes})
 
 
 def test_arms_share_the_budget_of_their_molecule() -> None:
     """Seeds outermost, so that every molecule has a pair early; arms of a molecule differ in the relaxation only."""
     runs = planned()
-    pairs = [f"{molecule}-{arm}-1" for molecule in ("ethanol", "aspirin") for arm in ("standard", "relaxed")]
+    pairs = [f"{molecule}/{arm}-1" for molecule in ("ethanol", "aspirin") for arm in ("standard", "relaxed")]
     assert [run.name for run in runs[:4]] == pairs
-    assert changed_keys(runs[0].run.config, runs[1].run.config) == ["relaxation.schedule: off -> triangle"]
-    assert [run.run.config["training"]["steps"] for run in runs[1:3]] == [MOLECULES["ethanol"], MOLECULES["aspirin"]]
-    assert runs[2].run.config["data"]["source"] == "rmd17:aspirin"
+    assert changed_keys(runs[0].config, runs[1].config) == ["relaxation.schedule: off -> triangle"]
+    assert [run.config["training"]["steps"] for run in runs[1:3]] == [MOLECULES["ethanol"], MOLECULES["aspirin"]]
+    assert runs[2].config["data"]["source"] == "rmd17:aspirin"
 
 
 def test_a_study_that_cannot_be_is_refused(tmp_path: Path) -> None:
@@ -42,7 +46,7 @@ def test_a_study_that_cannot_be_is_refused(tmp_path: Path) -> None:
         planned(data=tmp_path)
     for part in ("train", "test"):
         (tmp_path / f"rmd17_ethanol_{part}_01.npz").touch()
-    data = planned(data=tmp_path, molecules=["ethanol"])[0].run.config["data"]
+    data = planned(data=tmp_path, molecules=["ethanol"])[0].config["data"]
     assert data["test_source"] == str(tmp_path / "rmd17_ethanol_test_01.npz")
     assert data["test"] is None, "all frames of the test file"
 
@@ -66,12 +70,12 @@ def finish(place: Path, config: dict[str, Any], forces: float) -> None:
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The result files of a study whose training is replaced by made-up runs."""
 
-    def train(configs: Any, *, jobs: int, tell: Any) -> None:
-        for k, (place, config) in enumerate(configs.items()):
-            finish(place, config, 5.0 - 0.5 * k)
-            tell(place.name)
+    def train(self: Study, runs: Sequence[Run], folder: Path, *, jobs: int, tell: Any) -> None:
+        for k, run in enumerate(runs):
+            finish(folder / run.name, run.config, 5.0 - 0.5 * k)
+            tell(run.name)
 
-    monkeypatch.setattr(rmd17, "run_all", train)
+    monkeypatch.setattr(Study, "run", train)
     run_study(planned(), tmp_path / "runs", tmp_path / "results", jobs=1, command="mdrelax bench rmd17")
     return tmp_path / "results"
 
@@ -79,9 +83,9 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_with_a_result_file_is_not_repeated(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight runs, eight files; the same plan again trains nothing, a third seed trains four."""
     assert len(read_study(stored)) == 8
-    assert read_study(stored)[0]["layers"] == {"step": [10, 20], "layer": ["a", "a"], "norm": [0.2, 0.1]}
+    assert read_study(stored)[0].results["layers"] == {"step": [10, 20], "layer": ["a", "a"], "norm": [0.2, 0.1]}
     asked: list[int] = []
-    monkeypatch.setattr(rmd17, "run_all", lambda configs, **_: asked.append(len(configs)))
+    monkeypatch.setattr(Study, "run", lambda self, runs, folder, **_: asked.append(len(runs)))
     for seeds in ([1, 0], [0, 1, 2]):
         run_study(planned(seeds=seeds), stored.parent / "elsewhere", stored, jobs=1, command="")
     assert asked == [0, 4]
@@ -102,7 +106,7 @@ def test_results_of_another_recipe_do_not_stand_among_these(stored: Path) -> Non
 
 def test_where_a_run_was_compiled_does_not_matter(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The study goes on where there is no compiler."""
-    monkeypatch.setattr(rmd17, "run_all", lambda configs, **_: None)
+    monkeypatch.setattr(Study, "run", lambda self, runs, folder, **_: None)
     run_study(planned(overrides=["training.compile=true"]), stored.parent / "new", stored, jobs=1, command="")
 
 
@@ -110,11 +114,10 @@ def test_a_run_folder_of_another_recipe_is_not_stored_under_this_one(tmp_path: P
     """What was tried with few steps before is no result of the study."""
     (each,) = planned(molecules=["ethanol"], arms=["standard"], seeds=[0])
     (short,) = planned(molecules=["ethanol"], arms=["standard"], seeds=[0], overrides=["training.steps=100"])
-    place = tmp_path / "standard-0"
-    finish(place, short.run.config, 9.0)
-    rmd17.store({place: each}, tmp_path / "results", command="")
+    finish(tmp_path / each.name, short.config, 9.0)
+    rmd17.store([each], tmp_path, tmp_path / "results", command="")
     assert read_study(tmp_path / "results") == []
-    rmd17.store({place: short}, tmp_path / "results", command="")
+    rmd17.store([short], tmp_path, tmp_path / "results", command="")
     assert len(read_study(tmp_path / "results")) == 1
 
 
@@ -128,11 +131,10 @@ def test_the_page_has_means_spreads_differences_and_published_errors(stored: Pat
     assert "5.3 / 7.2" in text, "the published Equiformer's aspirin"
     assert "0.0020" in text
     assert "minus standard" in text
-    summary = rmd17.summarize_study(rmd17.collect(read_study(stored)))
-    assert "minus relaxed |" in report(summary[summary.arm == "relaxed"])
-    assert "0.0020 (2 unstable)" in report(summary.assign(unstable=2))
+    summary = STUDY.summarize(STUDY.collect(read_study(stored)))
+    assert "minus relaxed |" in STUDY.report(summary[summary.arm == "relaxed"])
+    assert "0.0020 (2 unstable)" in STUDY.report(summary.assign(unstable=2))
     assert (stored / "study.png").stat().st_size > 10_000
-    assert [ax.get_title(loc="left") for ax in molecule_curves(read_study(stored)).axes] == ["ethanol", "aspirin"]
 
 
 def test_only_report_writes_the_tables_of_what_is_there(stored: Path) -> None:
@@ -142,4 +144,4 @@ def test_only_report_writes_the_tables_of_what_is_there(stored: Path) -> None:
     assert "study.md" in said.out
     nothing = mdrelax("bench", "rmd17", "--only-report", "--results", stored / "empty")
     assert nothing.code != 0
-    assert "No run of the study" in nothing.err
+    assert "no finished run of the rMD17 study" in nothing.err

@@ -52,7 +52,7 @@ def test_the_force_constant_is_the_second_derivative_of_the_energy():
 
 def test_a_network_of_another_name_is_refused(tmp_path):
     """With the nearest one that there is."""
-    with pytest.raises(ConfigError, match="no network `equiformr` in this benchmark; did you mean `equiformer`"):
+    with pytest.raises(ConfigError, match="no arm `equiformr`; did you mean `equiformer`"):
         train_on_copper(tmp_path, ["equiformr"], seeds=[0], steps=1, jobs=1)
 
 

@@ -12,18 +12,11 @@ import yaml
 from command_line import mdrelax
 from mdrelax import potentials
 from mdrelax.analysis.drawing import NothingToDrawError
-from mdrelax.analysis.studies.compare import (
-    PairedRun,
-    found_by,
-    plan,
-    read_results,
-    run_all,
-    split_arms,
-    summarize,
-    write_tables,
-)
-from mdrelax.analysis.studies.compare_figures import errors_of_arms, projection_gaps, simulations
-from mdrelax.analysis.studies.compare_report import unstable, verdict
+from mdrelax.analysis.studies.arm_figures import errors_of_arms
+from mdrelax.analysis.studies.forces import FORCES, STUDY
+from mdrelax.analysis.studies.forces_report import projection_gaps, simulations, unstable
+from mdrelax.analysis.studies.measures import verdict
+from mdrelax.analysis.studies.study import split_arms
 from mdrelax.base.sections import ConfigError
 from mdrelax.runs import jobs
 from mdrelax.runs.checkpoints import projection_gap
@@ -35,7 +28,9 @@ BASE: dict[str, Any] = {"data": {"source": "sample:ethanol"}, "training": {"step
 
 def test_arms_of_a_seed_differ_in_their_own_keys_only() -> None:
     """Same data, seed, optimiser and steps; seeds come first, so that a first pair is there early."""
-    runs = plan(BASE, arms=["standard", "relaxed", "mine:relaxation.peak=0.3;relaxation.penalty=weight"], seeds=[3, 4])
+    runs = STUDY.plan(
+        BASE, arms=["standard", "relaxed", "mine:relaxation.peak=0.3;relaxation.penalty=weight"], seeds=[3, 4]
+    )
     assert [run.name for run in runs] == ["standard-3", "relaxed-3", "mine-3", "standard-4", "relaxed-4", "mine-4"]
     standard, relaxed, mine = (run.config for run in runs[:3])
     assert changed_keys(standard, relaxed) == ["relaxation.schedule: off -> triangle"]
@@ -64,7 +59,7 @@ def test_a_comma_within_brackets_does_not_end_an_arm() -> None:
 def test_a_comparison_that_cannot_be_is_refused_before_it_starts(arms: list[str], seeds: list[int], words: str) -> None:
     """One sentence with the remedy."""
     with pytest.raises(ConfigError, match=words):
-        plan(BASE, arms=arms, seeds=seeds)
+        STUDY.plan(BASE, arms=arms, seeds=seeds)
 
 
 def table(standard: list[float], relaxed: list[float]) -> pd.DataFrame:
@@ -81,7 +76,7 @@ def table(standard: list[float], relaxed: list[float]) -> pd.DataFrame:
 
 def test_differences_are_paired_by_seed_with_students_interval() -> None:
     """Two seeds that differ by 1 and 2: mean 1.5, and a wide interval (t = 12.7 for one degree of freedom)."""
-    summary = summarize(table([10.0, 20.0], [9.0, 18.0])).set_index("arm")
+    summary = STUDY.summarize(table([10.0, 20.0], [9.0, 18.0])).set_index("arm")
     row = summary.loc["relaxed"]
     assert (row.test_forces, row.forces_minus_first, row.pairs) == (13.5, -1.5, 2)
     half = 12.706204736 * math.sqrt(0.5) / math.sqrt(2)
@@ -100,25 +95,25 @@ def test_differences_are_paired_by_seed_with_students_interval() -> None:
 )
 def test_the_verdict_says_how_much_and_how_sure(relaxed: list[float], words: str) -> None:
     """Percent of the first arm's error, and whether the interval holds zero."""
-    found = verdict(summarize(table([10.0] * len(relaxed), relaxed)))
+    found = verdict(STUDY.summarize(table([10.0] * len(relaxed), relaxed)), FORCES)
     assert pd.Series(found).str.contains(words).all(), found
 
 
 def test_runs_without_test_frames_are_judged_by_validation_frames() -> None:
     """A search keeps the test frames to itself; table, verdict and figure say which frames they speak of."""
     runs = table([10.0, 20.0], [9.0, 18.0]).assign(test_forces=math.nan, test_energy=math.nan)
-    summary = summarize(runs)
+    summary = STUDY.summarize(runs)
     assert list(summary.judged_by) == ["validation", "validation"]
     assert summary.set_index("arm").loc["relaxed"].forces_minus_first == -1.5
-    assert verdict(summary).startswith("relaxed's validation force MAE is 10.0 % lower")
-    assert errors_of_arms(runs).axes[0].get_xlabel() == "validation force MAE (meV/Å)"
-    assert list(summarize(table([1.0], [1.0])).judged_by) == ["test", "test"]
+    assert verdict(summary, FORCES).startswith("relaxed's validation force MAE is 10.0 % lower")
+    assert errors_of_arms(runs, STUDY.measures).axes[0].get_xlabel() == "validation force MAE (meV/Å)"
+    assert list(STUDY.summarize(table([1.0], [1.0])).judged_by) == ["test", "test"]
 
 
 def test_the_figures_show_every_run() -> None:
     """Test errors as dots joined by seed, behaviour in three panels, and one curve a run where theta goes to 0."""
     runs = table([10.0, 20.0], [9.0, 18.0])
-    axes = errors_of_arms(runs).axes
+    axes = errors_of_arms(runs, STUDY.measures).axes
     dots = [line for line in axes[0].lines if line.get_linestyle() == "None"]
     assert [sorted(line.get_xdata()) for line in dots] == [[10.0, 20.0], [9.0, 18.0]]
     assert len(simulations(runs).axes) == 3
@@ -129,49 +124,45 @@ def test_the_figures_show_every_run() -> None:
         projection_gaps({})
 
 
-def configs(runs: list[PairedRun], folder: Path) -> dict[Path, dict[str, Any]]:
-    """As ``run_all`` wants them."""
-    return {folder / run.name: run.config for run in runs}
-
-
 def test_what_failed_is_named_and_what_is_finished_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run of another config is not taken for this one."""
     monkeypatch.setattr(jobs, "POLL_SECONDS", 0.01)
-    runs = plan(BASE, arms=["standard"], seeds=[0])
+    runs = STUDY.plan(BASE, arms=["standard"], seeds=[0])
+    failing = STUDY._replace(command=["false"])
     with pytest.raises(RuntimeError, match="failed: standard-0"):
-        run_all(configs(runs, tmp_path), jobs=1, command=["false"])
+        failing.run(runs, tmp_path, jobs=1)
     place = tmp_path / "standard-0"
     errors = {"forces_mae_meV_per_A": 1.0, "energy_mae_meV": 1.0}
     (place / "results.json").write_text(json.dumps({"validation": errors, "cpu_seconds": 60}))
     (place / "config.yaml").write_text(yaml.safe_dump(runs[0].config))
-    assert read_results(place, runs[0].config) is None  # the report is written last
+    assert not STUDY.finished(runs, tmp_path)  # the report is written last
     (place / "report.html").write_text("")
-    run_all(configs(runs, tmp_path), jobs=1, command=["false"])
-    changed = plan(BASE, arms=["standard"], seeds=[0], overrides=["training.steps=11"])
+    failing.run(runs, tmp_path, jobs=1)
+    changed = STUDY.plan(BASE, arms=["standard"], seeds=[0], overrides=["training.steps=11"])
     with pytest.raises(RuntimeError, match="failed"):
-        run_all(configs(changed, tmp_path), jobs=1, command=["false"])
-    assert read_results(place, changed[0].config) is None
-    with pytest.raises(ValueError, match=r"No run in .* has finished"):
-        write_tables(tmp_path, changed, command="mdrelax compare")
+        failing.run(changed, tmp_path, jobs=1)
+    assert not STUDY.finished(changed, tmp_path)
+    with pytest.raises(ValueError, match="holds no finished run"):
+        STUDY.write(tmp_path, STUDY.finished(changed, tmp_path))
     (place / "results.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read"):
-        read_results(place, runs[0].config)
+        STUDY.finished(runs, tmp_path)
 
 
 def test_dynamics_that_exploded_is_not_passed_over() -> None:
     """Its drift is no number, so that a mean would not show it; table, summary and page name the run."""
     found = [
-        found_by({"md": {"drift_meV_per_atom_per_ps": math.nan, "exploded": True, "broken_bond": None}}),
-        found_by({"md": {"drift_meV_per_atom_per_ps": 0.1, "exploded": False, "broken_bond": [0, 1]}}),
-        found_by({"md": {"drift_meV_per_atom_per_ps": 0.1, "exploded": False, "broken_bond": None}}),
-        found_by({"md": None}),
+        STUDY.row({"md": {"drift_meV_per_atom_per_ps": math.nan, "exploded": True, "broken_bond": None}}),
+        STUDY.row({"md": {"drift_meV_per_atom_per_ps": 0.1, "exploded": False, "broken_bond": [0, 1]}}),
+        STUDY.row({"md": {"drift_meV_per_atom_per_ps": 0.1, "exploded": False, "broken_bond": None}}),
+        STUDY.row({"md": None}),
     ]
     assert [row["unstable"] for row in found] == [True, True, False, False]
     runs = table([1.0, 2.0], [1.0, 2.0])
     runs.loc[3, ["unstable", "nve_drift"]] = [True, math.nan]
-    assert summarize(runs).unstable.tolist() == [0, 1]
+    assert STUDY.summarize(runs).unstable.tolist() == [0, 1]
     assert unstable(runs) == ["relaxed-1"]
 
 

@@ -11,8 +11,9 @@ import pytest
 from scipy import stats
 
 from mdrelax.analysis.drawing import NothingToDrawError
-from mdrelax.analysis.studies import nbody_study
-from mdrelax.analysis.studies.nbody_study import PUBLISHED, paired_differences, write_study
+from mdrelax.analysis.studies import study as engine
+from mdrelax.analysis.studies.measures import paired_difference
+from mdrelax.analysis.studies.nbody import PUBLISHED, STUDY, finished_runs, write_study
 from mdrelax.base.provenance import software_versions
 from mdrelax.base.sections import ConfigError
 from mdrelax.packs.nbody.run import load_run
@@ -57,7 +58,7 @@ def test_the_summary_is_what_the_seeds_say(study):
     np.testing.assert_allclose(table["cpu_minutes"], [1.1, 1.1])  # (60 + 66 + 72) / 3 seconds
     assert table["pairs"].tolist() == [0, 3]
     half = 4.302652730 * 0.1e-3 / np.sqrt(3)
-    standard, relaxed = table.iloc[:, table.columns.get_loc("minus_standard") :].to_numpy()
+    standard, relaxed = table.filter(like="mse_minus_first").to_numpy()
     assert np.isnan(standard).all()
     np.testing.assert_allclose(relaxed, [-0.4e-3, 0.1e-3, -0.4e-3 - half, -0.4e-3 + half])
 
@@ -79,20 +80,22 @@ def test_the_interval_is_scipys():
         a, b = generator.normal(5, 1, (2, n))
         rows = [("standard", seed, a[seed]) for seed in range(n)] + [("relaxed", seed, b[seed]) for seed in range(n)]
         lonely = [("standard", 98, 100.0), ("relaxed", 99, -100.0)]
-        (row,) = paired_differences(_table(*rows, *lonely)).to_dict("records")
+        found = paired_difference(_table(*rows, *lonely), "test_mse", "relaxed", "standard")
         expected = stats.ttest_rel(b, a).confidence_interval(0.95)
-        assert row["pairs"] == n
-        assert row["minus_standard"] == pytest.approx((b - a).mean())
-        assert (row["minus_standard_low"], row["minus_standard_high"]) == pytest.approx(tuple(expected))
+        assert found["pairs"] == n
+        assert found["mean"] == pytest.approx((b - a).mean())
+        assert (found["low"], found["high"]) == pytest.approx(tuple(expected))
 
 
 def test_one_pair_has_a_difference_and_no_interval():
     """A single seed says nothing of the spread; other depths are no partners; without a standard arm there are none."""
     both = pd.concat([_table(("standard", 0, 5.0), ("egnn", 0, 7.0)), _table(("egnn", 0, 1.0), n_layers=2)])
-    (row,) = paired_differences(both).to_dict("records")
-    assert (row["arm"], row["n_layers"], row["pairs"], row["minus_standard"]) == ("egnn", 4, 1, 2.0)
-    assert np.isnan([row["minus_standard_std"], row["minus_standard_low"], row["minus_standard_high"]]).all()
-    assert paired_differences(_table(("relaxed", 0, 5.0))).empty
+    summary = STUDY.summarize(both.assign(validation_mse=both["test_mse"], cpu_seconds=1.0))
+    assert summary["pairs"].tolist() == [0, 1, 0]
+    row = summary.iloc[1]
+    assert (row["arm"], row["n_layers"], row["mse_minus_first"]) == ("egnn", 4, 2.0)
+    assert row[["mse_minus_first_std", "mse_minus_first_low", "mse_minus_first_high"]].isna().all()
+    assert summary["mse_minus_first"].isna().tolist() == [True, False, True]
 
 
 def test_a_study_without_standard_arm_can_be_written(tmp_path):
@@ -100,7 +103,7 @@ def test_a_study_without_standard_arm_can_be_written(tmp_path):
     write_run(tmp_path, "egnn", 0, 7e-3)
     write_study(tmp_path)
     table = pd.read_csv(tmp_path / "summary.csv")
-    assert (table["pairs"].tolist(), table["minus_standard"].isna().all()) == ([0], True)
+    assert (table["pairs"].tolist(), table["mse_minus_first"].isna().all()) == ([0], True)
     assert (
         "| egnn |      4 |    3000 |     1 |            7.00 |                       |"
         in (tmp_path / "study.md").read_text()
@@ -122,27 +125,21 @@ def test_the_page_has_the_numbers_in_units_of_a_thousandth(study):
 # --- study.json ---
 
 
-def test_shared_and_own_settings_are_the_whole_config(study):
-    """Settings stand once where runs agree, and in the run where they differ; together they are its run.yaml."""
-
-    def joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-        inner = {key: joined(one[key], other[key]) for key in one.keys() & other.keys()}
-        return {**one, **other, **inner}
-
+def test_the_record_has_the_config_and_the_results_of_every_run(study):
+    """As they stand in its folder, and what was varied beside its name."""
     write_study(study, command=COMMAND)
     document = _document(study)
     assert len(document["runs"]) == 6
     for run in document["runs"]:
-        assert joined(document["config"], run["config"]) == load_run(study / run["name"]).model_dump(mode="json")
+        assert run["config"] == load_run(study / run["name"]).model_dump(mode="json")
         result = json.loads((study / run["name"] / "results.json").read_text())
-        assert joined(document["environment"], run["environment"]) == result["environment"]
-        for key in run.keys() - {"name", "seed", "config", "environment"}:
-            assert run[key] == result[key]
-    own = document["runs"][0]
-    assert (own["config"]["arm"], own["config"]["relaxation"]["schedule"], own["seed"]) == ("relaxed", "triangle", 0)
+        assert {key: run[key] for key in result.keys() - {"run"}} == {k: v for k, v in result.items() if k != "run"}
+    own = document["runs"][3]
+    assert [own[key] for key in ("arm", "n_layers", "n_train", "seed")] == ["relaxed", 4, 3000, 0]
+    assert own["config"]["relaxation"]["schedule"] == "triangle"
     assert {"test_mse", "validation_mse", "best_step", "steps", "seconds", "cpu_seconds", "n_parameters"} <= own.keys()
     assert own["equivariance_error_float64"] == EXACT
-    assert software_versions().items() <= document["environment"].items()
+    assert software_versions().items() <= own["environment"].items()
     assert own["environment"]["date"] == "2026-01-01T00:00:00+00:00"
 
 
@@ -161,7 +158,7 @@ def test_no_path_of_a_machine_is_kept(tmp_path):
     write_run(tmp_path / "out", "standard", 0, 5e-3, data=str(data))
     write_study(tmp_path / "out", command=f"mdrelax bench nbody --out {tmp_path}/out -r 'data={data}' --jobs 2")
     assert _document(tmp_path / "out")["command"] == "mdrelax bench nbody --out out -r data=npy --jobs 2"
-    assert _document(tmp_path / "out")["config"]["data"] == "npy"
+    assert _document(tmp_path / "out")["runs"][0]["config"]["data"] == "npy"
     assert str(tmp_path) not in (tmp_path / "out" / "study.json").read_text()
 
 
@@ -173,13 +170,13 @@ def test_only_figures_with_something_to_show_are_written(study):
     paths = write_study(study)
     assert [path.name for path in paths[:4]] == ["study.md", "summary.csv", "runs.csv", "study.json"]
     names = [path.relative_to(study).as_posix() for path in paths[4:]]
-    assert names == [f"figures/{name}.png" for name in ("learning_curves", "lie_derivatives", "arms")]
+    assert names == [f"figures/{name}.png" for name in ("errors", "learning_curves", "lie_derivatives")]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths[4:])
     extra = write_run(study, "standard", 0, 6e-3, n_layers=2)
-    assert study / "figures" / "mse_layers.png" in write_study(study)
+    assert study / "figures" / "errors_n_layers.png" in write_study(study)
     shutil.rmtree(extra)
     write_study(study)
-    assert not (study / "figures" / "mse_layers.png").exists()
+    assert not (study / "figures" / "errors_n_layers.png").exists()
 
 
 @pytest.mark.parametrize(("other", "shown"), [({}, True), ({"n_train": 400}, False), ({"data": "gravity"}, False)])
@@ -187,11 +184,11 @@ def test_published_numbers_stand_beside_the_same_task_only(tmp_path, monkeypatch
     """Another data set or training set is not what was published."""
     seen = []
 
-    def record(table: pd.DataFrame, *, published: dict[str, float]) -> None:
+    def record(*_: Any, published: dict[str, float]) -> None:
         seen.append(published)
         raise NothingToDrawError
 
-    monkeypatch.setattr(nbody_study, "arms_overview", record)
+    monkeypatch.setattr(engine, "errors_of_arms", record)
     write_run(tmp_path, "standard", 0, 5e-3, **other)
     write_study(tmp_path)
     assert seen == [PUBLISHED if shown else {}]
@@ -201,7 +198,7 @@ def test_tables_that_are_gone_cost_their_figures_only(study):
     """Numbers come from results.json alone."""
     for path in study.glob("*/metrics.csv"):
         path.unlink()
-    assert [path.stem for path in write_study(study)[4:]] == ["arms"]
+    assert [path.stem for path in write_study(study)[4:]] == ["errors"]
 
 
 def test_unfinished_runs_are_left_out_and_counted(study):
@@ -213,14 +210,22 @@ def test_unfinished_runs_are_left_out_and_counted(study):
     assert "Left out, not finished (1): standard-layers4-train3000-seed3." in (study / "study.md").read_text()
 
 
-def test_runs_that_differ_in_more_than_they_should_are_named(study):
-    """A comparison of batch sizes is no comparison of arms: the page says so, and nothing of what makes an arm."""
-    write_study(study)
-    assert "more than they should" not in (study / "study.md").read_text()
-    training = {"steps": 100, "seed": 3, "validate_every": 10, "batch_size": 64}
-    write_run(study, "relaxed", 3, 5e-3, training=training, relaxation={"schedule": "linear"})
-    write_study(study)
-    assert "they should: relaxation.schedule, training.batch_size." in (study / "study.md").read_text()
+def test_runs_of_another_recipe_do_not_stand_among_these(study):
+    """A comparison of batch sizes is no comparison of arms; other depths may have recipes of their own."""
+    done, _ = finished_runs(study)
+    base = {"training": {"steps": 100, "validate_every": 10}}
+
+    def check(*overrides: str, arm: str = "relaxed", n_layers: int = 4) -> None:
+        levels = {"n_layers": [n_layers], "n_train": [3000]}
+        STUDY.refuse_mixtures(STUDY.plan(base, arms=[arm], seeds=[7], levels=levels, overrides=overrides), done)
+
+    check("compile=true")
+    check("training.learning_rate=0.1", n_layers=2)
+    with pytest.raises(ConfigError, match=r"(?s)relaxed-layers4-train3000-seed0.*training\.learning_rate"):
+        check("training.learning_rate=0.1")
+    with pytest.raises(ConfigError, match=r"(?s)-seed0.*training\.batch_size: \d+ -> 64"):
+        check("training.batch_size=64", arm="egnn")
+    check("relaxation.peak=0.5", arm="egnn")
 
 
 def test_a_folder_without_finished_runs_is_an_error(tmp_path):
@@ -237,7 +242,7 @@ def test_a_folder_without_finished_runs_is_an_error(tmp_path):
     ("name", "text", "message"),
     [
         ("results.json", "{", "results.json` cannot be read"),
-        ("results.json", '{"run": {}}', "results.json` lacks environment, test_mse"),
+        ("results.json", '{"run": {}}', "results.json` lacks environment, .*test_mse"),
         ("metrics.csv", "", "metrics.csv` cannot be read"),
     ],
 )
@@ -252,5 +257,5 @@ def test_a_broken_file_is_named(study, name, text, message):
 def test_a_copied_run_does_not_count_twice(study):
     """A seed that counts twice would make the spread smaller."""
     shutil.copytree(study / "relaxed-layers4-train3000-seed1", study / "copy")
-    with pytest.raises(ValueError, match=r"the run relaxed, 4 layers, 3000 trajectories, seed 1 twice"):
+    with pytest.raises(ValueError, match=r"n_layers 4, n_train 3000, arm relaxed, seed 1 twice"):
         write_study(study)

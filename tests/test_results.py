@@ -8,9 +8,7 @@ import pytest
 
 from blueprint import ROOT
 from mdrelax.analysis.benchmarks.speed_report import report as speed_page
-from mdrelax.analysis.studies import rmd17
-from mdrelax.analysis.studies.nbody_report import report
-from mdrelax.analysis.studies.rmd17_report import report as rmd17_page
+from mdrelax.analysis.studies import forces, nbody, rmd17
 
 # | ... | force MAE | energy MAE | [file](path) |
 ROW = re.compile(
@@ -57,11 +55,11 @@ def rows_of(text):
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
 def test_the_nbody_page_repeats_the_stored_studies(path):
-    """study.md is what summary.csv gives, and its rows stand in docs/nbody.md."""
+    """study.md is what runs.csv gives, and its rows stand in docs/nbody.md."""
     study = (path.parent / "study.md").read_text()
     numbers = [row for row in rows_of(study) if row[2].isdigit()]
     assert numbers
-    assert numbers == [row for row in rows_of(report(pd.read_csv(path))) if row[2].isdigit()]
+    assert study == nbody.STUDY.report(nbody.STUDY.summarize(pd.read_csv(path.with_name("runs.csv"))))
     assert set(numbers) <= set(rows_of((ROOT / "docs/nbody.md").read_text()))
 
 
@@ -88,6 +86,20 @@ def test_the_readme_says_what_the_full_nbody_study_found():
 
 
 RMD17 = ROOT / "docs/results/rmd17"
+SUMMARIES = [
+    *((nbody.STUDY, path) for path in STUDIES),
+    (rmd17.STUDY, RMD17 / "study/summary.csv"),
+    *((forces.STUDY, path) for path in sorted(RMD17.glob("ablation/*/summary.csv"))),
+]
+
+
+@pytest.mark.parametrize(("study", "path"), SUMMARIES, ids=[path.parent.name for _, path in SUMMARIES])
+def test_stored_summaries_are_what_the_stored_runs_give(study, path):
+    """Means, spreads and paired differences of every study, to the rounding of a mean in another order."""
+    found = study.summarize(pd.read_csv(path.with_name("runs.csv")))
+    pd.testing.assert_frame_equal(found, pd.read_csv(path), check_dtype=False, rtol=1e-9)
+
+
 RMD17_RUNS = sorted(path for study in ("study", "joint") for path in (RMD17 / study).glob("*-*-*.json"))
 # | `run` | ... | validation force MAE |
 SEARCH_ROW = re.compile(r"^\|.*\| `(?P<run>[\w/-]+)` \| (?P<forces>[\d.]+) \|$", re.MULTILINE)
@@ -100,8 +112,7 @@ RMD17_ROW = re.compile(
 
 def test_the_rmd17_page_repeats_the_stored_study():
     """study.md is what the result files give, and its rows stand in docs/rmd17.md and in the README."""
-    summary = rmd17.summarize_study(rmd17.collect(rmd17.read_study(RMD17 / "study")))
-    text = rmd17_page(summary)
+    text = rmd17.STUDY.report(rmd17.STUDY.summarize(rmd17.STUDY.collect(rmd17.read_study(RMD17 / "study"))))
     assert (RMD17 / "study/study.md").read_text() == text
     rows = [row for row in rows_of(text) if row[3].isdigit()]
     assert rows

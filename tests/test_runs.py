@@ -19,7 +19,7 @@ def write_run(place: Path, rate: float, forces: float, *, finished: bool = True)
     columns = {"train_forces_mae_meV_per_A": [9.0, 8.0], "val_forces_mae_meV_per_A": [forces + 1, forces]}
     pd.DataFrame({"step": [10, 20], **columns}).to_csv(place / "metrics.csv", index=False)
     if finished:
-        test = {"forces_mae_meV_per_A": 123.0}
+        test = {"forces_mae_meV_per_A": 123.456}
         (place / "results.json").write_text(json.dumps({"cpu_seconds": 90.0, "test": test}))
 
 
@@ -52,7 +52,7 @@ def test_the_command_keeps_the_table_without_test_errors(searched: Path) -> None
     """runs.csv and runs.json with machine and command; a folder without runs is named."""
     said = mdrelax("runs", searched / "one", "--out", searched / "kept")
     assert said.code == 0, said.err
-    assert "123" not in said.out
+    assert "123.5" not in said.out
     record = json.loads((searched / "kept" / "runs.json").read_text())
     assert record["rows"][0]["run"] == "fast"
     assert record["environment"]["torch"]

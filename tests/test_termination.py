@@ -9,13 +9,14 @@ import time
 CONTROLLER = """
 import sys
 from pathlib import Path
-from mdrelax.analysis.studies.nbody_grid import Grid, plan, recipe, run_all
+from mdrelax.analysis.studies.nbody import STUDY, recipe
 from mdrelax.cli import stop_when_terminated
 
 child = "import os, sys, time; open(sys.argv[1] + '/pid', 'w').write(str(os.getpid())); time.sleep(60)"
 stop_when_terminated()
-runs = plan(Grid(arms=["standard"], seeds=[0]), base=recipe())
-run_all(runs, Path(sys.argv[1]), jobs=1, command=[sys.executable, "-c", child])
+study = STUDY._replace(command=[sys.executable, "-c", child])
+runs = study.plan(recipe(), arms=["standard"], seeds=[0], levels={"n_layers": [4], "n_train": [3000]})
+study.run(runs, Path(sys.argv[1]), jobs=1)
 """
 
 

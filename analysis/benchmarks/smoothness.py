@@ -16,7 +16,7 @@ atoms that ASE's EMT potential labels, rattled by 0.003 to 0.1 A, so the right v
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,35 +29,40 @@ from ase.io import write
 from matplotlib.figure import Figure
 
 from mdrelax.analysis.drawing import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, WIDTH, styled
-from mdrelax.analysis.studies.compare import read_results, run_all
-from mdrelax.base.names import nearest_name
-from mdrelax.base.sections import ConfigError
+from mdrelax.analysis.smoothness import finite_product
+from mdrelax.analysis.studies import forces
+from mdrelax.analysis.studies.run_files import Done
 from mdrelax.engines.ase import MDRelaxCalculator
-from mdrelax.runs.config import load_config
 
 __all__ = ["DISPLACEMENTS", "NETWORKS", "copper_frames", "draw_smoothness", "force_constants", "train_on_copper"]
 
 DISPLACEMENTS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # A
 N_FRAMES = 34
 RATTLES = (0.003, 0.1)  # A, the smallest and the largest
-NETWORKS: dict[str, dict[str, Any]] = {  # preset `tiny` with these arguments
-    "equiformer": {},
-    "equiformer:separable": {"norm": "separable", "norm_eps": 1e-2},  # as it was the default before
-    "segnn": {},
-    "segnn:joint": {"norm": "joint"},
-    "equiformer-pytorch": {},
-    "equiformer-pytorch:separable": {"norm": "separable", "norm_eps": 1e-2},
+SEPARABLE = "norm: separable, norm_eps: 1.0e-2"  # as it was the default before
+NETWORKS = {  # arguments of the preset `tiny`
+    "equiformer": "",
+    "equiformer:separable": SEPARABLE,
+    "segnn": "",
+    "segnn:joint": "norm: joint",
+    "equiformer-pytorch": "",
+    "equiformer-pytorch:separable": SEPARABLE,
 }
-
-
-class Trained(NamedTuple):
-    """One network that has learnt copper."""
-
-    name: str
-    seed: int
-    model: Path
-    force_mae: float  # meV/A, on the test frames
-    cpu_seconds: float
+RECIPE = {  # Muon; 28 frames to learn, 3 to choose the best step, 3 to test
+    "data": {"train": 28, "validation": 3, "test": 3},
+    "potential": {"preset": "tiny", "cutoff": 5.0},
+    "relaxation": {"schedule": "off"},
+    "training": {"energy_weight": 1.0, "validate_every": 100, "optimizer": "muon", "learning_rate": 5e-3,
+                 "betas": [0.98, 0.99], "batch_size": 2},
+}  # fmt: skip
+STUDY = forces.STUDY._replace(
+    title="smoothness benchmark",
+    arms={
+        name: (f"potential.name={name.partition(':')[0]}", f"potential.arguments={{{arguments}}}")
+        for name, arguments in NETWORKS.items()
+    },
+    own_arms=False,
+)
 
 
 def copper() -> Atoms:
@@ -83,16 +88,9 @@ def force_constants(
     calculator: Calculator, atoms: Atoms, displacements: Sequence[float] = DISPLACEMENTS, *, atom: int = 0
 ) -> np.ndarray:
     """k(d) in eV/A^2 of one atom of ``atoms`` along x, for each displacement d in A."""
-    found = []
-    for distance in displacements:
-        forces = []
-        for sign in (1, -1):
-            moved = atoms.copy()
-            moved.positions[atom, 0] += sign * distance
-            moved.calc = calculator
-            forces.append(moved.get_forces()[atom, 0])
-        found.append(-(forces[0] - forces[1]) / (2 * distance))
-    return np.array(found)
+    direction = np.zeros((len(atoms), 3))
+    direction[atom, 0] = 1.0
+    return np.array([finite_product(atoms, calculator, direction, d)[atom, 0] for d in displacements])
 
 
 def train_on_copper(
@@ -103,56 +101,34 @@ def train_on_copper(
     steps: int,
     jobs: int,
     tell: Callable[[str], None] = lambda line: None,
-) -> list[Trained]:
+) -> list[Done]:
     """Train what is not finished in ``folder``; raises ``ConfigError`` for an unknown network."""
-    for name in names:
-        if name not in NETWORKS:
-            raise ConfigError(f"There is no network `{name}` in this benchmark; {nearest_name(name, NETWORKS)}")
-    folder.mkdir(parents=True, exist_ok=True)
     source = folder / "copper.extxyz"
+    changes = [f"data.source={source.resolve()}", f"training.steps={steps}"]
+    runs = STUDY.plan(RECIPE, arms=names, seeds=seeds, overrides=changes)
+    folder.mkdir(parents=True, exist_ok=True)
     if not source.exists():
         write(source, copper_frames())
-    runs = {(name, seed): folder / f"{name.replace(':', '-')}-{seed}" for seed in seeds for name in names}
-    configs = {place: _config(name, seed, source, steps) for (name, seed), place in runs.items()}
-    run_all(configs, jobs=jobs, tell=tell)
-    trained = []
-    for (name, seed), place in runs.items():
-        results = read_results(place, configs[place])
-        if results is not None:
-            errors = results["test"]["forces_mae_meV_per_A"]
-            trained.append(Trained(name, seed, place / "model.safetensors", errors, results["cpu_seconds"]))
-    return trained
+    STUDY.run(runs, folder, jobs=jobs, tell=tell)
+    return STUDY.finished(runs, folder)
 
 
-def _config(name: str, seed: int, source: Path, steps: int) -> dict[str, Any]:
-    """The recipe: the standard network, Muon, 28 frames to learn, 3 to choose the best step, 3 to test."""
-    potential = {"name": name.partition(":")[0], "preset": "tiny", "cutoff": 5.0, "arguments": NETWORKS[name]}
-    optimisation = {"optimizer": "muon", "learning_rate": 5e-3, "betas": [0.98, 0.99], "batch_size": 2}
-    training = {"steps": steps, "energy_weight": 1.0, "validate_every": 100, "seed": seed, **optimisation}
-    document = {
-        "data": {"source": str(source.resolve()), "train": 28, "validation": 3, "test": 3},
-        "potential": potential,
-        "relaxation": {"schedule": "off"},
-        "training": training,
-    }
-    return load_config(document).model_dump(mode="json")
-
-
-def smoothness_table(trained: Sequence[Trained]) -> pd.DataFrame:
-    """A row for EMT and one for each network; columns as in the module's table."""
+def smoothness_table(folder: Path, trained: Sequence[Done]) -> pd.DataFrame:
+    """A row for EMT and one for each network of ``train_on_copper``; columns as in the module's table."""
     crystal = copper()
     rows: list[dict[str, Any]] = [{"network": "EMT", **_columns(force_constants(EMT(), crystal))}]
-    for each in trained:
-        exact, single = (MDRelaxCalculator.from_file(each.model, dtype=dtype) for dtype in ("float64", "float32"))
+    for run, results in trained:
+        model = folder / run.name / "model.safetensors"
+        exact, single = (MDRelaxCalculator.from_file(model, dtype=dtype) for dtype in ("float64", "float32"))
         crystal.calc = single
         rows.append(
             {
-                "network": each.name,
-                "seed": each.seed,
+                "network": run.factors["arm"],
+                "seed": run.factors["seed"],
                 **_columns(force_constants(exact, crystal)),
-                "force_mae_meV_per_A": each.force_mae,
+                "force_mae_meV_per_A": results["test"]["forces_mae_meV_per_A"],
                 "float32_force_eV_per_A": float(np.abs(crystal.get_forces()).max()),
-                "cpu_minutes": each.cpu_seconds / 60,
+                "cpu_minutes": results["cpu_seconds"] / 60,
             }
         )
     return pd.DataFrame(rows)

@@ -17,9 +17,8 @@ from mdrelax.analysis.benchmarks.peers import process_memory
 from mdrelax.analysis.benchmarks.speed_figures import scaling
 from mdrelax.analysis.benchmarks.speed_report import report
 from mdrelax.analysis.benchmarks.workers import Worker, start
-from mdrelax.analysis.drawing import NothingToDrawError, png
-from mdrelax.analysis.tables import write_table
-from mdrelax.base.files import write_atomically
+from mdrelax.analysis.drawing import save
+from mdrelax.analysis.tables import write_table, write_texts
 
 __all__ = [
     "Speed",
@@ -166,15 +165,9 @@ def write_speed(speed: Speed, folder: Path, *, command: str) -> list[Path]:
         "forward, squared error, backward, Adam of 100 systems of 5 particles; import: a fresh process"
     )
     paths = write_table(speed.table, folder, command=command, work=work, name="speed", more=more)
-    text = report(speed.table, speed.limits, dtype=speed.rules.dtype)
-    write_atomically(folder / "speed.md", text.encode())
-    paths.append(folder / "speed.md")
-    try:
-        picture = png(scaling(speed.table))
-    except NothingToDrawError:
-        return paths
-    write_atomically(folder / "speed.png", picture)
-    return [*paths, folder / "speed.png"]
+    paths += write_texts(folder, {"speed.md": report(speed.table, speed.limits, dtype=speed.rules.dtype)})
+    picture = folder / "speed.png"
+    return paths if save(picture, partial(scaling, speed.table)) is None else [*paths, picture]
 
 
 def memory_rules(most_GB: float | None = None) -> dict[str, float]:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from mdrelax.analysis.drawing import (
     BLACK,
@@ -31,6 +32,7 @@ from mdrelax.analysis.drawing import (
     step_axis,
     styled,
 )
+from mdrelax.analysis.studies.measures import Factor, Measure, judged_by, main_setting
 from mdrelax.analysis.tables import short_names
 
 __all__ = [
@@ -39,9 +41,12 @@ __all__ = [
     "arm_rows",
     "arm_style",
     "count",
+    "errors_against",
+    "errors_of_arms",
     "in_order",
     "learning_curves",
     "lie_derivatives",
+    "seed_curves",
 ]
 
 ARM_STYLES: dict[str, tuple[str, str]] = {  # colour and marker, in the order in which arms are listed
@@ -54,6 +59,7 @@ ARM_STYLES: dict[str, tuple[str, str]] = {  # colour and marker, in the order in
     "egnn": (BLACK, "X"),
 }
 OTHER_STYLES = [(GREEN, "<"), (PURPLE, ">"), (ORANGE, "h"), (SKY, "*"), (GREY, "d"), (BLACK, "p")]
+MOST_PANELS = 3  # of errors against a factor, beside each other; more would be too small to read
 LIE_ARMS = ("relaxed", "relaxed-weight")  # the paper's penalty and the one of the weights; others only without these
 
 
@@ -64,31 +70,99 @@ class RunTables(NamedTuple):
     seed: int
     metrics: pd.DataFrame
     layers: pd.DataFrame | None = None
+    panel: str = ""  # of the learning curves, by its title
+
+
+@styled
+def errors_of_arms(
+    table: pd.DataFrame,
+    measures: Sequence[Measure],
+    factors: Mapping[str, Factor] | None = None,
+    *,
+    setting: Sequence[Any] | None = None,
+    published: Mapping[str, float] | None = None,
+) -> Figure:
+    """The arms at one setting, that of most runs unless given: a panel for each measure; ``table`` has a row per run.
+
+    Measures are those on test data, or on validation data where no run has any of the first. Every dot is a seed, dots
+    of one seed are joined by a line, a bar is the arm's mean. ``published`` are values of the first measure to compare
+    with, by name, dashed.
+    """
+    names = list(factors or {})
+    rows = table
+    if len(table) and names:
+        setting = setting or main_setting(table, names)
+        rows = table[(table[names] == list(setting)).all(axis=1)]
+    part = judged_by(rows, measures)
+    shown = [measure for measure in measures if has_numbers(rows, f"{part}_{measure.name}")]
+    arms = in_order(rows["arm"]) if shown else []
+    figure, axes = panels(len(shown), "no run has an error", height=1.5 + 0.45 * len(arms))
+    where = [factor.words(value) for factor, value in zip((factors or {}).values(), setting or (), strict=True)]
+    for ax, measure in zip(axes, shown, strict=True):
+        values = measure.scale * rows[f"{part}_{measure.name}"]
+        for _, pair in rows.groupby("seed"):
+            ax.plot(values[pair.index], [arms.index(arm) for arm in pair["arm"]], color="#BBBBBB", lw=0.8, zorder=1)
+        arm_rows(ax, {arm: values[rows["arm"] == arm] for arm in arms})
+        better = ", higher is better" if measure.higher_is_better else ""
+        ax.set_xlabel(", ".join([f"{part} {measure.axis}{better}", *where]))
+    if published:
+        _draw_published(axes[0], {name: measures[0].scale * value for name, value in published.items()})
+    return figure
+
+
+@styled
+def errors_against(table: pd.DataFrame, by: str, measure: Measure, factors: Mapping[str, Factor]) -> Figure:
+    """A measure on test data of arms at several values of a factor (the paper's Figure 4); ``table``: a row per run.
+
+    Markers are means over seeds with the sample standard deviation, small dots the single seeds; arms stand a little
+    beside each other. One panel for each setting of the other factors at which ``by`` takes several values.
+    """
+    if by not in factors:
+        raise ValueError(f"`by` must be {' or '.join(factors)}, got `{by}`.")
+    others = {name: factor for name, factor in factors.items() if name != by}
+    groups = [(key, rows) for key, rows in _curves(table, by, list(others)) if rows[by].nunique() > 1]
+    shown = sorted(groups, key=lambda pair: len(pair[1]))[-MOST_PANELS:]
+    figure, axes = panels(len(shown), f"`table` holds no two values of {by} beside one of the others", height=3.4)
+    arms = in_order(arm for _, rows in groups for arm in rows["arm"])
+    for ax, (key, rows) in zip(axes, sorted(shown, key=lambda pair: pair[0]), strict=True):
+        ticks = sorted(rows[by].unique())
+        _value_axis(ax, ticks, log=factors[by].log)
+        gap = 0.16 * float(np.diff(_scaled(ax, ticks)).min()) / max(len(arms) - 1, 1)
+        values = rows.assign(value=measure.scale * rows[f"test_{measure.name}"], at=rows[by])
+        for number, arm in enumerate(arms):
+            _arm_against(ax, values[rows["arm"] == arm], arm, (number - (len(arms) - 1) / 2) * gap, gap)
+        where = [factor.words(value) for factor, value in zip(others.values(), key, strict=True)]
+        ax.set(title=", ".join(where), xlabel=factors[by].nouns[1])
+    axes[0].set_ylabel(f"test {measure.axis}")
+    fit_axes(axes)
+    shared_legend(figure)
+    return figure
 
 
 @styled
 def learning_curves(runs: Sequence[RunTables], column: str, label: str, *, scale: float = 1.0) -> Figure:
-    """A column of metrics.csv against the step: seeds thin, their mean thick, theta filled.
+    """A column of metrics.csv against the step: seeds thin, their mean thick, theta filled; one scale for all panels.
 
     ``label`` names the column and its unit after it was multiplied by ``scale``.
     """
     shown = [run for run in runs if has_numbers(run.metrics, column)]
-    figure, (ax,) = panels(1 if shown else 0, "no run has a validation error", height=3.8)
+    titles = list(dict.fromkeys(run.panel for run in shown))
+    figure, axes = panels(len(titles), "no run has a validation error", height=3.8)
     figure.set_figwidth(WIDTH)
     arms = in_order(run.arm for run in shown)
-    relaxed = [run for run in sorted(shown, key=lambda run: arms.index(run.arm)) if run.metrics["theta"].any()]
-    if relaxed:  # the first arm's: others may have other schedules
-        fill_theta(ax, relaxed[0].metrics, label=f"θ of {relaxed[0].arm} (right axis)")
-    for arm in arms:
-        colour, _ = arm_style(arm, arms)
-        curves = [scale * run.metrics.set_index("step")[column] for run in shown if run.arm == arm]
-        for curve in curves if len(curves) > 1 else []:
-            ax.plot(curve.index, curve, color=colour, linewidth=0.6, alpha=0.5)
-        mean = pd.concat(curves, axis=1, join="inner").mean(axis=1)
-        ax.plot(mean.index, mean, color=colour, label=f"{arm} ({count(len(curves), 'seed')})")
-    ax.set(xlabel="optimiser step", ylabel=label)
-    fit_axes([ax])
-    step_axis(ax)
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set(title=title, xlabel="optimiser step")
+        own = sorted((run for run in shown if run.panel == title), key=lambda run: arms.index(run.arm))
+        relaxed = next((run for run in own if run.metrics["theta"].any()), None)
+        if relaxed is not None:  # the first arm's: others may have other schedules
+            fill_theta(ax, relaxed.metrics, label=f"θ of {relaxed.arm} (right axis)")
+        for arm in in_order(run.arm for run in own):
+            curves = [scale * run.metrics.set_index("step")[column] for run in own if run.arm == arm]
+            seeds = f" ({count(len(curves), 'seed')})" if len(titles) == 1 else ""
+            seed_curves(ax, curves, arm_style(arm, arms)[0], label=f"{arm}{seeds}")
+        step_axis(ax)
+    axes[0].set_ylabel(label)
+    fit_axes(axes)
     shared_legend(figure)
     return figure
 
@@ -145,6 +219,14 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' if number != 1 else ''}"
 
 
+def seed_curves(ax: Axes, curves: "Sequence[pd.Series[float]]", colour: str, *, label: str, marker: str = "") -> None:
+    """Curves of one arm against their index: seeds thin, their mean thick."""
+    for curve in curves if len(curves) > 1 else []:
+        ax.plot(curve.index, curve, color=colour, linewidth=0.6, alpha=0.5)
+    mean = pd.concat(curves, axis=1, join="inner").mean(axis=1)
+    ax.plot(mean.index, mean, color=colour, label=label, marker=marker, markersize=4)
+
+
 def mean_text(errors: "pd.Series[float]") -> str:
     """Mean, standard deviation and number of seeds."""
     spread = f" ± {errors.std():.2f}" if len(errors) > 1 else ""
@@ -161,6 +243,61 @@ def arm_rows(ax: Axes, errors: "Mapping[str, pd.Series[float]]") -> None:
     ax.set_yticks(range(len(arms)), [f"{arm}\n{mean_text(values)}" for arm, values in errors.items()])
     ax.set_ylim(len(arms) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
+
+
+def _draw_published(ax: Axes, published: Mapping[str, float]) -> None:
+    """Dashed lines with their names above the panel, stacked so that no name or line covers another."""
+    look: dict[str, Any] = {"color": GREY, "linestyle": "--", "linewidth": 1.0}
+    for level, (name, error) in enumerate(sorted(published.items(), key=lambda item: -item[1])):
+        ax.axvline(error, zorder=0, **look)
+        ax.annotate(
+            f" {name} {error:g}", (error, 1.0), xycoords=ax.get_xaxis_transform(),
+            xytext=(0, 5 + 12 * level), textcoords="offset points", fontsize=8, color="#505050",
+            arrowprops={"arrowstyle": "-", "relpos": (0, 0), "shrinkA": 0, "shrinkB": 0, **look},
+        )  # fmt: skip
+
+
+def _curves(table: pd.DataFrame, by: str, others: Sequence[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
+    """The rows at each setting of the other factors, of the arms with several values of ``by``."""
+    if not len(table):
+        return []
+    several = table[table.groupby("arm")[by].transform("nunique") > 1]
+    return list(several.groupby(list(others))) if others else [((), several)]
+
+
+def _scaled(ax: Axes, values: Any) -> Any:
+    """Values as they are spaced on the horizontal axis."""
+    return np.log(values) if ax.get_xscale() == "log" else np.asarray(values, dtype=float)
+
+
+def _moved(ax: Axes, values: Any, shift: float) -> Any:
+    moved = _scaled(ax, values) + shift
+    return np.exp(moved) if ax.get_xscale() == "log" else moved
+
+
+def _arm_against(ax: Axes, rows: pd.DataFrame, arm: str, shift: float, gap: float) -> None:
+    """One arm, moved to the side by ``shift``: means with bars joined by a line, and the seeds as dots beside them."""
+    if not len(rows):
+        return
+    colour, marker = arm_style(arm, [arm])
+    groups = rows.groupby("at")["value"].agg(["mean", "std"])
+    several = groups["std"].notna().any()
+    ax.errorbar(
+        _moved(ax, groups.index, shift), groups["mean"], yerr=groups["std"].fillna(0.0) if several else None,
+        color=colour, marker=marker, markersize=4.5, linewidth=1.2, elinewidth=1.2, capsize=2.5, label=arm,
+    )  # fmt: skip
+    dots = _moved(ax, rows["at"], shift + 0.4 * gap * several)
+    ax.plot(dots, rows["value"], ".", color=colour, markersize=4, alpha=0.6)
+
+
+def _value_axis(ax: Axes, ticks: Sequence[Any], *, log: bool) -> None:
+    """Ticks where there are runs, and nowhere else."""
+    if log:
+        ax.set_xscale("log")
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.margins(x=0.1)
 
 
 def _layer_means(tables: Sequence[pd.DataFrame | None]) -> pd.DataFrame:

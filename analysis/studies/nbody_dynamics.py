@@ -9,7 +9,6 @@ The same starts are run by ASE's velocity Verlet (order 2) with the model and wi
 Lengths are in Angstrom, energies in eV, times in the simulator's unit (``datasets.nbody_frames``).
 """
 
-import io
 import json
 from pathlib import Path
 
@@ -22,8 +21,8 @@ from ase.md.verlet import VelocityVerlet
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mdrelax.analysis.drawing import BLUE, GREY, VERMILION, panels, shared_legend, styled
-from mdrelax.base.files import write_atomically
+from mdrelax.analysis.drawing import BLUE, GREY, VERMILION, panels, save, shared_legend, styled
+from mdrelax.analysis.tables import write_texts
 from mdrelax.base.provenance import environment
 from mdrelax.datasets.nbody_frames import SOFTENING, SPECIES, NBodyCalculator
 from mdrelax.datasets.nbody_simulator import PROTOCOLS, simulate
@@ -104,22 +103,16 @@ def write_comparison(
         "command": command, "system": system, "starts": n_starts, "medians_by_time": medians,
         "median_absolute_energy_drift_eV_per_particle": drifts, "environment": environment(device="cpu", seed=seed),
     }  # fmt: skip
-    figure = io.BytesIO()
-    dynamics_figure(table).savefig(figure, dpi=150)
-    contents = {
-        "dynamics.csv": table.to_csv(index=False).encode(),
-        "dynamics.json": json.dumps(record, indent=2).encode(),
-        "dynamics.png": figure.getvalue(),
-    }
-    for name, content in contents.items():
-        write_atomically(folder / name, content)
+    texts = {"dynamics.csv": table.to_csv(index=False), "dynamics.json": json.dumps(record, indent=2)}
+    paths = write_texts(folder, texts)
+    save(folder / "dynamics.png", lambda: dynamics_figure(table))
     middle = medians.get("1", medians[min(medians, key=float)])
     return [
         f"after time 1: divergence {middle['divergence']:.4f}, distance travelled {middle['displacement']:.4f}, "
         f"start moved by 0.001: {middle['sensitivity']:.4f} (medians of {n_starts} starts, Angstrom)",
         f"energy drift at the end: model {1e3 * drifts['energy_drift_model']:.3f}, simulator "
         f"{1e3 * drifts['energy_drift_exact']:.3f} meV a particle",
-        *(str(folder / name) for name in contents),
+        *map(str, [*paths, folder / "dynamics.png"]),
     ]
 
 

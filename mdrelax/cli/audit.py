@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mdrelax.cli.output import write_text
+
 if TYPE_CHECKING:
     from ase import Atoms
 
@@ -35,8 +37,6 @@ def audit(
     A model file is compared with its certificate, and the command fails when it does not pass. Of a run folder, the
     last checkpoint is measured with its free maps at the given theta, and what projection would take away is said.
     """
-    from mdrelax.base.files import write_atomically
-
     if model.name == "last.pt" and model.parent.name == "checkpoints":
         model = model.parent.parent
     if model.is_dir():
@@ -44,7 +44,7 @@ def audit(
     else:
         force_field, graph, found = _of_file(model, data, structures, operations, seed)
     if output is not None:
-        write_atomically(output, json.dumps(found, indent=2).encode())
+        write_text(output, json.dumps(found, indent=2))
     if out is not None:
         _write_details(out, force_field, graph, found, operations, seed)
     if "passed" in found:
@@ -140,8 +140,8 @@ def _write_details(
 ) -> None:
     """audit.json, layers.csv, angles.csv, and their pictures."""
     from mdrelax.analysis import audit as measure
-    from mdrelax.analysis.drawing import NothingToDrawError, png
-    from mdrelax.base.files import write_atomically
+    from mdrelax.analysis.drawing import save
+    from mdrelax.analysis.tables import write_texts
 
     folder.mkdir(parents=True, exist_ok=True)
     layers = {name: measure.layer_errors(force_field, graph, dtype=dtype, n_operations=operations, seed=seed)
@@ -153,12 +153,9 @@ def _write_details(
         "layers.csv": table.to_csv(index=False),
         "angles.csv": angles.to_csv(index=False),
     }
-    for name, text in contents.items():
-        write_atomically(folder / name, text.encode())
-    write_atomically(folder / "angles.png", png(measure.draw_angles(angles)))
-    try:
-        write_atomically(folder / "layers.png", png(measure.draw_layers(layers["float64"])))
-    except NothingToDrawError:
+    write_texts(folder, contents)
+    save(folder / "angles.png", lambda: measure.draw_angles(angles))
+    if save(folder / "layers.png", lambda: measure.draw_layers(layers["float64"])) is None:
         typer.echo("No layer between irreps was found.")
     else:
         worst = layers["float64"].sort_values("rotation", ascending=False).iloc[0]

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mdrelax.cli.output import refuse
+
 if TYPE_CHECKING:
     from ase import Atoms
 
@@ -25,14 +27,12 @@ LARGE_FORCE = 1e-3  # eV/A: a geometry that is not relaxed is warned of from her
 
 def check_options(*, method: str, delta: float, fmax: float) -> None:
     """Raise ``ConfigError`` for options that cannot be, before anything takes time."""
-    from mdrelax.base.sections import ConfigError
-
     if method not in METHODS:
-        raise ConfigError(f"`--method` must be exact or finite, got {method!r}.")
+        refuse(f"`--method` must be exact or finite, got {method!r}.")
     if not 0 < delta <= 0.5:
-        raise ConfigError(f"`--delta` must be a displacement in A, > 0 and at most 0.5, got {delta}.")
+        refuse(f"`--delta` must be a displacement in A, > 0 and at most 0.5, got {delta}.")
     if not 0 < fmax < math.inf:
-        raise ConfigError(f"`--fmax` must be a force > 0 in eV/A, got {fmax}.")
+        refuse(f"`--fmax` must be a force > 0 in eV/A, got {fmax}.")
 
 
 def only_structure(path: Path) -> "Atoms":
@@ -111,10 +111,3 @@ def provenance(model: Path, structure: Path, found: "Relaxed", *, method: str, d
         "largest_force_eV_per_A": found.largest_force,
         "energy_eV": float(found.atoms.get_potential_energy()),
     }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    from mdrelax.base.files import write_atomically
-
-    write_atomically(path, text.encode())

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from mdrelax.cli.geometries import double_precision, geometry, write_text
+from mdrelax.cli.geometries import double_precision, geometry
+from mdrelax.cli.output import refuse, write_text
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -33,7 +34,6 @@ def wanted_reference(reference: str, start: "Atoms") -> Wanted:
     """What ``--harmonic`` names, checked before anything takes time; ``ConfigError`` or ``ValueError`` otherwise."""
     from mdrelax.analysis.geometry import bare
     from mdrelax.analysis.harmonic import level_of_theory, read_reference
-    from mdrelax.base.sections import ConfigError
     from mdrelax.datasets.labelling import XTB
 
     if start.pbc.any() or len(start) < 2:
@@ -45,16 +45,16 @@ def wanted_reference(reference: str, start: "Atoms") -> Wanted:
     if path.is_file():
         return Wanted(path.name, atoms, read_reference(path, len(atoms)), None)
     if path.suffix in (".json", ".csv"):
-        raise ConfigError(f"There is no file `{path}` for `--harmonic`.")
+        refuse(f"There is no file `{path}` for `--harmonic`.")
     if reference != XTB and reference.count("/") != 1:
-        raise ConfigError(
+        refuse(
             f"`--harmonic` must name a file (.json, .csv) or a level of theory such as {XTB} or PBE/def2-SVP, got "
             f"{reference!r}."
         )
     try:
         return Wanted(reference, atoms, None, level_of_theory(reference, atoms))
     except ImportError as error:
-        raise ConfigError(str(error)) from error
+        refuse(str(error))
 
 
 def harmonic(folder: Path, model: Path, wanted: Wanted) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from mdrelax.cli.output import refuse
+
 
 def info(
     model: Annotated[Path | None, typer.Argument(help="A model file; none: the installation.")] = None,
@@ -47,12 +49,11 @@ def export(
     """
     import time
 
-    from mdrelax.base.sections import ConfigError
     from mdrelax.compiled import export_model, file_hash
     from mdrelax.modelfile import load_model
 
     if to != "pt2":
-        raise ConfigError(f"`--to` must be pt2, got {to!r}.")
+        refuse(f"`--to` must be pt2, got {to!r}.")
     output = model.with_suffix(".pt2") if out is None else out
     start = time.perf_counter()
     header = export_model(load_model(model), output, dtype=dtype or None)

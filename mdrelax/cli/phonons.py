@@ -20,8 +20,8 @@ from mdrelax.cli.geometries import (
     only_structure,
     provenance,
     smoothness,
-    write_text,
 )
+from mdrelax.cli.output import refuse, tell_table, write_text
 from mdrelax.cli.simulate import refuse_existing
 
 if TYPE_CHECKING:
@@ -89,37 +89,29 @@ def phonons(
 
 def _three(option: str, text: str) -> Size:
     """Three whole numbers from a text such as 3,3,3."""
-    from mdrelax.base.sections import ConfigError
-
     parts = text.replace("x", ",").split(",")
     if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise ConfigError(f"`{option}` must be three whole numbers > 0 such as 3,3,3, got {text!r}.")
+        refuse(f"`{option}` must be three whole numbers > 0 such as 3,3,3, got {text!r}.")
     a, b, c = (int(part) for part in parts)
     return a, b, c
 
 
 def _range(text: str) -> list[float]:
     """The temperatures of a text such as 0,1000,10."""
-    from mdrelax.base.sections import ConfigError
-
     try:
         first, last, step = (float(part) for part in text.split(","))
     except ValueError:
         first = last = step = math.nan
     if not (0 <= first <= last < math.inf and 0 < step < math.inf):
-        raise ConfigError(
-            f"`--temperature` must be first,last,step in K such as 0,1000,10, none below 0, got {text!r}."
-        )
+        refuse(f"`--temperature` must be first,last,step in K such as 0,1000,10, none below 0, got {text!r}.")
     return [first + k * step for k in range(int((last - first) / step + 1e-9) + 1)]
 
 
 def _require(check: Any) -> None:
-    from mdrelax.base.sections import ConfigError
-
     try:
         check()
     except ImportError as error:
-        raise ConfigError(str(error)) from error
+        refuse(str(error))
 
 
 def _refuse_molecules(atoms: "Atoms", path: Path) -> None:
@@ -190,6 +182,6 @@ def _tell(summary: dict[str, Any], sound: "pd.DataFrame", imaginary: list[str]) 
     typer.echo(f"Frequencies from {low:.3f} to {high:.3f} THz.")
     if len(sound):
         typer.echo("Sound, m/s (linearity 1: straight branches at Gamma):")
-        typer.echo(sound.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+        tell_table(sound)
     for sentence in imaginary or ["No imaginary modes."]:
         typer.echo(sentence)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from mdrelax.cli.output import refuse
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -33,13 +35,12 @@ def md(
     """Run NVE or NVT molecular dynamics; report the energy drift and the first bond that broke."""
     from rich.progress import Progress
 
-    from mdrelax.base.sections import ConfigError
     from mdrelax.datasets.structure_files import read_structures
     from mdrelax.engines.ase import MDRelaxCalculator
     from mdrelax.engines.md import ExplodedError, run_md
 
     if ensemble not in ("nve", "nvt"):
-        raise ConfigError(f"`--ensemble` must be nve or nvt, got {ensemble!r}.")
+        refuse(f"`--ensemble` must be nve or nvt, got {ensemble!r}.")
     kind: Literal["nve", "nvt"] = "nvt" if ensemble == "nvt" else "nve"
     with _outputs(trajectory, log, overwrite=overwrite):
         start = atoms = read_structures(structure)[-1]
@@ -88,11 +89,9 @@ def _outputs(*paths: Path, overwrite: bool) -> "Iterator[None]":
 
 def refuse_existing(*outputs: Path) -> None:
     """Raise ``ConfigError`` for a file that a new run would replace."""
-    from mdrelax.base.sections import ConfigError
-
     for path in outputs:
         if path.exists():
-            raise ConfigError(f"`{path}` exists; name another output, or replace it with `--overwrite`.")
+            refuse(f"`{path}` exists; name another output, or replace it with `--overwrite`.")
 
 
 def _say_what_broke(trajectory: Path, start: "Atoms") -> None:

@@ -20,8 +20,8 @@ from mdrelax.cli.geometries import (
     only_structure,
     provenance,
     smoothness,
-    write_text,
 )
+from mdrelax.cli.output import refuse, tell_table, write_text
 from mdrelax.cli.simulate import refuse_existing
 
 if TYPE_CHECKING:
@@ -43,12 +43,11 @@ def vibrations(
 ) -> None:
     """Relax a molecule and compute its vibrations: wavenumbers, modes, zero-point energy; imaginary modes are named."""
     from mdrelax.analysis.vibrations import exact_vibrations, finite_vibrations, normal_modes, write_hessian
-    from mdrelax.base.sections import ConfigError
 
     folder = out or Path("runs") / f"vibrations-{structure.stem}"
     check_options(method=method, delta=delta, fmax=fmax)
     if not 0 <= temperature < math.inf:
-        raise ConfigError(f"`--temperature` must be >= 0 K and finite, got {temperature}.")
+        refuse(f"`--temperature` must be >= 0 K and finite, got {temperature}.")
     if not overwrite:
         refuse_existing(folder / "vibrations.json")
     atoms = only_structure(structure)
@@ -107,8 +106,7 @@ def _write(folder: Path, modes: "NormalModes", summary: dict[str, Any]) -> None:
 def _tell(modes: "NormalModes", summary: dict[str, Any]) -> None:
     from mdrelax.analysis.vibrations import mode_table
 
-    table = mode_table(modes)
-    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+    tell_table(mode_table(modes), ".2f")
     thermo = summary["thermochemistry"]
     entropy, heat_capacity = (1000 * thermo[name] for name in ("entropy_eV_per_K", "heat_capacity_eV_per_K"))
     typer.echo(

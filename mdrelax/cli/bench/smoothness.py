@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+from mdrelax.cli.options import Jobs, Seeds
+from mdrelax.cli.output import keep_table, tell_table
+
 
 def smoothness(
     out: Annotated[Path, typer.Option(help="Folder for the runs, smoothness.csv, .json and .png.")] = Path(
@@ -14,16 +17,14 @@ def smoothness(
     networks: Annotated[
         str, typer.Option(help="Comma-separated; `:separable` is the published layer norm, `:joint` the smooth one.")
     ] = "equiformer,equiformer:separable,segnn,segnn:joint,equiformer-pytorch,equiformer-pytorch:separable",
-    seeds: Annotated[str, typer.Option(help="Comma-separated seeds, each a run of every network.")] = "0",
+    seeds: Seeds = "0",
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 1000,
-    jobs: Annotated[int, typer.Option(min=0, help="Runs side by side, one thread each; 0: one per core.")] = 0,
+    jobs: Jobs = 0,
 ) -> None:
     """Train networks on EMT copper and measure k(d) = -F/d in the perfect crystal, which must not depend on d."""
     from mdrelax.analysis.benchmarks import smoothness as benchmark
     from mdrelax.analysis.drawing import save
-    from mdrelax.analysis.tables import write_table
     from mdrelax.base.files import locked_folder
-    from mdrelax.base.provenance import command_line
     from mdrelax.modelfile import RoughPotentialWarning
     from mdrelax.runs.inputs import whole_numbers
     from mdrelax.runs.jobs import cores
@@ -35,10 +36,9 @@ def smoothness(
         )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RoughPotentialWarning)  # how rough they are is what is measured
-        table = benchmark.smoothness_table(trained)
-    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+        table = benchmark.smoothness_table(out, trained)
+    tell_table(table)
     work = f"{steps} steps on {benchmark.N_FRAMES} frames of 32 Cu atoms labelled by EMT; k in eV/A^2"
-    for path in write_table(table, out, command=command_line(), work=work, name="smoothness"):
-        typer.echo(path)
+    keep_table(table, out, work=work, name="smoothness")
     save(out / "smoothness.png", lambda: benchmark.draw_smoothness(table))
     typer.echo(out / "smoothness.png")

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from mdrelax.cli.output import keep_table, refuse, tell_table
+
 
 def speed(
     out: Annotated[Path, typer.Option(help="Folder for speed.csv, speed.json and speed.png.")] = Path("runs/speed"),
@@ -79,13 +81,10 @@ def operators(
 ) -> None:
     """Say which torch operations a step spends its time on: the plain e3nn form and the fast one."""
     from mdrelax.analysis.benchmarks.operators import operator_table
-    from mdrelax.analysis.tables import write_table
-    from mdrelax.base.provenance import command_line
 
     table = operator_table(implementations.split(","), _case(case))
-    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
-    for path in write_table(table, out, command=command_line(), work=f"{case} of `bench speed`", name="operators"):
-        typer.echo(path)
+    tell_table(table, ".3g")
+    keep_table(table, out, work=f"{case} of `bench speed`", name="operators")
 
 
 def backbones(
@@ -95,16 +94,13 @@ def backbones(
 ) -> None:
     """Time training and MD steps of every potential on ethanol, standard and relaxed."""
     from mdrelax.analysis.benchmarks.backbones import backbone_times
-    from mdrelax.analysis.tables import write_table
-    from mdrelax.base.provenance import command_line
 
     table = backbone_times(batch_size=batch_size, repeats=repeats, tell=typer.echo)
     typer.echo(table.round(2).to_string())
     work = (
         f"energies and forces of {batch_size} ethanol molecules, squared errors, backward, Adam; or one MD step of one"
     )
-    for path in write_table(table.reset_index(), out, command=command_line(), work=work, name="backbones"):
-        typer.echo(path)
+    keep_table(table.reset_index(), out, work=work, name="backbones")
 
 
 def hessians(
@@ -113,29 +109,23 @@ def hessians(
 ) -> None:
     """Time rows of Hessians: by automatic differentiation, and by central differences of the forces."""
     from mdrelax.analysis.benchmarks.hessians import hessian_times
-    from mdrelax.analysis.tables import write_table
-    from mdrelax.base.provenance import command_line
 
     table = hessian_times(repeats=repeats, tell=typer.echo)
     work = "rows of the Hessian of untrained networks, float64: exact, and by central differences of the forces"
-    for path in write_table(table, out, command=command_line(), work=work, name="hessians"):
-        typer.echo(path)
+    keep_table(table, out, work=work, name="hessians")
 
 
 def _case(name: str) -> str:
     from mdrelax.analysis.benchmarks.implementations import CASES
     from mdrelax.base.names import nearest_name
-    from mdrelax.base.sections import ConfigError
 
     known = [each for each, case in CASES.items() if case.kind in ("training", "md")]
     if name not in known:
-        raise ConfigError(f"There is no case `{name}` to profile; {nearest_name(name, known)}")
+        refuse(f"There is no case `{name}` to profile; {nearest_name(name, known)}")
     return name
 
 
 def _dtype(name: str) -> str:
-    from mdrelax.base.sections import ConfigError
-
     if name not in ("float32", "float64"):
-        raise ConfigError(f"`--dtype` must be float32 or float64, got `{name}`.")
+        refuse(f"`--dtype` must be float32 or float64, got `{name}`.")
     return name

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mdrelax.cli.options import Arms, Compile, Jobs, OnlyReport, Override, Seeds
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     from mdrelax.training.trainer import Progress
 
@@ -20,50 +22,46 @@ QUICK = [  # a miniature: eight runs that learn something, in two minutes on two
 
 
 def nbody(
-    out: Annotated[Path, typer.Option(help="Folder of the study: a folder a run, tables and figures.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder of the study: a folder per run, tables and figures.")] = Path(
         "runs/nbody"
     ),
     arms: Annotated[str, typer.Option(help="Comma-separated: standard, relaxed, relaxed-weight, ...")] = (
         "standard,relaxed"
     ),
-    seeds: Annotated[str, typer.Option(help="Comma-separated seeds, each a run of every arm.")] = "0,1,2",
+    seeds: Seeds = "0,1,2",
     layers: Annotated[str, typer.Option(help="Comma-separated numbers of layers.")] = "4",
     train_sizes: Annotated[str, typer.Option(help="Comma-separated numbers of training trajectories.")] = "3000",
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set; the default is the recipe's.")] = (
         None
     ),
     recipe: Annotated[str, typer.Option(help="tuned (ours, found on validation data) or published.")] = "tuned",
-    override: Annotated[list[str] | None, typer.Option("-r", help="section.key=value, any number of times.")] = None,
-    jobs: Annotated[int, typer.Option(min=0, help="Runs side by side, one thread each; 0: one a core.")] = 0,
-    compile: Annotated[
-        bool | None, typer.Option("--compile/--no-compile", help="torch.compile; default: where a C++ compiler is.")
-    ] = None,
+    override: Override = None,
+    jobs: Jobs = 0,
+    compile: Compile = None,
     quick: Annotated[bool, typer.Option(help="The whole thing in miniature, in a few minutes.")] = False,
 ) -> None:
     """Train SEGNN on the N-body task, standard against relaxed: tables, figures, statistics."""
-    from mdrelax.analysis.studies import nbody_grid
-    from mdrelax.analysis.studies.nbody_grid import Grid, plan, run_all
-    from mdrelax.base.files import locked_folder
+    from mdrelax.analysis.studies import nbody as study
+    from mdrelax.base.provenance import command_line
     from mdrelax.runs.inputs import whole_numbers
     from mdrelax.runs.jobs import cores
 
-    base: dict[str, Any] = {**nbody_grid.recipe(recipe), "compile": _has_compiler() if compile is None else compile}
-    grid = Grid(arms.split(","), whole_numbers("--seeds", seeds), whole_numbers("--layers", layers),
-                whole_numbers("--train-sizes", train_sizes))  # fmt: skip
+    base: dict[str, Any] = {**study.recipe(recipe), "compile": _has_compiler() if compile is None else compile}
+    numbers = whole_numbers("--seeds", seeds)
+    levels = {"n_layers": whole_numbers("--layers", layers), "n_train": whole_numbers("--train-sizes", train_sizes)}
     changes = [*(QUICK if quick else []), *([f"training.epochs={epochs}"] if epochs else []), *(override or [])]
     if quick:
         base["compile"] = bool(compile)
-        grid = grid._replace(seeds=grid.seeds[:1], layers=(1, 2), train_sizes=(200, 400))
-    runs = plan(grid, base=base, overrides=changes)
-    with locked_folder(out):
-        typer.echo(f"{len(runs)} runs in {out}")
-        try:
-            run_all(runs, out, jobs=jobs or cores(), tell=typer.echo)
-        except RuntimeError:  # some failed; what the others found is not lost
-            with contextlib.suppress(ValueError):
-                _write_study(out)
-            raise
-        _write_study(out)
+        numbers, levels = numbers[:1], {"n_layers": [1, 2], "n_train": [200, 400]}
+    runs = study.STUDY.plan(base, arms=arms.split(","), seeds=numbers, levels=levels, overrides=changes)
+
+    def train() -> None:
+        study.STUDY.refuse_mixtures(runs, study.finished_runs(out)[0])
+        study.STUDY.run(runs, out, jobs=jobs or cores(), tell=typer.echo)
+
+    _train_and_tell(
+        train, lambda: study.write_study(out, command=command_line()), f"{len(runs)} runs in {out}", folder=out
+    )
 
 
 def nbody_run(folder: Annotated[Path, typer.Argument(help="A prepared run folder with its run.yaml.")]) -> None:
@@ -108,52 +106,58 @@ def rmd17(
     molecules: Annotated[str, typer.Option(help="Comma-separated: ethanol, malonaldehyde, uracil, aspirin.")] = (
         "ethanol,malonaldehyde,uracil,aspirin"
     ),
-    arms: Annotated[str, typer.Option(help="As in `mdrelax compare`.")] = "standard,relaxed",
-    seeds: Annotated[str, typer.Option(help="Comma-separated seeds, each a run of every arm and molecule.")] = "0,1",
-    override: Annotated[list[str] | None, typer.Option("-r", help="section.key=value for all runs.")] = None,
-    jobs: Annotated[int, typer.Option(min=0, help="Runs side by side, one thread each; 0: one a core.")] = 0,
-    compile: Annotated[
-        bool | None, typer.Option("--compile/--no-compile", help="torch.compile; default: where a C++ compiler is.")
-    ] = None,
-    only_report: Annotated[bool, typer.Option(help="Train nothing: write the tables of the result files.")] = False,
+    arms: Arms = "standard,relaxed",
+    seeds: Seeds = "0,1",
+    override: Override = None,
+    jobs: Jobs = 0,
+    compile: Compile = None,
+    only_report: OnlyReport = False,
 ) -> None:
     """Train on molecules of rMD17, standard against relaxed, an hour a run and more: tables beside published errors."""
-    from mdrelax.analysis.studies.compare import split_arms
-    from mdrelax.analysis.studies.rmd17 import plan_study, run_study, write_study
-    from mdrelax.base.files import locked_folder
+    from mdrelax.analysis.studies import rmd17 as study
+    from mdrelax.analysis.studies.study import split_arms
     from mdrelax.base.provenance import command_line
     from mdrelax.runs.inputs import open_config, whole_numbers
     from mdrelax.runs.jobs import cores
 
     place = results or out / "results"
-    base = open_config("rmd17-ethanol", []).model_dump(mode="json")
-    if not only_report:
-        runs = plan_study(
-            base, molecules=molecules.split(","), arms=split_arms(arms), seeds=whole_numbers("--seeds", seeds),
-            data=data,
-            overrides=[f"training.compile={_has_compiler() if compile is None else compile}", *(override or [])],
-        )  # fmt: skip
-        with locked_folder(out):
-            typer.echo(f"{len(runs)} runs in {out}, their results in {place}")
-            try:
-                run_study(runs, out, place, jobs=jobs or cores(), command=command_line(), tell=typer.echo)
-            except RuntimeError:  # some failed; what the others found is not lost
-                with contextlib.suppress(ValueError):
-                    write_study(place)
-                raise
-    _tell_study(place, write_study(place))
+    if only_report:
+        _tell_study(study.write_study(place))
+        return
+    runs = study.study_of(data).plan(
+        open_config("rmd17-ethanol", []).model_dump(mode="json"),
+        arms=split_arms(arms), seeds=whole_numbers("--seeds", seeds), levels={"molecule": molecules.split(",")},
+        overrides=[f"training.compile={_has_compiler() if compile is None else compile}", *(override or [])],
+    )  # fmt: skip
+
+    def train() -> None:
+        study.run_study(runs, out, place, jobs=jobs or cores(), command=command_line(), tell=typer.echo)
+
+    _train_and_tell(
+        train, lambda: study.write_study(place), f"{len(runs)} runs in {out}, their results in {place}", folder=out
+    )
 
 
-def _write_study(folder: Path) -> None:
-    """Tables and figures of the finished runs in a folder; says the summary and the files."""
-    from mdrelax.analysis.studies.nbody_study import write_study
-    from mdrelax.base.provenance import command_line
+def _train_and_tell(
+    train: "Callable[[], None]", write: "Callable[[], list[Path]]", first_line: str, *, folder: Path
+) -> None:
+    """Train in a folder of one's own, then write tables and figures and say them."""
+    from mdrelax.base.files import locked_folder
 
-    _tell_study(folder, write_study(folder, command=command_line()))
+    with locked_folder(folder):
+        typer.echo(first_line)
+        try:
+            train()
+        except RuntimeError:  # some failed; what the others found is not lost
+            with contextlib.suppress(ValueError):
+                write()
+            raise
+        _tell_study(write())
 
 
-def _tell_study(folder: Path, paths: "Sequence[Path]") -> None:
-    typer.echo("\n" + (folder / "study.md").read_text(encoding="utf-8"))
+def _tell_study(paths: "list[Path]") -> None:
+    """The page, which is the first of the files, and their names."""
+    typer.echo("\n" + paths[0].read_text(encoding="utf-8"))
     for path in paths:
         typer.echo(path)
 

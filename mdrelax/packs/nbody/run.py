@@ -11,14 +11,15 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from mdrelax.base.files import locked_folder, write_atomically
+from mdrelax.base.names import nearest_name
 from mdrelax.base.sections import Section, load, read_yaml
 from mdrelax.datasets.nbody import load_nbody
 from mdrelax.method.certificate import Certificate, EquivarianceError, certificate_of, require
@@ -37,11 +38,8 @@ from mdrelax.runs.experiment import RESULTS, Finished, run, seeded
 from mdrelax.training.settings import OptimisationConfig, RelaxationConfig, refuse_keep
 from mdrelax.training.trainer import FitResult, Progress
 
-__all__ = ["ARMS", "ArmName", "NBody", "NBodyRun", "load_run", "prepare_folder", "read_result", "run_nbody"]
+__all__ = ["ARMS", "NBody", "NBodyRun", "load_run", "prepare_folder", "read_result", "run_nbody"]
 
-ArmName = Literal[
-    "standard", "relaxed", "relaxed-weight", "relaxed-fold", "constant-drop", "constant-fold", "egnn"
-]  # fmt: skip
 ARMS: dict[str, dict[str, Any]] = {  # what an arm changes in the relaxation of the study
     "standard": {"schedule": "off"},
     "relaxed": {},
@@ -58,7 +56,7 @@ SETTINGS = "run.yaml"
 class NBodyRun(Section):
     """Everything that decides a run."""
 
-    arm: ArmName = Field("standard", description="A key of `ARMS`.")
+    arm: str = Field("standard", description="A key of `ARMS`.")
     data: str = Field("charged", description="charged, gravity, springs, or a folder of published npy files.")
     n_train: int = Field(3000, ge=1, description="Training trajectories: the first ones of the set.")
     n_validation: int = Field(2000, ge=1, description="Validation trajectories.")
@@ -85,6 +83,13 @@ class NBodyRun(Section):
     def _equivariant_in_the_end(self) -> Self:
         refuse_keep(self.relaxation, what="the N-body network")
         return self
+
+    @field_validator("arm")
+    @classmethod
+    def _known(cls, arm: str) -> str:
+        if arm not in ARMS:
+            raise ValueError(f"there is no arm `{arm}`; {nearest_name(arm, ARMS)}".removesuffix("."))
+        return arm
 
     def name(self) -> str:
         """The run's folder: arm, depth, size of the training set and seed."""

@@ -1,4 +1,4 @@
-"""Figures of an N-body study hold the numbers of the runs: looked up in the axes, not in the pixels."""
+"""Figures of arms hold the numbers of the runs: looked up in the axes, not in the pixels."""
 
 import numpy as np
 import pandas as pd
@@ -12,11 +12,14 @@ from mdrelax.analysis.studies.arm_figures import (
     ARM_STYLES,
     RunTables,
     arm_style,
+    errors_against,
+    errors_of_arms,
     in_order,
     learning_curves,
     lie_derivatives,
 )
-from mdrelax.analysis.studies.nbody_figures import arms_overview, main_setting, mse_against
+from mdrelax.analysis.studies.measures import main_setting
+from mdrelax.analysis.studies.nbody import MSE, STUDY
 from mdrelax.packs.nbody.run import ARMS
 from nbody_runs import LAYERS, STEPS, THETA, layers, metrics
 
@@ -33,6 +36,10 @@ def _table() -> pd.DataFrame:
         for n, size in settings
     ]
     return pd.DataFrame([*rows, {"arm": "egnn", "seed": 0, "n_layers": 4, "n_train": 3000, "test_mse": 7e-3}])
+
+
+def _against(table: pd.DataFrame, by: str) -> Figure:
+    return errors_against(table, by, MSE, STUDY.factors)
 
 
 def _legend(figure: Figure) -> list[str]:
@@ -63,7 +70,7 @@ def test_arms_that_are_not_listed_have_looks_too() -> None:
 
 def test_errors_against_depth_are_means_with_their_spread() -> None:
     """Means of the seeds times 1000, bars of one deviation each way, and every seed a dot; one depth is no curve."""
-    figure = mse_against(_table(), "n_layers")
+    figure = _against(_table(), "n_layers")
     (ax,) = figure.axes
     assert (_titles(figure), ax.get_xlabel()) == (["3,000 training trajectories"], "layers")
     assert ax.get_ylabel() == "test MSE (10⁻³)"
@@ -85,7 +92,7 @@ def test_errors_against_depth_are_means_with_their_spread() -> None:
 
 def test_errors_against_data_have_a_log_axis_and_stand_beside_each_other() -> None:
     """Ticks are the sizes; arms are moved apart, evenly on the log axis."""
-    (ax,) = mse_against(_table(), "n_train").axes
+    (ax,) = _against(_table(), "n_train").axes
     assert (ax.get_xscale(), ax.get_title(loc="left")) == ("log", "4 layers")
     assert [label.get_text() for label in ax.get_xticklabels()] == ["300", "3,000"]
     left, right = _means(ax, "standard")[:, 0], _means(ax, "relaxed")[:, 0]
@@ -96,7 +103,7 @@ def test_errors_against_data_have_a_log_axis_and_stand_beside_each_other() -> No
 def test_a_grid_has_a_panel_for_each_value_of_the_other_variable() -> None:
     """Two depths times two sizes: two panels with one error axis."""
     grid = pd.concat([_table().query("n_layers < 4").assign(n_train=size) for size in (3000, 300)])
-    figure = mse_against(grid, "n_layers")
+    figure = _against(grid, "n_layers")
     assert _titles(figure) == ["300 training trajectories", "3,000 training trajectories"]
     assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
 
@@ -104,18 +111,18 @@ def test_a_grid_has_a_panel_for_each_value_of_the_other_variable() -> None:
 def test_wide_errors_have_a_log_axis_and_narrow_ones_have_not() -> None:
     """5.0 against 5.5 on a log axis would have no tick; 1 against 50 on a linear one would hide the small."""
     narrow = _table().assign(test_mse=lambda t: 1e-3 * (5 + 0.1 * t.n_layers))
-    assert mse_against(narrow, "n_layers").axes[0].get_yscale() == "linear"
+    assert _against(narrow, "n_layers").axes[0].get_yscale() == "linear"
     wide = _table().assign(test_mse=lambda t: 1e-3 * t.n_layers**3)
-    assert mse_against(wide, "n_layers").axes[0].get_yscale() == "log"
+    assert _against(wide, "n_layers").axes[0].get_yscale() == "log"
 
 
 def test_a_single_depth_is_no_curve() -> None:
     """One value of the variable, or no runs; and a variable that is none is named."""
     for table in (_table().query("n_layers == 2"), pd.DataFrame()):
         with pytest.raises(NothingToDrawError, match="no two values of n_layers"):
-            mse_against(table, "n_layers")
+            _against(table, "n_layers")
     with pytest.raises(ValueError, match="`by` must be n_layers or n_train, got `seed`"):
-        mse_against(_table(), "seed")  # type: ignore[arg-type]
+        _against(_table(), "seed")
 
 
 def test_learning_curves_are_the_seeds_and_their_mean() -> None:
@@ -133,6 +140,15 @@ def test_learning_curves_are_the_seeds_and_their_mean() -> None:
     assert [line.get_color() for line in ax.lines] == [ARM_STYLES[a][0] for a in ("standard",) * 3 + ("relaxed",)]
     assert set(twin.collections[0].get_paths()[0].vertices[:, 1]) == {0.0, *THETA}
     assert "(10⁻³), projected network" in ax.get_ylabel()
+
+
+def test_learning_curves_of_several_settings_have_a_panel_each_on_one_scale() -> None:
+    """Molecules beside each other: their names are the titles, and equal heights are equal errors."""
+    runs = [RunTables("standard", 0, metrics(level), panel=name) for name, level in (("ethanol", 1.0), ("uracil", 9.0))]
+    figure = learning_curves(runs, *VALIDATION)
+    assert _titles(figure) == ["ethanol", "uracil"]
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+    assert _legend(figure) == ["standard"]
 
 
 def test_learning_curves_without_relaxation_have_no_theta() -> None:
@@ -192,8 +208,8 @@ def test_a_constant_theta_is_largest_at_the_end() -> None:
 
 def test_the_overview_has_a_row_an_arm_at_the_setting_of_most_runs() -> None:
     """Every seed a point, mean and deviation in the label, published errors as named dashed lines."""
-    assert main_setting(_table()) == (4, 3000)
-    figure = arms_overview(_table(), published={"EGNN": 7.1e-3, "SEGNN": 5.6e-3})
+    assert main_setting(_table(), list(STUDY.factors)) == (4, 3000)
+    figure = errors_of_arms(_table(), [MSE], STUDY.factors, published={"EGNN": 7.1e-3, "SEGNN": 5.6e-3})
     (ax,) = figure.axes
     labels = [label.get_text() for label in ax.get_yticklabels()]
     assert labels == ["standard\n1.65 ± 0.18 (2 seeds)", "relaxed\n1.40 ± 0.18 (2 seeds)", "egnn\n7.00 (1 seed)"]
@@ -208,18 +224,18 @@ def test_the_overview_has_a_row_an_arm_at_the_setting_of_most_runs() -> None:
 
 def test_the_overview_of_another_setting_or_of_none() -> None:
     """Settings can be named; one without runs is an error."""
-    figure = arms_overview(_table(), setting=(1, 3000))
+    figure = errors_of_arms(_table(), [MSE], STUDY.factors, setting=(1, 3000))
     assert figure.axes[0].get_xlabel().endswith("1 layer, 3,000 training trajectories")
     assert not figure.axes[0].texts
     for table, setting in ((_table(), (9, 3000)), (pd.DataFrame(), None)):
         with pytest.raises(NothingToDrawError):
-            arms_overview(table, setting=setting)
+            errors_of_arms(table, [MSE], STUDY.factors, setting=setting)
 
 
 def test_a_legend_of_all_arms_stays_on_the_page() -> None:
     """Seven arms do not fit into one row: their legend has several."""
     table = pd.concat([_table().query("arm == 'relaxed'").assign(arm=arm) for arm in ARMS])
-    figure = mse_against(table, "n_layers")
+    figure = _against(table, "n_layers")
     figure.canvas.draw()
     box, page = figure.legends[0].get_window_extent(), figure.bbox
     assert page.x0 <= box.x0 < box.x1 <= page.x1

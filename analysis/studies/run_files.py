@@ -1,0 +1,85 @@
+"""Files of a study: its runs and what they say, what is comparable of their configs, the record, and pictures."""
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mdrelax.analysis.drawing import save
+from mdrelax.analysis.tables import read_json, read_optional
+from mdrelax.runs.config_changes import with_defaults
+
+__all__ = ["Config", "Done", "Results", "Run", "draw", "portable_config", "read_results", "recipe",
+           "record"]  # fmt: skip
+
+Config = Mapping[str, Any]
+Results = Mapping[str, Any]
+
+
+class Run(NamedTuple):
+    """One arm with one seed in one setting."""
+
+    name: str  # of its folder
+    factors: dict[str, Any]  # the setting's, arm, seed
+    config: dict[str, Any]  # resolved
+
+
+class Done(NamedTuple):
+    """A finished run, and what it says of itself."""
+
+    run: Run
+    results: Results
+
+
+def read_results(path: Path, needs: Sequence[str]) -> dict[str, Any] | None:
+    """A run's results.json; None without the file. Raises ``ValueError`` for one that lacks what it must hold."""
+    found: dict[str, Any] | None = read_optional(path, read_json, remedy="Delete it and run again.")
+    if found is not None and (lacking := [name for name in needs if name not in found]):
+        raise ValueError(f"`{path}` lacks {', '.join(lacking)}; delete it and run again.")
+    return found
+
+
+def draw(drawings: Mapping[str, Callable[[], Figure]], folder: Path) -> dict[Path, bytes]:
+    """Every figure that has something to show, as a PNG in a folder of their own; older pictures there are removed."""
+    for path in folder.glob("*.png"):
+        path.unlink()
+    contents = {folder / f"{name}.png": save(folder / f"{name}.png", drawing) for name, drawing in drawings.items()}
+    return {path: content for path, content in contents.items() if content is not None}
+
+
+def portable_config(config: Any) -> Any:
+    """A config whose files have lost the path to them, which means nothing on another machine."""
+    if isinstance(config, Mapping):
+        return {key: portable_config(value) for key, value in config.items()}
+    return Path(config).name if isinstance(config, str) and Path(config).is_absolute() else config
+
+
+def recipe(config: Config) -> dict[str, Any]:
+    """What all runs of an arm share: the config without the seed, and without how fast the machine steps."""
+    known = {key: value for key, value in with_defaults(portable_config(config)).items() if key != "compile"}
+    training = {key: value for key, value in known["training"].items() if key not in ("seed", "compile")}
+    return {**known, "training": training}
+
+
+def record(path: Path, done: Sequence[Done], unfinished: Sequence[str], summary: pd.DataFrame, command: str) -> str:
+    """The JSON with all that is needed to check a number; commands that an older one names are kept, each once."""
+    known: list[str | None] = []
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # none yet, or none of ours
+        old = json.loads(path.read_text(encoding="utf-8"))
+        known = [*old.get("earlier_commands", []), old.get("command")]
+    commands = [*(text for text in known if text and text != command), *([command] if command else [])]
+    document = {
+        "command": commands[-1] if commands else None,
+        "earlier_commands": commands[:-1],
+        "unfinished": list(unfinished),
+        "summary": json.loads(summary.to_json(orient="records")),
+        "runs": [
+            {"name": each.run.name, **each.run.factors, "config": portable_config(each.run.config), **each.results}
+            for each in done
+        ],
+    }
+    return json.dumps(document, indent=2) + "\n"
