@@ -20,7 +20,7 @@ from mdrelax.base.provenance import environment
 from mdrelax.base.sections import ConfigError
 from mdrelax.base.seeds import generator
 from mdrelax.method.certificate import Certificate
-from mdrelax.method.relaxation import relax_constraints, relaxed_layers
+from mdrelax.method.relaxation import Placement, relax_constraints
 from mdrelax.training.settings import OptimisationConfig, RelaxationConfig
 from mdrelax.training.trainer import FitResult, Progress, Task, Trainer
 
@@ -97,8 +97,8 @@ def run(
         resume = experiment.enter(folder, restart=restart)
         model = experiment.prepare(folder, resume=resume, tell=tell)
         n_parameters = sum(p.numel() for p in model.parameters())
-        relax(model, experiment.relaxation, seed=training.seed)
-        n_free = sum(layer.free.weight.numel() for layer in relaxed_layers(model).values())
+        placement = relax(model, experiment.relaxation, seed=training.seed)
+        tell(f"{n_parameters:,} parameters." if placement is None else str(placement))
         trainer = Trainer(
             model, experiment.task(model), training=training, relaxation=experiment.relaxation, folder=folder,
             listener=listener,
@@ -106,13 +106,12 @@ def run(
         if resume:
             trainer.resume()
             tell(f"Resumed at step {trainer.step} of {trainer.n_steps}.")
-        tell(f"{n_parameters:,} parameters, and {n_free:,} free ones while the constraint is relaxed.")
         fit = trainer.run()
         certificate = experiment.certify(fit)
         results = {
-            "n_parameters": n_parameters, "n_free_parameters": n_free, "steps": fit.steps, "best_step": fit.best_step,
-            "seconds": fit.seconds, "cpu_seconds": fit.cpu_seconds, "peak_MB": peak_memory(),
-            "certificate": certificate.to_dict(),
+            "n_parameters": n_parameters, "n_free_parameters": 0 if placement is None else placement.n_free,
+            "steps": fit.steps, "best_step": fit.best_step, "seconds": fit.seconds, "cpu_seconds": fit.cpu_seconds,
+            "peak_MB": peak_memory(), "certificate": certificate.to_dict(),
             "environment": environment(device=training.device, seed=training.seed), **experiment.evaluate(fit, folder),
         }  # fmt: skip
         write_results(folder, results)
@@ -128,13 +127,13 @@ def seeded(build: Callable[[], Model], seed: int) -> Model:
         return build()
 
 
-def relax(model: nn.Module, settings: RelaxationConfig, *, seed: int) -> None:
-    """Put free maps into a network where the schedule asks for them; raises ``ConfigError``."""
+def relax(model: nn.Module, settings: RelaxationConfig, *, seed: int) -> Placement | None:
+    """Put free maps into a network where the schedule asks for them; None where it is off. Raises ``ConfigError``."""
     if settings.schedule == "off":
-        return
+        return None
     stream = generator(seed, "free maps")
     try:
-        relax_constraints(model, where=settings.where, initial_std=settings.initial_std, generator=stream)
+        return relax_constraints(model, where=settings.where, initial_std=settings.initial_std, generator=stream)
     except ValueError as error:
         raise ConfigError(f"`relaxation.where`: {error}") from error
 
