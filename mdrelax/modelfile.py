@@ -28,6 +28,7 @@ from torch import Tensor
 
 import mdrelax.potentials as networks
 from mdrelax.base import o3
+from mdrelax.base.ambient import out_of_inference_mode
 from mdrelax.base.files import write_atomically
 from mdrelax.base.migrations import with_published_norm
 from mdrelax.base.names import nearest_name
@@ -78,6 +79,7 @@ class LoadedModel(NamedTuple):
     header: dict[str, Any]
 
 
+@out_of_inference_mode
 def frozen_copy(force_field: ForceField, dtype: str | None) -> ForceField:
     """A copy in evaluation mode without gradients of parameters; ``dtype`` is a name, ``None`` keeps the model's own.
 
@@ -119,6 +121,7 @@ def save_refused(
     """The same whatever the certificate says; ``load_model`` refuses the file unless it is told not to."""
     if is_relaxed(force_field):
         raise ValueError("The network still has free maps; `project` it before it is saved.")
+    force_field = force_field.with_folded_lone_atoms()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in force_field.state_dict().items()}
     header = {
         "format_version": FORMAT_VERSION,
@@ -138,6 +141,7 @@ def save_refused(
     return path
 
 
+@out_of_inference_mode
 def load_model(path: str | Path, *, certified: bool = True) -> LoadedModel:
     """Read a model file; raises ``ModelFileError`` when it is missing, truncated, foreign, altered or too new.
 

@@ -37,10 +37,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"The config `{path}` is no text file ({error.reason}).") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"The config `{path}` is not valid YAML: {error}") from error
+        raise ConfigError(f"The config `{path}` is not valid YAML: {_yaml_problem(error)}.") from error
     if not isinstance(document, dict):
         raise ConfigError(f"The config `{path}` is empty or no mapping; `mdrelax config template` prints one.")
     return document
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """What is wrong and where, in a line of bounded length."""
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be parsed"
+    mark = getattr(error, "problem_mark", None)
+    place = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
+    return f"{problem!s:.120}{place}"
 
 
 def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

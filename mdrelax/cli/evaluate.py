@@ -157,6 +157,9 @@ def _errors(folder: Path, calculator: "MDRelaxCalculator", structures: "list[Dat
 
     batches = frames_from_data(structures, cutoff=calculator.force_field.cutoff)
     stress = any("stress" in frame for frame in structures)
+    if stress and not calculator.force_field.conservative:
+        typer.echo("The model predicts forces directly, so it has no stress: that of the data is left out.")
+        stress = False
     predictions = predictions_of(calculator.force_field, batches, stress=stress)
     errors = metrics.errors(predictions)
     _tables(folder, predictions, [frame.config_type for frame in structures])

@@ -31,6 +31,9 @@ def md(
     plot: Annotated[Path | None, typer.Option(help="A picture of energy drift and temperature.")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile first (minutes), then step faster.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace trajectory and log of an older run.")] = False,
+    keep_velocities: Annotated[
+        bool, typer.Option("--keep-velocities", help="Continue with the structure's own velocities.")
+    ] = False,
 ) -> None:
     """Run NVE or NVT molecular dynamics; report the energy drift and the first bond that broke."""
     from rich.progress import Progress
@@ -44,11 +47,12 @@ def md(
     kind: Literal["nve", "nvt"] = "nvt" if ensemble == "nvt" else "nve"
     with _outputs(trajectory, log, overwrite=overwrite):
         start = atoms = read_structures(structure)[-1]
+        _say_what_moves(structure, atoms, temperature, keep=keep_velocities)
         atoms.calc = MDRelaxCalculator.from_file(model, dtype=dtype or None, device=device, compile=compile)
         if equilibrate > 0:
             warm = run_md(
                 atoms, ensemble="nvt", temperature_K=temperature, duration_ps=equilibrate, timestep_fs=timestep,
-                seed=seed, friction_per_fs=friction,
+                seed=seed, friction_per_fs=friction, keep_momenta=keep_velocities,
             )  # fmt: skip
             if warm.exploded:
                 raise ExplodedError(f"The equilibration exploded: {warm.reason}")
@@ -57,7 +61,7 @@ def md(
             task = bar.add_task(ensemble.upper(), total=None)
             result = run_md(
                 atoms, ensemble=kind, temperature_K=temperature, duration_ps=picoseconds, timestep_fs=timestep,
-                friction_per_fs=friction, seed=seed, trajectory=trajectory, log=log,
+                friction_per_fs=friction, seed=seed, keep_momenta=keep_velocities, trajectory=trajectory, log=log,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )  # fmt: skip
     if result.exploded:
@@ -72,6 +76,22 @@ def md(
         typer.echo(f"Energy drift {result.drift_meV_per_atom_ps:+.5f} meV/atom/ps.")
     _say_what_broke(trajectory, start)
     typer.echo(f"Trajectory: {trajectory}\nLog: {log}")
+
+
+def _say_what_moves(path: Path, atoms: "Atoms", temperature: float, *, keep: bool) -> None:
+    """Say which velocities the run begins with where the structure has some; refuse to keep what it has not."""
+    import numpy as np
+
+    moving = bool(np.any(atoms.get_momenta()))
+    if keep and not moving:
+        refuse(f"`{path}` has no velocities to keep; leave out `--keep-velocities`, and they are drawn.")
+    if not moving:
+        return
+    found = f"The velocities in `{path}` ({atoms.get_temperature():.0f} K)"
+    if keep:
+        typer.echo(f"{found} are kept.")
+    else:
+        typer.echo(f"{found} are replaced by new ones of {temperature:g} K; `--keep-velocities` continues with them.")
 
 
 @contextlib.contextmanager

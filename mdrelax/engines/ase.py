@@ -42,7 +42,7 @@ class UnprojectedModelError(ValueError):
 
 
 class MDRelaxCalculator(Calculator):
-    """Energy, free energy, per-atom energies, forces and (for cells periodic in three directions) stress.
+    """Energy, free energy, per-atom energies, forces and (for cells with a volume) stress.
 
     ``dtype`` is the network's precision, ``"float32"`` or ``"float64"``; ``None`` keeps the model's own. ``skin``
     (Angstrom) is the reach of the Verlet list beyond the cut-off. The force field is copied: later training does not
@@ -148,8 +148,8 @@ class MDRelaxCalculator(Calculator):
         _refuse_empty(structure, "The structure")
         if "stress" in properties and not _has_volume(structure):
             raise PropertyNotImplementedError(
-                f"Stress needs a cell that is periodic in three directions, got pbc = {structure.pbc.tolist()}; "
-                "energy and forces are available."
+                f"Stress needs a cell with a volume, got the lattice vectors {structure.cell.array.tolist()} A; energy "
+                "and forces are available."
             )
         self.atoms = structure.copy()  # what ``check_state`` compares with
         self.results = {}  # an error below must not leave the results of another structure behind
@@ -159,16 +159,14 @@ class MDRelaxCalculator(Calculator):
     def calculate_many(self, structures: Sequence[Atoms], *, batch_size: int = 32) -> list[Results]:
         """The results of many structures, ``batch_size`` of them in one pass of the network; a dict for each.
 
-        Leaves the cache alone. Errors as in ``calculate``.
+        Leaves the cache alone. Errors as in ``calculate``, each with the number of its structure, counted from 0.
         """
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be >= 1, got {batch_size}.")
         results: list[Results] = []
         for start in range(0, len(structures), batch_size):
             chunk = structures[start : start + batch_size]
-            for number, atoms in enumerate(chunk, start):
-                _refuse_empty(atoms, f"Structure {number}")
-            graphs = [build_graph(a.positions, a.numbers, a.cell.array, a.pbc, self.neighbors.cutoff) for a in chunk]
+            graphs = [self._graph(number, atoms) for number, atoms in enumerate(chunk, start)]
             results += self._evaluate(collate(graphs), chunk)
         return results
 
@@ -184,6 +182,16 @@ class MDRelaxCalculator(Calculator):
         _refuse_empty(structure, "The structure")
         graph = self.neighbors.graph(structure.positions, structure.numbers, structure.cell.array, structure.pbc)
         return hessian(self.force_field, graph.to(self.device))
+
+    def _graph(self, number: int, atoms: Atoms) -> Graph:
+        """The graph of one of many structures, of known elements; errors name it."""
+        _refuse_empty(atoms, f"Structure {number}")
+        try:
+            graph = build_graph(atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc, self.neighbors.cutoff)
+            self.force_field.species_of(graph.numbers.to(self.device))
+        except ValueError as error:
+            raise type(error)(f"Structure {number} (counted from 0): {error}") from error
+        return graph
 
     def _evaluate(self, graph: Graph, structures: Sequence[Atoms]) -> list[Results]:
         volumes = [self.force_field.conservative and _has_volume(atoms) for atoms in structures]
@@ -233,5 +241,9 @@ def _own_copy(force_field: ForceField, dtype: str | None, device: str | torch.de
 
 
 def _has_volume(atoms: Atoms) -> bool:
-    """True where stress means something: periodic in all three directions."""
-    return bool(np.all(atoms.pbc))
+    """True for a cell of three independent vectors, as in training and in ASE's own calculators.
+
+    The stress is the derivative of the energy with strain over |det(cell)|, also of a slab that is periodic in two
+    directions only.
+    """
+    return int(atoms.cell.rank) == 3

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mdrelax.base.ambient import undisturbed
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.modelfile import frozen_copy
 from mdrelax.structures.graph import Edges, Graph, edge_vectors
@@ -64,7 +65,8 @@ def hessian_products(force_field: ForceField, graph: Graph, directions: npt.Arra
 def _minus_gradients(force_field: ForceField, graph: Graph, combine: Callable[[Tensor], Tensor], count: int) -> Array:
     """-df/dx (count, N, 3) of combinations f (count,) of the forces (N, 3), from a float64 copy of the network."""
     _check(force_field, graph)
-    with torch.enable_grad():
+    with undisturbed(graph.positions.device), torch.enable_grad():
+        graph = graph.clone()
         forces, vectors = _differentiable_forces(frozen_copy(force_field, "float64"), graph)
         if vectors is None or not forces.requires_grad:
             return np.zeros((count, len(graph.numbers), 3))

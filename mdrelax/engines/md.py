@@ -51,7 +51,8 @@ LOG_COLUMNS = (
     "temperature_K",
     "max_force_eV_per_A",
 )
-EXPLOSION_FACTOR = 20.0  # a kinetic temperature this many times the target is no fluctuation
+EXPLOSION_FACTOR = 20.0  # a kinetic temperature this many times the usual one is no fluctuation
+USUAL_TEMPERATURE = 300.0  # K: a cold run may begin at a strained geometry, which heats it
 TRAJECTORY_SUFFIXES = (".traj", ".extxyz", ".xyz")
 FRAME_UNITS = "time_fs fs, positions A, mdrelax_energy eV, mdrelax_forces eV/A, momenta sqrt(amu*eV)"
 
@@ -110,14 +111,15 @@ def run_md(
     freedom = degrees_of_freedom(system, "nvt" if _drifts(system) else ensemble)
     steps = max(1, round(duration_ps * 1000 / timestep_fs))
     rows: list[Row] = []
-    hottest = 0.0
+    hottest, usual = 0.0, temperature_K
     with _Journal(log, trajectory) as journal:
         for step in range(steps + 1):
             if step:
                 integrator.step()
             row = _measure(system, step, timestep_fs, freedom)
             hottest = max(hottest, row["temperature_K"])
-            reason = _explosion(row, temperature_K)
+            usual = usual if step else max(temperature_K, row["temperature_K"], USUAL_TEMPERATURE)
+            reason = _explosion(row, usual)
             if step % log_interval == 0 or step == steps or reason:
                 rows.append(row)
                 journal.log(row)
@@ -199,16 +201,19 @@ def _measure(system: Atoms, step: int, timestep_fs: float, freedom: int) -> Row:
     return dict(zip(LOG_COLUMNS, (*values, kinetic_temperature(kinetic, freedom), force), strict=True))
 
 
-def _explosion(row: Row, temperature_K: float) -> str:
-    """Why the run must stop, as a sentence; empty when all is well."""
+def _explosion(row: Row, usual_K: float) -> str:
+    """Why the run must stop, as a sentence; empty when all is well.
+
+    ``usual_K`` is the largest of the target, the temperature at the start and 300 K.
+    """
     when = f"after {row['time_ps']:.4g} ps (step {row['step']:.0f})"
     advice = "shorten the time step, start from a relaxed geometry, or train on hotter frames"
     if not all(math.isfinite(value) for value in row.values()):
         return f"The energy or a force is not a finite number {when}; {advice}."
-    if row["temperature_K"] > EXPLOSION_FACTOR * temperature_K:
+    if row["temperature_K"] > EXPLOSION_FACTOR * usual_K:
         return (
             f"The kinetic temperature is {row['temperature_K']:.0f} K {when}, more than {EXPLOSION_FACTOR:.0f} times "
-            f"the target of {temperature_K:g} K: the simulation exploded; {advice}."
+            f"{usual_K:.0f} K, the largest of the target, the start and 300 K: the simulation exploded; {advice}."
         )
     return ""
 

@@ -3,6 +3,9 @@
     E   = sum_i ( E_ref(Z_i) + scale * e_i )
     F_k = -dE/dx_k            sigma = (1 / V) sum_edges r (x) dE/dr
 
+With ``exact_lone_atoms`` the network's output for an atom without neighbours is subtracted from e_i, so that a lone
+atom has exactly its reference energy: dissociation curves end there, and atomisation energies are right.
+
 A potential is a function of the edge vectors r only, so both derivatives follow from one gradient with respect to r.
 The stress is the derivative with respect to a homogeneous strain over the volume, in ASE's sign (tension positive).
 
@@ -13,6 +16,7 @@ A potential that is not ``conservative`` predicts forces itself (``energies_and_
 the gradient of nothing, so energy is not conserved, forces need not sum to zero, and there is no stress.
 """
 
+import copy
 from collections.abc import Sequence
 from itertools import chain
 from typing import NamedTuple
@@ -20,6 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mdrelax.base.ambient import is_disturbed, undisturbed
 from mdrelax.forces.potential import Potential
 from mdrelax.structures.graph import Edges, Graph, edge_vectors
 
@@ -71,6 +76,7 @@ class ForceField(nn.Module):
     """A potential with its elements, reference energies and scale: everything that makes a number in eV.
 
     ``reference_energies`` (eV, one per element) and ``scale`` (eV) are kept in float64 whatever the network's dtype.
+    ``exact_lone_atoms`` costs a second, tiny evaluation of the network; ``with_folded_lone_atoms`` is free of it.
 
     Raises ``TypeError`` for a network that is not a ``Potential``, ``ValueError`` for elements out of order.
     """
@@ -87,6 +93,7 @@ class ForceField(nn.Module):
         elements: tuple[int, ...],
         reference_energies: Tensor | None = None,
         scale: float = 1.0,
+        exact_lone_atoms: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(potential, Potential):
@@ -97,7 +104,7 @@ class ForceField(nn.Module):
         if not elements or list(elements) != sorted(set(elements)):
             raise ValueError(f"`elements` must be distinct atomic numbers in rising order, got {elements}.")
         self.potential = potential
-        self.elements = elements
+        self.elements, self.exact_lone_atoms = elements, exact_lone_atoms
         species = torch.full((max(elements) + 2,), -1)  # the last place stands for every number that is no index
         species[list(elements)] = torch.arange(len(elements))
         references = torch.zeros(len(elements)) if reference_energies is None else reference_energies
@@ -112,7 +119,30 @@ class ForceField(nn.Module):
             elements=self.elements,
             reference_energies=self.reference_energies,
             scale=self.scale.item(),
+            exact_lone_atoms=self.exact_lone_atoms,
         ).to(self.scale.device)
+
+    @torch.no_grad()
+    def with_folded_lone_atoms(self) -> "ForceField":
+        """A copy with the same energies, to rounding, whose reference energies hold what is subtracted otherwise."""
+        folded = copy.deepcopy(self)
+        if self.exact_lone_atoms:
+            folded.reference_energies -= self.scale * self._lone_atoms().double()
+            folded.exact_lone_atoms = False
+        return folded
+
+    @torch.no_grad()
+    def unfold_lone_atoms(self) -> None:
+        """Turn ``exact_lone_atoms`` on in place, with the same energies, to rounding: the way back, to train on."""
+        if not self.exact_lone_atoms:
+            self.reference_energies += self.scale * self._lone_atoms().double()
+            self.exact_lone_atoms = True
+
+    def _lone_atoms(self) -> Tensor:
+        """The network's output (n_elements,) for an atom of each element without neighbours."""
+        species = torch.arange(len(self.elements), device=self.species.device)
+        nothing = species.new_zeros(2, 0)
+        return self.potential(species, Edges(nothing, nothing.new_zeros(0, 3, dtype=self.dtype)))
 
     @property
     def cutoff(self) -> float:
@@ -144,14 +174,20 @@ class ForceField(nn.Module):
 
         ``create_graph=True`` keeps the result differentiable, as training on forces needs. Works under ``no_grad``.
         Raises ``UnknownElementError`` for an element the model does not know, ``ValueError`` when stress is asked of
-        direct forces.
+        direct forces. Numbers do not depend on ``torch.inference_mode`` and ``torch.autocast`` around the call.
         """
+        if is_disturbed(graph.positions.device):
+            with undisturbed(graph.positions.device):
+                return self(graph.clone(), stress=stress, create_graph=create_graph)
         species, vectors = self.species_of(graph.numbers), edge_vectors(graph)
         edges = Edges(graph.edge_index, vectors.to(self.dtype))
         if not self.conservative:
             return self._direct(graph, species, edges, stress=stress, create_graph=create_graph)
-        output = self.potential.energies_and_gradient(species, edges, create_graph=create_graph)
-        result = self.finish(graph, species, vectors, *output, stress=stress)
+        energies, gradient = self.potential.energies_and_gradient(species, edges, create_graph=create_graph)
+        if self.exact_lone_atoms:
+            with torch.set_grad_enabled(create_graph):
+                energies = energies - self._lone_atoms()[species]
+        result = self.finish(graph, species, vectors, energies, gradient, stress=stress)
         return result if create_graph else result.detach()
 
     def finish(
@@ -194,6 +230,9 @@ class ForceField(nn.Module):
 
         Of direct forces, which are not summed, the root mean square.
         """
+        if is_disturbed(graph.positions.device):
+            with undisturbed(graph.positions.device):
+                return self.magnitudes(graph.clone())
         species = self.species_of(graph.numbers)
         edges = Edges(graph.edge_index, edge_vectors(graph).to(self.dtype))
         if self.conservative:
@@ -217,8 +256,10 @@ class ForceField(nn.Module):
                 "0, or train with `forces: gradient`."
             )
         with torch.set_grad_enabled(create_graph):
-            energies, forces = self.in_eV(species, *self.potential.energies_and_forces(species, edges))
-            return _prediction(graph, energies, forces, None)
+            energies, forces = self.potential.energies_and_forces(species, edges)
+            if self.exact_lone_atoms:
+                energies = energies - self._lone_atoms()[species]
+            return _prediction(graph, *self.in_eV(species, energies, forces), None)
 
 
 def _prediction(graph: Graph, energies: Tensor, forces: Tensor, stress: Tensor | None) -> Prediction:

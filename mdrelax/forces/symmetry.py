@@ -17,6 +17,7 @@ import copy
 import torch
 from torch import Tensor
 
+from mdrelax.base.ambient import out_of_inference_mode
 from mdrelax.base.seeds import generator
 from mdrelax.forces.forcefield import ForceField, Magnitudes, Prediction
 from mdrelax.method.certificate import Certificate, EquivarianceError, certificate_of
@@ -27,6 +28,7 @@ from mdrelax.structures.rotate import random_rotations, rotate
 __all__ = ["certify", "equivariance_error", "network_in", "relative_error"]
 
 
+@out_of_inference_mode
 def equivariance_error(
     force_field: ForceField, graph: Graph, *, dtype: torch.dtype = torch.float64, n_operations: int = 4, seed: int = 0
 ) -> EquivarianceError:
@@ -35,7 +37,7 @@ def equivariance_error(
     ``n_operations`` operations of each kind are drawn from ``seed``, one rotation a structure. The force field itself
     is not touched. Errors of a network that gives NaN are infinite.
     """
-    model = network_in(force_field, dtype)
+    model, graph = network_in(force_field, dtype), graph.clone()
     stream = generator(seed, "operations")
     reference, scale = model(graph), model.magnitudes(graph)
     errors = torch.zeros(4, dtype=torch.float64)
@@ -95,7 +97,7 @@ def relative_error(before: Prediction, after: Prediction, scale: Magnitudes, mat
 
 def _permute(graph: Graph, stream: torch.Generator) -> tuple[Graph, Tensor]:
     """The graph with the atoms of each structure in another order; new atom k is old atom ``order[k]``."""
-    shuffled = torch.rand(len(graph.numbers), generator=stream).to(graph.positions.device)
+    shuffled = torch.rand(len(graph.numbers), dtype=torch.float32, generator=stream).to(graph.positions.device)
     order = torch.argsort(graph.batch + 0.5 * shuffled)
     new_place = torch.argsort(order)
     source, target = new_place[graph.edge_index]

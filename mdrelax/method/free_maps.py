@@ -161,7 +161,7 @@ class FreeLinear(FreeMap):
     def __init__(self, source: Representation, output: Representation) -> None:
         super().__init__()
         self.source, self.output = source, output
-        self.weight = nn.Parameter(torch.zeros(output.dim, source.dim))
+        self.weight = nn.Parameter(torch.zeros(output.dim, source.dim, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim_in) to (..., dim_out)."""
@@ -218,7 +218,7 @@ class FreeConv2d(FreeMap):
         super().__init__()
         self.source, self.output = source, output
         self.stride, self.padding, self.dilation = stride, padding, dilation
-        self.weight = nn.Parameter(torch.zeros(output.dim, source.dim, kernel_size, kernel_size))
+        self.weight = nn.Parameter(torch.zeros(output.dim, source.dim, kernel_size, kernel_size, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, dim_in, H, W) to (B, dim_out, H', W')."""

@@ -75,7 +75,10 @@ class Config(Section):
     relaxation: RelaxationConfig = RelaxationConfig()
     training: TrainingConfig
     reference_energies: Literal["fit", "isolated"] = Field(
-        "fit", description="Energies of the elements: least squares over the training set, or from isolated atoms."
+        "fit", description="Energies of the elements: least squares over the training set, or those of isolated atoms."
+    )
+    exact_lone_atoms: bool | None = Field(
+        None, description="A lone atom has exactly its reference energy; none: where these are those of isolated atoms."
     )
     standard_baseline: bool = Field(False, description="Train the standard network beside it: same budget and seed.")
     md_picoseconds: float = Field(0.0, ge=0, description="Length of an NVE run at 300 K at the end; 0: none.")

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from mdrelax.base.allocator import peak_memory
+from mdrelax.base.ambient import default_float32, undisturbed
 from mdrelax.base.files import locked_folder, write_atomically
 from mdrelax.base.provenance import environment
 from mdrelax.base.sections import ConfigError
@@ -92,7 +93,7 @@ def run(
     ``CertificateError`` for a network that is not equivariant, and what the experiment's own methods raise.
     """
     training = experiment.training
-    with locked_folder(folder):
+    with locked_folder(folder), undisturbed(torch.device(training.device)), torch.enable_grad():
         check_device(training.device)
         resume = experiment.enter(folder, restart=restart)
         model = experiment.prepare(folder, resume=resume, tell=tell)
@@ -122,7 +123,7 @@ def run(
 
 def seeded(build: Callable[[], Model], seed: int) -> Model:
     """The network that ``build`` makes with torch's generator set to a seed, which is as it was afterwards."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), default_float32():
         torch.manual_seed(seed)
         return build()
 

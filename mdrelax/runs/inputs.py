@@ -1,12 +1,14 @@
 """What a training run starts from: its config, its folder and its data."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import yaml
 from ase import Atoms
 from torch_geometric.data import Data
@@ -17,9 +19,12 @@ from mdrelax.base.names import nearest_name
 from mdrelax.base.provenance import environment
 from mdrelax.base.sections import ConfigError, read_yaml
 from mdrelax.datasets import Frames, Split
+from mdrelax.forces.loader import Batch
 from mdrelax.runs.config import Config, DataConfig, load_config
 from mdrelax.runs.config_changes import read_saved, refuse_changes
+from mdrelax.structures.graph import Graph
 
+MOST_NEIGHBOURS = 1000  # per atom
 IN_MEMORY = "memory"  # `data.source` of structures that a caller hands over
 MAY_CHANGE = ("md_picoseconds",)  # keys that a resumed run may be given anew; nothing that changes a number
 
@@ -179,6 +184,34 @@ def _n_of_test_file(size: int | float | None, n_frames: int) -> int:
 def _size(size: int | float, n_frames: int) -> int:
     """A count, or a fraction of so many frames, rounded down."""
     return int(size * n_frames + 1e-9) if isinstance(size, float) else size
+
+
+def check_cutoff(frames: Sequence[Batch], cutoff: float) -> float:
+    """The mean number of neighbours per atom within the cut-off (Angstrom) in the training frames.
+
+    Raises ``ConfigError`` for a cut-off within which there is no neighbour at all, or more than a network can take.
+    """
+    edges = sum(frame.graph.edge_index.shape[1] for frame in frames)
+    neighbours = edges / sum(len(frame.graph.numbers) for frame in frames)
+    if neighbours > MOST_NEIGHBOURS:
+        raise ConfigError(
+            f"`potential.cutoff: {cutoff:g}` gives {neighbours:,.0f} neighbours per atom, where potentials take 10 to "
+            "100 and memory grows with them; 4 to 6 A is usual."
+        )
+    nearest = math.inf if edges else min(_shortest_distance(frame.graph) for frame in frames)
+    if nearest < math.inf:
+        raise ConfigError(
+            f"`potential.cutoff: {cutoff:g}` is below every distance in the training frames, of which the shortest is "
+            f"{nearest:.2f} A: nothing could be learnt. 4 to 6 A is usual; check `data.length_unit`, too."
+        )
+    return neighbours
+
+
+def _shortest_distance(graph: Graph) -> float:
+    """The shortest distance in Angstrom between two atoms of one cell, or along a lattice vector; infinite of none."""
+    between = torch.cdist(graph.positions, graph.positions).fill_diagonal_(torch.inf)
+    lengths = graph.cell.flatten(0, 1).norm(dim=1)
+    return float(torch.cat([between.flatten(), lengths[lengths > 0]]).min())
 
 
 def check_labels(config: Config, parts: Parts) -> None:

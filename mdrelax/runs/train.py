@@ -24,8 +24,8 @@ from mdrelax.method.certificate import Certificate
 from mdrelax.modelfile import LoadedModel, save_model, save_refused
 from mdrelax.runs.config import Config
 from mdrelax.runs.experiment import Finished, run
-from mdrelax.runs.inputs import Parts, check_labels, load_parts, prepare_folder
-from mdrelax.runs.network import Networks, Untrained, arguments_of, write_network
+from mdrelax.runs.inputs import Parts, check_cutoff, check_labels, load_parts, prepare_folder
+from mdrelax.runs.network import Networks, Untrained, arguments_of, read_network, write_network
 from mdrelax.runs.refused import REFUSED, refuse
 from mdrelax.runs.untrained import load_start, untrained
 from mdrelax.structures.graph import Graph
@@ -87,16 +87,18 @@ class Potentials:
         tell(self.parts.report)
         check_labels(config, self.parts)
         _keep_split(self.parts, folder, resume=resume)
-        self.frames = data_frames(
-            self.parts, config.potential.cutoff if self.start is None else self.start.force_field.cutoff
-        )
+        cutoff = config.potential.cutoff if self.start is None else self.start.force_field.cutoff
+        self.frames = data_frames(self.parts, cutoff)
+        neighbours = check_cutoff(self.frames.train, cutoff)
         self.begun = untrained(config, self.frames.train, self.parts.isolated_energies, self.networks, self.start)
         force_field, name, _, origin = self.begun
+        if resume and (before := read_network(folder)) is not None:
+            force_field.exact_lone_atoms = before.exact_lone_atoms  # of an older version: False
         write_network(folder, self.begun, structures=kept_structures(self.parts))
         size = f"`{config.potential.preset}`" if origin is None else f"of `{origin['file']}`"
         tell(
             f"{len(self.frames.train)} training, {len(self.frames.validation)} validation and {len(self.frames.test)} "
-            f"test frames; {name} {size}."
+            f"test frames, {neighbours:.1f} neighbours per atom within {cutoff:g} A; {name} {size}."
         )
         for warning in _warnings(config, force_field):
             tell(warning)

@@ -74,14 +74,21 @@ def new_force_field(
     known = forces[~forces.isnan()]
     scale = float(known.square().mean().sqrt()) if known.any() else 1.0  # no forces, or all of them zero
     references = _references(config, frames, isolated_energies, elements)
-    force_field = ForceField(network, elements=elements, reference_energies=references, scale=scale)
+    force_field = ForceField(
+        network, elements=elements, reference_energies=references, scale=scale, exact_lone_atoms=_exact(config)
+    )
     return force_field.to_dtype(getattr(torch, config.training.dtype))
+
+
+def _exact(config: Config) -> bool:
+    """Whether lone atoms keep exactly their reference energies."""
+    return config.reference_energies == "isolated" if config.exact_lone_atoms is None else config.exact_lone_atoms
 
 
 def _references(
     config: Config, frames: Sequence[Batch], isolated_energies: Mapping[int, float], elements: tuple[int, ...]
 ) -> torch.Tensor:
-    """Energies of the elements: least squares, or isolated atoms plus the mean binding energy per atom."""
+    """Energies of the elements: least squares over the training set, or those of the isolated atoms."""
     numbers = [frame.graph.numbers for frame in frames]
     energies = torch.cat([frame.targets.energy for frame in frames])
     if config.reference_energies == "fit":
@@ -92,10 +99,7 @@ def _references(
             f"`reference_energies: isolated` needs a frame with config_type=IsolatedAtom for atomic numbers {missing}; "
             "add them to the data or use `fit`."
         )
-    isolated = torch.tensor([isolated_energies[z] for z in elements], dtype=torch.float64)
-    sums = torch.stack([isolated[torch.searchsorted(torch.tensor(elements), z)].sum() for z in numbers])
-    counts = torch.tensor([len(z) for z in numbers])
-    return isolated + ((energies - sums) / counts).nanmean().nan_to_num()
+    return torch.tensor([isolated_energies[z] for z in elements], dtype=torch.float64)
 
 
 def _continued(config: Config, frames: Sequence[Batch], start: LoadedModel) -> Untrained:
@@ -116,6 +120,8 @@ def _continued(config: Config, frames: Sequence[Batch], start: LoadedModel) -> U
         numbers = [frame.graph.numbers for frame in frames]
         missed = batch.targets.energy - prediction.energy
         force_field.reference_energies += fit_reference_energies(numbers, missed, force_field.elements)
+    if _exact(config):
+        force_field.unfold_lone_atoms()
     spec = start.header["potential"]
     origin = {"file": Path(str(config.potential.start)).name, "content": start.header["content"]}
     return Untrained(force_field.train(), spec["name"], spec["arguments"], origin)

@@ -38,6 +38,10 @@ class Graph(NamedTuple):
         """G, the number of structures."""
         return self.cell.shape[0]
 
+    def clone(self) -> "Graph":
+        """A copy with tensors of its own."""
+        return Graph(*(tensor.clone() for tensor in self))
+
     def to(self, device: torch.device | str) -> "Graph":
         """The same graph on another device."""
         return Graph(*(tensor.to(device) for tensor in self))
