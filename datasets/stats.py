@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import torch
 from ase.data import chemical_symbols
-from ase.neighborlist import primitive_neighbor_list
 from torch_geometric.data import Data
 
-__all__ = ["CheckLimits", "check_frames", "dataset_stats", "min_distance"]
+from mdrelax.datasets.frames import min_distance
 
-NEIGHBOUR_RADIUS = 4.0  # Angstrom; only the nearest pair is wanted
+__all__ = ["CheckLimits", "check_frames", "dataset_stats"]
+
 SHOWN = 5  # frames that a sentence names
 
 
@@ -50,26 +50,6 @@ def check_frames(data: Sequence[Data], *, limits: CheckLimits | None = None) -> 
         message = f"{finding.sentence} {_named(finding.frames)}" if finding.frames else ""
         rows.append((name, not finding.frames, finding.frames, message))
     return pd.DataFrame(rows, columns=["check", "passed", "frames", "message"])
-
-
-def min_distance(frame: Data) -> float:
-    """The shortest distance between two atoms, periodic images included (Angstrom).
-
-    NaN for a single atom, and when a periodic structure has no pair within 4 Angstrom.
-    """
-    if not bool(frame.pbc.any()):
-        return float(torch.pdist(frame.pos).min()) if len(frame.pos) > 1 else float("nan")
-    distances = primitive_neighbor_list(
-        "d", frame.pbc[0].numpy(), _box(frame), frame.pos.numpy(), NEIGHBOUR_RADIUS, self_interaction=False
-    )
-    return float(distances.min()) if len(distances) else float("nan")
-
-
-def _box(frame: Data) -> np.ndarray:
-    """The cell with unit vectors where it is not periodic and has none, as neighbour lists need it."""
-    from ase.geometry.cell import complete_cell
-
-    return complete_cell(frame.cell[0].numpy())
 
 
 # --- statistics ---
