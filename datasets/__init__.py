@@ -23,6 +23,7 @@ from torch_geometric.data import Data
 
 from mdrelax.base.names import nearest_name
 from mdrelax.datasets.catalogue import CATALOGUE, is_name
+from mdrelax.datasets.checks import CheckLimits, check_frames
 from mdrelax.datasets.download import Fetched, cached_path, fetch
 from mdrelax.datasets.extxyz import load_ase, load_extxyz, read_atoms
 from mdrelax.datasets.frames import Frames, LabelReport, data_hash, make_frame, min_distance, to_atoms
@@ -34,7 +35,7 @@ from mdrelax.datasets.nbody_frames import NBODY_PREFIX, NBodyCalculator, load_nb
 from mdrelax.datasets.predictions import write_predictions
 from mdrelax.datasets.sample import SAMPLES, provenance, sample_path
 from mdrelax.datasets.split import Split, index_split, load_split, random_split, read_indices, save_split
-from mdrelax.datasets.stats import CheckLimits, check_frames, dataset_stats
+from mdrelax.datasets.stats import dataset_stats
 
 __all__ = [
     "CATALOGUE",
