@@ -30,7 +30,8 @@ ORGANIC = {1, 6, 7, 8, 9, 15, 16, 17, 35, 53}
 MOST_BONDS = {1: 2.3, 6: 4.3, 7: 4.3, 8: 3.3, 9: 2.3}  # mean over the frames; proton transfer gives H two
 DENSEST = 0.4  # volume per atom, in spheres of the covalent radius: close-packed metals have 1.2
 SAMPLED = 100  # frames, spread over the data
-MAJORITY = 0.6  # share of frames with the same elements, from which on others are suspected
+FREQUENT = 0.2  # share of frames with the same elements at each atom, from which on they are usual
+MAJORITY = 0.6  # share of the frames with usual elements, from which on the others are suspected
 SIMILAR = 0.3  # Angstrom, root mean square of distances or displacements
 
 LENGTHS = {"Bohr": 1.89, "nm": 0.1, "pm": 100.0}  # the number that a unit other than Angstrom makes of 1 Angstrom
@@ -136,12 +137,12 @@ def _strangers(data: Sequence[Data]) -> list[int]:
         if n_atoms < 2 or len(indices) < 10:
             continue
         counts = Counter(data[k].z.numpy().tobytes() for k in indices)
-        (usual, count), *others = counts.most_common()
-        most = 1 if bool(data[indices[0]].pbc.any()) else len(indices)
-        if not others or count < MAJORITY * len(indices) or len(others) > 0.1 * len(indices):
+        usual = {key for key, n in counts.items() if n >= max(FREQUENT * len(indices), 5)}
+        if len(usual) == len(counts) or sum(counts[key] for key in usual) < MAJORITY * len(indices):
             continue
-        same = spread([data[k] for k in indices if data[k].z.numpy().tobytes() == usual], 2 * SAMPLED)
-        rare = {key for key, n in others if n <= most}
+        most = 1 if bool(data[indices[0]].pbc.any()) else len(indices)
+        same = spread([data[k] for k in indices if data[k].z.numpy().tobytes() in usual], 2 * SAMPLED)
+        rare = {key for key, n in counts.items() if key not in usual and n <= most}
         suspects = [k for k in indices if data[k].z.numpy().tobytes() in rare]
         found += [k for k in suspects if min(_difference(data[k], other) for other in same) < SIMILAR]
     return sorted(found)

@@ -84,7 +84,7 @@ def check(
     stress_sign: StressSign = None,
     format: Format = None,
 ) -> None:
-    """Look for NaN, clashes, duplicates, net forces and outliers; exit code 3 when a check fails."""
+    """Compare lengths, forces, stress and energies with each other; exit code 3 when a check fails."""
     from mdrelax import datasets
 
     frames = datasets.load_frames(
@@ -92,10 +92,14 @@ def check(
         energy_unit=energy_unit, length_unit=length_unit, forces_unit=forces_unit, stress_unit=stress_unit,
         forces_sign=forces_sign, stress_sign=stress_sign,
     )  # fmt: skip
+    typer.echo(frames.report)
     table = datasets.check_frames(frames.data)
-    typer.echo(table.to_string())
-    if not table["passed"].all():
-        raise ValueError("Some checks failed; see the table above.")
+    for _, row in table.iterrows():
+        state = "FAILED" if not row["passed"] else "untried" if row["message"] else "ok"
+        typer.echo(f"{state:7} {row['check']}{': ' if row['message'] else ''}{row['message']}")
+    n_failed = int((~table["passed"]).sum())
+    if n_failed:
+        raise ValueError(f"{n_failed} of {len(table)} checks failed; their sentences are above.")
 
 
 @app.command()
