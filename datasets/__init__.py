@@ -155,6 +155,6 @@ def _format(path: Path) -> str:
         if path.name.lower().endswith(ending):
             return FORMATS[ending]
     raise ValueError(
-        f"The format of `{path.name}` does not follow from its ending; known endings are {', '.join(FORMATS)} and VASP's OUTCAR and vasprun.xml. Name it "
-        f"with `format` ({', '.join(LOADERS)})."
+        f"The format of `{path.name}` does not follow from its ending; known endings are {', '.join(FORMATS)}, "
+        f"known names VASP's OUTCAR and vasprun.xml. Name it with `format` ({', '.join(LOADERS)})."
     )

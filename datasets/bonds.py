@@ -23,6 +23,8 @@ from mdrelax.datasets.near_pairs import same_atoms
 __all__ = ["BOND", "Stiffness", "bonds_of", "stiffnesses"]
 
 BOND = 1.25  # of the sum of covalent radii
+BROKEN = 0.6  # of the sum of covalent radii: shorter is no bond but a broken geometry
+EXTREME = 8.0  # times the median of the largest forces
 MOST_FRAMES = 300  # of one kind; more are thinned out evenly
 FEWEST_FRAMES = 8  # over which the length of a bond has to vary
 
@@ -69,9 +71,11 @@ def stiffnesses(data: Sequence[Data]) -> list[Stiffness]:
 def _moments(frames: Sequence[Data]) -> list[tuple[tuple[int, int], Array]]:
     """For each bond of some frames of the same atoms its elements, and n, n r, var r, cov(f, r), var f."""
     keys, values = [], []
-    for frame in frames:
+    for frame in _usual(frames):
         pairs, shift, vectors = bonds_of(frame)
         length = np.linalg.norm(vectors, axis=1)
+        whole = length > BROKEN * covalent_radii[frame.z.numpy()[pairs]].sum(axis=1)
+        pairs, shift, vectors, length = pairs[whole], shift[whole], vectors[whole], length[whole]
         forces = frame.forces.numpy()
         pull = ((forces[pairs[:, 1]] - forces[pairs[:, 0]]) * vectors).sum(axis=1) / (2 * np.maximum(length, 1e-9))
         keys.append(np.concatenate([pairs, np.rint(shift).astype(np.int64)], axis=1))
@@ -90,6 +94,12 @@ def _moments(frames: Sequence[Data]) -> list[tuple[tuple[int, int], Array]]:
             first, second = sorted((int(z[bond[0]]), int(z[bond[1]])))
             found.append(((first, second), np.array([count, count * mean[0], *row])))
     return found
+
+
+def _usual(frames: Sequence[Data]) -> list[Data]:
+    """The frames without a force far above what is usual: a failed calculation would outweigh all others."""
+    largest = np.array([float(frame.forces.norm(dim=1).max()) for frame in frames])
+    return [frame for frame, force in zip(frames, largest, strict=True) if force <= EXTREME * np.median(largest)]
 
 
 def _stiffness(elements: tuple[int, int], moments: Array) -> Stiffness:

@@ -50,7 +50,7 @@ def check_frames(data: Sequence[Data], *, limits: CheckLimits | None = None) -> 
     for name, check in CHECKS.items():
         finding = check(data, limits, evidence)
         named = f" {_named(data, finding.frames)}" if finding.frames else ""
-        rows.append((name, not finding.failed, finding.frames, f"{finding.sentence}{named}" if finding.sentence else ""))
+        rows.append((name, not finding.failed, finding.frames, f"{finding.sentence}{named}"))
     return pd.DataFrame(rows, columns=["check", "passed", "frames", "message"])
 
 

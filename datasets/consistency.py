@@ -223,7 +223,9 @@ def check_forces_and_energies(evidence: Evidence) -> Finding:
     """k_F is 1, and no frame is out of balance with all its neighbours."""
     found = agreement_of_forces(evidence.kinds)
     if found is None:
-        return Finding([], f"Not tested: fewer than {FEWEST} pairs of near frames have energies and forces.", failed=False)
+        return Finding(
+            [], f"Not tested: fewer than {FEWEST} pairs of near frames have energies and forces.", failed=False
+        )
     if found.unrelated:
         sentence = (
             "Energies do not follow the forces between near frames: (a) labels are shuffled or belong to other frames, "
@@ -258,7 +260,7 @@ def check_stress(data: Sequence[Data], evidence: Evidence) -> Finding:
         return _check_strength(data, evidence)
     options = "`stress_unit`, `stress_sign`, or a virial under the key of a stress"
     if found.unrelated:
-        sentence = "Energies do not follow the stress where the cell changes: its labels are shuffled or another quantity."
+        sentence = "Energies do not follow the stress where the cell changes: it is shuffled, or another quantity."
     elif found.share < CHANCE[0]:
         sentence = f"Energies fall where the stress says that they rise: it has the opposite sign ({options})."
     elif not STRESS_RANGE[0] < found.factor < STRESS_RANGE[1]:

@@ -41,8 +41,9 @@ def load_ase(path: str | Path, *, labelled: bool = True, **options: Unpack[Label
             f"`{path}` cannot be read by ASE ({type(error).__name__}: {error!s:.200}); it is cut off or another format."
         ) from error
     frames = [atoms for atoms in read if isinstance(atoms, Atoms)]
-    converted: LabelOptions = {"energy_unit": "eV", "length_unit": "Angstrom"}
-    return load_atoms(frames, source=path.name, labelled=labelled, **{**converted, **options})
+    options["energy_unit"] = options.get("energy_unit") or "eV"
+    options["length_unit"] = options.get("length_unit") or "Angstrom"
+    return load_atoms(frames, source=path.name, labelled=labelled, **options)
 
 
 def read_atoms(path: str | Path) -> list[Atoms]:

@@ -44,6 +44,8 @@ __all__ = [
 
 NEIGHBOUR_RADIUS = 4.0  # Angstrom; only the nearest pair is wanted
 THINNEST = 0.05  # Angstrom; a periodic cell that is thinner holds nothing physical, in whatever unit it was meant
+CLOSE = 0.5  # Angstrom; H-H, the shortest bond, is 0.74
+DENSE = 1.0  # Angstrom^3 for an atom; diamond has 5.7
 NEAREST = 0.01  # Angstrom; atoms that are nearer lie at one point
 DENSE_ATOMS = 100  # up to here all distances are computed at once
 HASHED = ("z", "pos", "cell", "pbc", "energy", "forces", "stress")
@@ -206,8 +208,8 @@ def report_on(
     if distances and min(distances)[0] < nearest:
         distance, place = min(distances)
         raise ValueError(
-            f"Two atoms of {place} lie at one point or are an image of each other ({distance:.2g} Angstrom apart); move "
-            "or remove one of them, and check the cell and the unit of length."
+            f"Two atoms of {place} lie at one point or are an image of each other ({distance:.2g} Angstrom apart); "
+            "move or remove one of them, and check the cell and the unit of length."
         )
     return LabelReport(
         source=source,
@@ -223,8 +225,23 @@ def report_on(
         shortest_distance=min(distances) if distances else None,
         unused_keys=unused_keys,
         units_assumed=units_assumed,
-        notes=notes,
+        notes=(*notes, *_suspicions(data, distances)),
     )
+
+
+def _suspicions(data: Sequence[Data], distances: list[tuple[float, str]]) -> list[str]:
+    """Sentences on the closest atoms and the densest cell, where they are closer than matter is."""
+    notes = []
+    if distances and min(distances)[0] < CLOSE:
+        notes.append(
+            "Atoms of {1} are only {0:.3g} Angstrom apart: is the unit of length right?".format(*min(distances))
+        )
+    filled = [(volume(f) / len(f.z), place_of(f, k)) for k, f in enumerate(data) if bool(f.pbc.all())]
+    if filled and min(filled)[0] < DENSE:
+        notes.append(
+            "The cell of {1} has only {0:.3g} Angstrom^3 for each atom: is it the right cell?".format(*min(filled))
+        )
+    return notes
 
 
 def min_distance(frame: Data) -> float:
@@ -234,7 +251,7 @@ def min_distance(frame: Data) -> float:
     """
     if not bool(frame.pbc.any()) and len(frame.pos) <= DENSE_ATOMS:
         return float(torch.pdist(frame.pos).min()) if len(frame.pos) > 1 else float("nan")
-    # In a dense cell (lengths in nm, say) the nearest neighbour is near, and a sphere of 4 Angstrom would hold thousands.
+    # In a dense cell (lengths in nm, say) a sphere of 4 Angstrom would hold thousands.
     density_radius = 3 * (volume(frame) / len(frame.pos)) ** (1 / 3) if bool(frame.pbc.all()) else NEIGHBOUR_RADIUS
     search = vesin.NeighborList(cutoff=min(NEIGHBOUR_RADIUS, density_radius), full_list=False)
     (distances,) = search.compute(frame.pos.numpy(), frame.cell[0].numpy(), frame.pbc[0].numpy(), "d")
@@ -275,8 +292,8 @@ def check_structure(
     thickness = np.linalg.svd(vectors, compute_uv=False).min() if len(vectors) else np.inf
     if thickness < THINNEST:
         raise ValueError(
-            f"The cell of {place}, periodic along {axes}, is only {thickness:.2g} Angstrom thick; write the cell in the "
-            "unit of length, or set pbc to F."
+            f"The cell of {place}, periodic along {axes}, is only {thickness:.2g} Angstrom thick; write the cell in "
+            "the unit of length, or set pbc to F."
         )
 
 

@@ -101,15 +101,16 @@ def load_atoms(
             data.append(_frame(atoms, keys, scale, labelled, _Place(source, index)))
     if not data:
         raise ValueError(f"`{source}` holds {len(frames)} isolated atoms and nothing else; add frames to train on.")
-    named = [options.get(f"{quantity}_unit") for quantity in ("energy", "length", "forces", "stress")]
-    energy_name, length_name = named[0] or "eV", named[1] or "Angstrom"
+    energy_name, length_name = options.get("energy_unit") or "eV", options.get("length_unit") or "Angstrom"
+    others = [unit for unit in (options.get("forces_unit"), options.get("stress_unit")) if unit]
+    assumed = [energy_name] * (not options.get("energy_unit")) + [length_name] * (not options.get("length_unit"))
     report = report_on(
         data,
         source=source,
         keys=keys,
         n_isolated=len(isolated),
-        units=(energy_name, length_name, *(unit for unit in named[2:] if unit)),
-        units_assumed=(energy_name,) * (named[0] is None) + (length_name,) * (named[1] is None),
+        units=(energy_name, length_name, *others),
+        units_assumed=tuple(assumed),
         unused_keys=tuple(sorted(_keys_found(frames) - set(keys.values()) - NO_LABELS_EVER)),
         notes=tuple(_notes(frames, data, keys, options)),
     )

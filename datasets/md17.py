@@ -62,8 +62,8 @@ PERIODIC = ("pbc", "_pbc")
 UNITS = ("e_unit", "r_unit")
 READ = {*RMD17[:4], *RMD17_OLD[:4], *SGDML[:4], COLUMNS, *ROWS, *PERIODIC, *UNITS, "theory"}
 # What publishers say about a file, and the old labels and frame numbers of rMD17.
-DESCRIPTION = {"type", "name", "md5", "code_version", "old_indices", "E_min", "E_max", "E_mean", "E_var", "F_min", "F_max",
-               "F_mean", "F_var"}  # fmt: skip
+EXTREMES = {f"{label}_{moment}" for label in "EF" for moment in ("min", "max", "mean", "var")}
+DESCRIPTION = {"type", "name", "md5", "code_version", "old_indices", *EXTREMES}
 
 
 def load_md17(
@@ -103,7 +103,7 @@ def load_md17(
                 pbc=pbc & cell.any(axis=1),
                 config_type=layout.config_type,
                 place=f"frame {k} of `{source}`",
-            )  # fmt: skip
+            )
         )
     if _is_noisy(layout, numbers, arrays):
         warnings.warn(_noise_sentence(source), UserWarning, stacklevel=2)
@@ -183,8 +183,8 @@ def _cells(arrays: dict[str, np.ndarray], n_frames: int, source: str) -> tuple[n
     cell = arrays[named[0]]
     if cell.size not in (9, 9 * n_frames) or cell.dtype.kind not in "fiu":
         raise ValueError(
-            f"`{named[0]}` of `{source}` has shape {cell.shape}; it must be (3, 3), or ({n_frames}, 3, 3) with one cell "
-            "for each frame."
+            f"`{named[0]}` of `{source}` has shape {cell.shape}; it must be (3, 3), or ({n_frames}, 3, 3) with one "
+            "cell for each frame."
         )
     cells = np.broadcast_to(cell.reshape(-1, 3, 3).astype(np.float64), (n_frames, 3, 3))
     return (np.swapaxes(cells, 1, 2) if named[0] == COLUMNS else cells), pbc

@@ -100,10 +100,7 @@ def _kind(data: Sequence[Data], indices: list[int]) -> _Kind:
 def _pairs(kind: _Kind) -> NearPairs:
     shapes = _crystal_shapes(kind) if kind.pbc.any() else _molecule_shapes(kind)
     first, second = _nearest(shapes)
-    if kind.pbc.any():
-        steps = _crystal_steps(kind, first, second)
-    else:
-        steps = _molecule_steps(kind, first, second)
+    steps = _crystal_steps(kind, first, second) if kind.pbc.any() else _molecule_steps(kind, first, second)
     dx, before, after, strain_work, mirrored = steps
     distance = np.sqrt((dx**2).sum(axis=2).mean(axis=1))  # (P,)
     near = distance < CUT

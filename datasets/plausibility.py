@@ -61,12 +61,12 @@ def check_lengths(data: Sequence[Data]) -> Finding:
         return PASSED
     named = ", ".join(f"{chemical_symbols[z]} {_times(r)}" for z, r in sorted(wrong.items()))
     middle = float(np.median(list(typical.values())))
-    unit = next((u for u, size in LENGTHS.items() if 0.7 < middle / size < 1.35), None) if len(wrong) > 0 else None
+    unit = next((u for u, size in LENGTHS.items() if 0.7 < middle / size < 1.35), None)
     guess = f"`length_unit: {unit}`?" if unit else "`length_unit`"
     return Finding(
         [],
-        f"Distances do not fit the elements: nearest neighbours, in sums of covalent radii, of {named}. (a) The unit of "
-        f"length is another ({guess}), (b) atomic numbers are wrong (indices of types?), or (c) the cell is wrong.",
+        f"Distances do not fit the elements: nearest neighbours, in sums of covalent radii, of {named}. (a) The unit "
+        f"of length is another ({guess}), (b) atomic numbers are wrong (indices of types?), or (c) the cell is wrong.",
         failed=True,
     )
 
@@ -177,8 +177,8 @@ def check_density(data: Sequence[Data]) -> Finding:
         return PASSED
     return Finding(
         frames,
-        "The cell is smaller than the atoms in it: (a) its lattice vectors are in another unit of length than Angstrom, "
-        "(b) it is a stand-in (1 1 1) and pbc should be F, or (c) atomic numbers are wrong.",
+        "The cell is smaller than the atoms in it: (a) its lattice vectors are in another unit of length than "
+        "Angstrom, (b) it is a stand-in (1 1 1) and pbc should be F, or (c) atomic numbers are wrong.",
         failed=True,
     )
 
@@ -186,7 +186,9 @@ def check_density(data: Sequence[Data]) -> Finding:
 def check_stiffness(found: Sequence[Stiffness]) -> Finding:
     """Forces pull stretched bonds together, as strongly as bonds do."""
     if not found:
-        return Finding([], "Not tested: there are fewer than 8 frames with forces of the same bound atoms.", failed=False)
+        return Finding(
+            [], "Not tested: there are fewer than 8 frames with forces of the same bound atoms.", failed=False
+        )
     correlations = np.array([bond.correlation for bond in found])
     if np.median(correlations) < -CORRELATED:
         sentence = "Forces push stretched bonds apart: they have the sign of gradients (`forces_sign: opposite`)."
@@ -201,7 +203,7 @@ def check_stiffness(found: Sequence[Stiffness]) -> Finding:
     size = "strong" if typical > STIFFNESS_RANGE[1] else "weak"
     return Finding(
         [],
-        f"Forces are too {size} for bonds: stiffness times length cubed is {typical:.3g} eV Angstrom, where 40 to 150 is "
-        "usual. The unit of energy or of forces is another (`energy_unit`, `forces_unit`), or that of length.",
+        f"Forces are too {size} for bonds: stiffness times length cubed is {typical:.3g} eV Angstrom, where 40 to 150 "
+        "is usual. The unit of energy or of forces is another (`energy_unit`, `forces_unit`), or that of length.",
         failed=True,
     )

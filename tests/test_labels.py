@@ -268,6 +268,19 @@ def test_isolated_atoms_are_known_in_every_spelling(tmp_path, spelling):
     assert len(frames.data) == 2
 
 
+def test_close_atoms_and_dense_cells_are_named_when_they_are_read(tmp_path):
+    """They can be meant (a repulsive wall is trained on such frames), so they are no error; `data check` finds them."""
+    near, dense = crystals(2)
+    near.positions[1] = near.positions[0] + [0.3, 0.0, 0.0]
+    dense.set_cell(0.4 * dense.cell.array)
+    report = str(load_frames(written(tmp_path, *crystals(3), near, dense)).report)
+    assert "note: Atoms of frame 3 of `x.extxyz` are only 0.3 Angstrom apart" in report
+    assert "note: The cell of frame 4 of `x.extxyz` has only 0.7" in report
+    assert "shortest distance: 0.300 Angstrom, in frame 3 of `x.extxyz`" in report
+    plain = str(load_frames(written(tmp_path, *crystals(3))).report)
+    assert "note" not in plain
+
+
 def test_lone_atoms_that_are_not_marked_are_mentioned(tmp_path):
     """They are ordinary frames; whoever meant reference energies is told."""
     report = load_frames(written(tmp_path, Atoms("H", info={"REF_energy": -13.6}), *crystals(2))).report
@@ -287,7 +300,7 @@ def test_an_unknown_symbol_is_a_short_sentence(tmp_path, symbol, sentence):
     """It names element and frame, and is no longer for a longer symbol."""
     path = tmp_path / "x.xyz"
     path.write_text(f"1\nenergy=1\nH 0 0 0\n1\nenergy=1\n{symbol} 0 0 0\n")
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="unknown element") as caught:
         load_frames(path)
     assert sentence in str(caught.value)
     assert len(str(caught.value)) < 250
