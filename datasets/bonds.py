@@ -18,6 +18,7 @@ import vesin
 from ase.data import covalent_radii
 from torch_geometric.data import Data
 
+from mdrelax.datasets.frames import volume
 from mdrelax.datasets.near_pairs import same_atoms
 
 __all__ = ["BOND", "Stiffness", "bonds_of", "stiffnesses"]
@@ -26,7 +27,8 @@ BOND = 1.25  # of the sum of covalent radii
 BROKEN = 0.6  # of the sum of covalent radii: shorter is no bond but a broken geometry
 EXTREME = 8.0  # times the median of the largest forces
 MOST_FRAMES = 300  # of one kind; more are thinned out evenly
-FEWEST_FRAMES = 8  # over which the length of a bond has to vary
+STRETCHED, PULLED = 1e-3, 1e-3  # Angstrom and eV/Angstrom; smaller changes are numerical noise
+FEWEST_FRAMES = 5  # over which the length of a bond has to vary
 
 Array = np.ndarray
 
@@ -65,12 +67,14 @@ def stiffnesses(data: Sequence[Data]) -> list[Stiffness]:
             frames = [data[k] for k in labelled[:: -(-len(labelled) // MOST_FRAMES)]]
             for elements, row in _moments(frames):
                 moments.setdefault(elements, []).append(row)
-    return [_stiffness(elements, np.sum(rows, axis=0)) for elements, rows in sorted(moments.items())]
+    sums = {elements: np.sum(rows, axis=0) for elements, rows in sorted(moments.items())}
+    return [_stiffness(elements, row) for elements, row in sums.items() if _is_moved(row)]
 
 
 def _moments(frames: Sequence[Data]) -> list[tuple[tuple[int, int], Array]]:
     """For each bond of some frames of the same atoms its elements, and n, n r, var r, cov(f, r), var f."""
     keys, values = [], []
+    size = np.mean([volume(frame) for frame in frames]) if bool(frames[0].pbc.all()) else 0.0
     for frame in _usual(frames):
         pairs, shift, vectors = bonds_of(frame)
         length = np.linalg.norm(vectors, axis=1)
@@ -78,6 +82,10 @@ def _moments(frames: Sequence[Data]) -> list[tuple[tuple[int, int], Array]]:
         pairs, shift, vectors, length = pairs[whole], shift[whole], vectors[whole], length[whole]
         forces = frame.forces.numpy()
         pull = ((forces[pairs[:, 1]] - forces[pairs[:, 0]]) * vectors).sum(axis=1) / (2 * np.maximum(length, 1e-9))
+        if size:
+            length = length * (size / volume(frame)) ** (
+                1 / 3
+            )  # a cell that is blown up stretches bonds without a force
         keys.append(np.concatenate([pairs, np.rint(shift).astype(np.int64)], axis=1))
         values.append(np.stack([length, pull], axis=1))
     bonds, where = np.unique(np.concatenate(keys), axis=0, return_inverse=True)
@@ -94,6 +102,12 @@ def _moments(frames: Sequence[Data]) -> list[tuple[tuple[int, int], Array]]:
             first, second = sorted((int(z[bond[0]]), int(z[bond[1]])))
             found.append(((first, second), np.array([count, count * mean[0], *row])))
     return found
+
+
+def _is_moved(moments: Array) -> bool:
+    """Whether bonds and the forces on them vary at all: by symmetry they do not in perfect crystals."""
+    count, _, square, _, force = moments
+    return bool(np.sqrt(square / count) > STRETCHED and np.sqrt(force / count) > PULLED)
 
 
 def _usual(frames: Sequence[Data]) -> list[Data]:

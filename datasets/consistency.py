@@ -34,7 +34,8 @@ __all__ = [
     "shift_of",
 ]
 
-FEWEST = 8  # pairs, below which nothing is said
+ABOVE_NOISE = 2.0  # times what is left of a typical pair: work of the stress that can be tested
+FEWEST = 6  # pairs, below which nothing is said
 FORCES_RANGE = (0.64, 1.3)  # of k_F: 0.72 to 1.1 in real data; Bohr for Angstrom is 0.53 or 1.89
 STRESS_RANGE = (0.45, 2.2)  # of k_S: 0.7 to 1.35 in real data; units of stress lie far apart
 CHANCE = (0.3, 0.7)  # share of pairs whose energy goes with the work, if both have nothing to do with each other
@@ -102,7 +103,8 @@ def agreement_of_stress(kinds: Sequence[NearPairs]) -> Agreement | None:
     """k_S, from pairs in which the stress does work that matters; None if there are too few."""
     table, (forces, stress) = _one_reference(kinds)
     energy = table.energy - forces * table.work
-    matters = abs(energy) > 0.3 * abs(forces * table.curvature)
+    noise = float(np.median(abs(energy - stress * table.strain_work))) if len(energy) else 0.0
+    matters = max(1.0, abs(stress)) * abs(table.strain_work) > ABOVE_NOISE * noise
     return _agreement(energy, table.strain_work, stress, mainly=matters & (table.strain_work != 0))
 
 
@@ -212,7 +214,7 @@ def _agreement(energy: Array, work: Array, factor: float, *, mainly: Array) -> A
     chosen = mainly & (abs(work) > 0)
     if chosen.sum() < FEWEST:
         return None
-    large = chosen & (abs(work) >= np.median(abs(work[chosen])))
+    large = chosen & (abs(work) >= np.quantile(abs(work[chosen]), 0.5 if chosen.sum() > 16 else 0.0))
     return Agreement(int(chosen.sum()), factor, float((np.sign(energy[large]) == np.sign(work[large])).mean()))
 
 

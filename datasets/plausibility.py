@@ -187,7 +187,7 @@ def check_stiffness(found: Sequence[Stiffness]) -> Finding:
     """Forces pull stretched bonds together, as strongly as bonds do."""
     if not found:
         return Finding(
-            [], "Not tested: there are fewer than 8 frames with forces of the same bound atoms.", failed=False
+            [], "Not tested: no bonds vary over five or more frames of the same atoms with forces.", failed=False
         )
     correlations = np.array([bond.correlation for bond in found])
     if np.median(correlations) < -CORRELATED:

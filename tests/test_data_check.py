@@ -5,11 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
 from torch_geometric.data import Data
 
 from command_line import mdrelax
 from mdrelax.cli import DATA
-from mdrelax.datasets import check_frames, load, load_frames, to_atoms
+from mdrelax.datasets import check_frames, load, load_frames, make_frame, to_atoms
 from mdrelax.datasets.bonds import stiffnesses
 from mdrelax.datasets.consistency import agreement_of_forces, agreement_of_stress
 from mdrelax.datasets.extxyz import write_extxyz
@@ -99,6 +101,56 @@ def test_nothing_is_named_in_sound_data(make: Callable[[], list[Data]]):
 def test_nothing_is_named_in_published_data(shared_data, name):
     """Aspirin has 21 atoms and few near frames, malonaldehyde a proton that is shared, silicon vacancies."""
     assert failed(load(shared_data / name)) == {}
+
+
+def scan() -> list[Data]:
+    """One atom of a molecule moved in steps of 0.01 Angstrom, labelled by ASE's EMT."""
+    frames = []
+    for k in range(25):
+        atoms = molecule("CH3CH2OH")
+        atoms.positions[0, 0] += 0.01 * (k - 12)
+        atoms.calc = EMT()
+        energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+        frames.append(make_frame(atoms.numbers, atoms.positions, energy=energy, forces=forces))
+    return frames
+
+
+def energy_volume_curve() -> list[Data]:
+    """Perfect copper crystals from 94 to 106 % of the lattice constant: no forces at all."""
+    frames = []
+    for size in np.linspace(0.94, 1.06, 15):
+        atoms = bulk("Cu", cubic=True)
+        atoms.set_cell(size * atoms.cell.array, scale_atoms=True)
+        atoms.calc = EMT()
+        labels = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+        labels["stress"] = atoms.get_stress(voigt=False)
+        frames.append(make_frame(atoms.numbers, atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc, **labels))
+    return frames
+
+
+def test_a_scan_along_one_coordinate_is_enough():
+    """Forces per Bohr and gradients are named in 25 frames of one moved atom; the frames themselves pass."""
+    assert failed(scan()) == {}
+    for spoil in (scaled(forces=BOHR), scaled(forces=-1.0), scaled(energy=1 / HARTREE)):
+        assert "forces agree with energies" in failed(spoilt(scan(), spoil))
+
+
+@pytest.mark.parametrize("way", ["stress in GPa", "stress in kbar", "stress of the other sign", "virials"])
+def test_an_energy_volume_curve_tells_the_stress(way):
+    """Without any force: the work of the stress is all there is."""
+    assert failed(energy_volume_curve()) == {}
+    assert "stress agrees with energies" in failed(spoilt(energy_volume_curve(), CRYSTALS[way][0]))
+
+
+def test_eight_frames_are_enough_for_the_signs(sound):
+    """Small files are files, too."""
+    few = sound["copper-aluminium"][:8]
+    assert failed(few) == {}
+    for way, check in (
+        ("gradients", "forces fit the bonds"),
+        ("stress of the other sign", "stress agrees with energies"),
+    ):
+        assert check in failed(spoilt(few, {**ANY_DATA, **CRYSTALS}[way][0]))
 
 
 def test_the_factors_are_those_of_the_units(sound):
