@@ -101,6 +101,11 @@ def load_atoms(
             data.append(_frame(atoms, keys, scale, labelled, _Place(source, index)))
     if not data:
         raise ValueError(f"`{source}` holds {len(frames)} isolated atoms and nothing else; add frames to train on.")
+    if options.get("stress_key") not in (None, NO_LABEL) and labelled and not any("stress" in frame for frame in data):
+        raise ValueError(
+            f"`stress_key: {keys['stress']:.40}` needs a volume, but no frame of `{source}` has one; add the cells and "
+            f"pbc, or leave the label out with `stress_key: {NO_LABEL}`."
+        )
     energy_name, length_name = options.get("energy_unit") or "eV", options.get("length_unit") or "Angstrom"
     others = [unit for unit in (options.get("forces_unit"), options.get("stress_unit")) if unit]
     assumed = [energy_name] * (not options.get("energy_unit")) + [length_name] * (not options.get("length_unit"))
@@ -180,7 +185,7 @@ def _missing_label(label: str, candidates: Iterable[str], found: set[str], place
 
 def _bare_number(found: set[str], source: str) -> str | None:
     """What to say of comment lines that hold a number alone, which ASE takes for the name of a key."""
-    numbers = sorted(name for name in found if re.fullmatch(r"[+-]?\d+\.\d*([eEdD][+-]?\d+)?", name))
+    numbers = sorted(name for name in found if re.fullmatch(r"[+-]?\d+(\.\d*)?([eEdD][+-]?\d+)?", name))
     if not numbers:
         return None
     return (

@@ -209,6 +209,8 @@ def test_a_virial_without_a_volume_is_no_label(tmp_path):
     water.info.update(REF_energy=1.0, virial=np.eye(3))
     frames = load_frames(written(tmp_path, crystal(REF_energy=ENERGY, virial=-STRESS * VOLUME), water))
     assert ["stress" in frame for frame in frames.data] == [True, False]
+    with pytest.raises(ValueError, match=r"`stress_key: virial` needs a volume, but no frame of `x.extxyz` has one"):
+        load_frames(written(tmp_path, water), stress_key="virial")
 
 
 def _drop_all(frames: list[Atoms]) -> None:
