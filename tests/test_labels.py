@@ -209,8 +209,6 @@ def test_a_virial_without_a_volume_is_no_label(tmp_path):
     water.info.update(REF_energy=1.0, virial=np.eye(3))
     frames = load_frames(written(tmp_path, crystal(REF_energy=ENERGY, virial=-STRESS * VOLUME), water))
     assert ["stress" in frame for frame in frames.data] == [True, False]
-    with pytest.raises(ValueError, match=r"`stress_key: virial` needs a volume, but no frame of `x.extxyz` has one"):
-        load_frames(written(tmp_path, water), stress_key="virial")
 
 
 def _drop_all(frames: list[Atoms]) -> None:
@@ -314,8 +312,7 @@ def test_bare_energies_in_comments_are_a_short_sentence(tmp_path):
     path.write_text("".join(f"1\n-97208.{k:04d}\nH 0 0 0\n" for k in range(2000)))
     with pytest.raises(ValueError, match=r"hold a bare number, such as `-97208.0000`; .* write `energy=-97208.0000`"):
         load_frames(path)
-    for k in range(100):
-        path.write_text("".join(f"1\n{'key' * k}{k}=1\nH 0 0 0\n" for k in range(100)))
+    path.write_text("".join(f"1\nkey{'x' * k}{k}=1\nH 0 0 0\n" for k in range(100)))
     with pytest.raises(ValueError, match="and 88 more") as caught:
         load_frames(path)
     assert len(str(caught.value)) < 1000
