@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 ABOVE_NOISE = 2.0  # times what is left of a typical pair: work of the stress that can be tested
-FEWEST = 6  # pairs, below which nothing is said
+FEWEST = 12  # pairs, below which nothing is said: fits to fewer were wrong by factors of two
 FORCES_RANGE = (0.64, 1.3)  # of k_F: 0.72 to 1.1 in real data; Bohr for Angstrom is 0.53 or 1.89
 STRESS_RANGE = (0.45, 2.2)  # of k_S: 0.7 to 1.35 in real data; units of stress lie far apart
 CHANCE = (0.3, 0.7)  # share of pairs whose energy goes with the work, if both have nothing to do with each other
@@ -121,6 +121,9 @@ def shift_of(left: Residuals) -> float | None:
     """The size of the shifts (eV) if many pairs are out of balance by about the same; else None."""
     sizes = abs(left.energy[left.wrong])
     if len(sizes) < max(FEWEST, MANY * len(left.wrong)):
+        return None
+    frames = np.concatenate([left.first[left.wrong], left.second[left.wrong]])
+    if np.unique(frames, return_counts=True)[1].max() > 0.5 * len(sizes):  # one frame is in most of them: an outlier
         return None
     typical = float(np.median(sizes))
     return typical if np.median(abs(sizes - typical)) < CLUSTERED * typical else None
