@@ -34,6 +34,7 @@ __all__ = [
     "shift_of",
 ]
 
+STRESS_RANGE_OF_FEW, MANY_PAIRS = (0.1, 10.0), 30  # fewer pairs fix k_S badly
 ABOVE_NOISE = 2.0  # times what is left of a typical pair: work of the stress that can be tested
 FEWEST = 12  # pairs, below which nothing is said: fits to fewer were wrong by factors of two
 FORCES_RANGE = (0.64, 1.3)  # of k_F: 0.72 to 1.1 in real data; Bohr for Angstrom is 0.53 or 1.89
@@ -263,12 +264,13 @@ def check_stress(data: Sequence[Data], evidence: Evidence) -> Finding:
     found = agreement_of_stress(evidence.kinds)
     if found is None:
         return _check_strength(data, evidence)
+    lowest, highest = STRESS_RANGE if found.n_pairs >= MANY_PAIRS else STRESS_RANGE_OF_FEW
     options = "`stress_unit`, `stress_sign`, or a virial under the key of a stress"
     if found.unrelated:
         sentence = "Energies do not follow the stress where the cell changes: it is shuffled, or another quantity."
     elif found.share < CHANCE[0]:
         sentence = f"Energies fall where the stress says that they rise: it has the opposite sign ({options})."
-    elif not STRESS_RANGE[0] < found.factor < STRESS_RANGE[1]:
+    elif not lowest < found.factor < highest:
         sentence = (
             f"Where the cell changes, energies change by {found.factor:.3g} times the work of the stress"
             f"{factor_named(found.factor, 'stress')}: its unit is another ({options})."
