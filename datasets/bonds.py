@@ -27,7 +27,7 @@ BOND = 1.25  # of the sum of covalent radii
 BROKEN = 0.6  # of the sum of covalent radii: shorter is no bond but a broken geometry
 EXTREME = 8.0  # times the median of the largest forces
 MOST_FRAMES = 300  # of one kind; more are thinned out evenly
-LASTING = 0.8  # share of the frames that have a bond: of one that comes and goes only the short lengths are seen
+LASTING = 0.25  # share of the frames that have a bond: of one that comes and goes only the short lengths are seen
 STRETCHED, PULLED = 1e-3, 1e-3  # Angstrom and eV/Angstrom; smaller changes are numerical noise
 FEWEST_FRAMES = 5  # over which the length of a bond has to vary
 
