@@ -23,17 +23,19 @@ from torch_geometric.data import Data
 
 from mdrelax.base.names import nearest_name
 from mdrelax.datasets.catalogue import CATALOGUE, is_name
+from mdrelax.datasets.checks import CheckLimits, check_frames
 from mdrelax.datasets.download import Fetched, cached_path, fetch
-from mdrelax.datasets.extxyz import load_atoms, load_extxyz, read_atoms
-from mdrelax.datasets.frames import Frames, LabelReport, data_hash, make_frame, to_atoms
+from mdrelax.datasets.extxyz import load_ase, load_extxyz, read_atoms
+from mdrelax.datasets.frames import Frames, LabelReport, data_hash, make_frame, min_distance, to_atoms
 from mdrelax.datasets.generate import GenerateSettings, generate
+from mdrelax.datasets.labels import LabelOptions, load_atoms
 from mdrelax.datasets.md17 import load_md17, warn_about_md17_noise
 from mdrelax.datasets.nbody import NBodyData, NBodySplit, load_nbody
 from mdrelax.datasets.nbody_frames import NBODY_PREFIX, NBodyCalculator, load_nbody_frames, nbody_atoms
 from mdrelax.datasets.predictions import write_predictions
 from mdrelax.datasets.sample import SAMPLES, provenance, sample_path
 from mdrelax.datasets.split import Split, index_split, load_split, random_split, read_indices, save_split
-from mdrelax.datasets.stats import CheckLimits, check_frames, dataset_stats, min_distance
+from mdrelax.datasets.stats import dataset_stats
 
 __all__ = [
     "CATALOGUE",
@@ -44,6 +46,7 @@ __all__ = [
     "Fetched",
     "Frames",
     "GenerateSettings",
+    "LabelOptions",
     "LabelReport",
     "NBodyCalculator",
     "NBodyData",
@@ -57,6 +60,7 @@ __all__ = [
     "generate",
     "index_split",
     "load",
+    "load_ase",
     "load_atoms",
     "load_extxyz",
     "load_frames",
@@ -78,8 +82,21 @@ __all__ = [
     "write_predictions",
 ]
 
-LOADERS: dict[str, Callable[..., Frames]] = {"extxyz": load_extxyz, "md17": load_md17, "nbody": load_nbody_frames}
-FORMATS = {".npz": "md17", ".xyz": "extxyz", ".extxyz": "extxyz", ".xyz.gz": "extxyz", ".extxyz.gz": "extxyz"}
+LOADERS: dict[str, Callable[..., Frames]] = {
+    "ase": load_ase,
+    "extxyz": load_extxyz,
+    "md17": load_md17,
+    "nbody": load_nbody_frames,
+}
+FORMATS = {
+    ".npz": "md17",
+    ".xyz": "extxyz",
+    ".extxyz": "extxyz",
+    ".xyz.gz": "extxyz",
+    ".extxyz.gz": "extxyz",
+    ".traj": "ase",
+}
+PROGRAM_FILES = ("outcar", "vasprun")  # VASP's; they have no ending that tells
 
 
 def load(source: str | Path, *, format: str | None = None, **options: Any) -> list[Data]:
@@ -99,11 +116,17 @@ def load_frames(source: str | Path, *, format: str | None = None, **options: Any
     if name not in LOADERS:
         raise ValueError(f"There is no data format `{name}`; {nearest_name(name, LOADERS)}")
     given = {key: value for key, value in options.items() if value is not None}
-    known = list(inspect.signature(LOADERS[name]).parameters)[1:]
+    known = _options(LOADERS[name])
     for key in given:
         if key not in known:
             raise ValueError(f"The format {name} has no option `{key}`; {nearest_name(key, known)}")
     return LOADERS[name](path, **given)
+
+
+def _options(loader: Callable[..., Frames]) -> list[str]:
+    """The options of a loader; ``**options`` are those of ``LabelOptions``."""
+    names = list(inspect.signature(loader).parameters)[1:]
+    return [option for name in names for option in (LabelOptions.__annotations__ if name == "options" else (name,))]
 
 
 def _resolve(source: str) -> Path:
@@ -126,10 +149,12 @@ def _resolve(source: str) -> Path:
 def _format(path: Path) -> str:
     if str(path).startswith(NBODY_PREFIX):
         return "nbody"
+    if path.name.lower().startswith(PROGRAM_FILES):
+        return "ase"
     for ending in sorted(FORMATS, key=len, reverse=True):
         if path.name.lower().endswith(ending):
             return FORMATS[ending]
     raise ValueError(
-        f"The format of `{path.name}` does not follow from its ending; known endings are {', '.join(FORMATS)}. Name it "
-        f"with `format` ({', '.join(LOADERS)})."
+        f"The format of `{path.name}` does not follow from its ending; known endings are {', '.join(FORMATS)}, "
+        f"known names VASP's OUTCAR and vasprun.xml. Name it with `format` ({', '.join(LOADERS)})."
     )

@@ -6,7 +6,10 @@ Two layouts are known by their keys:
   (F, N, 3), ``energies`` (F,), ``forces`` (F, N, 3), and the original MD17 labels of the same frames as
   ``old_energies``, ``old_forces``; kcal/mol and Angstrom.
 - sGDML (MD17, MD22; Chmiela et al. 2017, 2023): ``z`` (N,), ``R`` (F, N, 3), ``E`` (F,) or (F, 1), ``F`` (F, N, 3);
-  kcal/mol and Angstrom unless the file's own ``e_unit``, ``r_unit`` say otherwise.
+  kcal/mol and Angstrom unless the file's own ``e_unit``, ``r_unit`` say otherwise. A crystal has ``lattice`` (3, 3),
+  whose *columns* are the lattice vectors.
+
+Any of them may have a ``cell`` (3, 3) or (F, 3, 3), whose rows are the lattice vectors, and ``pbc``.
 """
 
 import warnings
@@ -21,7 +24,7 @@ from ase.symbols import Symbols
 from torch_geometric.data import Data
 
 from mdrelax.base import units
-from mdrelax.datasets.frames import Frames, LabelReport, make_frame, require_finite, summarize
+from mdrelax.datasets.frames import Frames, check_structure, make_frame, report_on, require_finite
 
 __all__ = ["MD17_FORMULAS", "RMD17_MAX_TRAIN", "load_md17", "warn_about_md17_noise"]
 
@@ -38,7 +41,6 @@ MD17_FORMULAS = {
     "uracil": "C4H4N2O2",
 }
 RMD17_MAX_TRAIN = 1000  # what the data set's authors ask for: its frames are correlated in time
-SGDML_UNITS = {"Ang": "Angstrom", "A": "Angstrom", "a0": "Bohr", "bohr": "Bohr", "au": "Bohr", "Ha": "Hartree"}
 
 
 class _Layout(NamedTuple):
@@ -54,37 +56,61 @@ class _Layout(NamedTuple):
 RMD17 = _Layout("nuclear_charges", "coords", "energies", "forces", "rmd17")
 RMD17_OLD = _Layout("nuclear_charges", "coords", "old_energies", "old_forces", "rmd17-original")
 SGDML = _Layout("z", "R", "E", "F", "sgdml")
-READ = {*RMD17[:4], *RMD17_OLD[:4], *SGDML[:4], "e_unit", "r_unit", "theory"}
+COLUMNS = "lattice"  # sGDML: lattice vectors are columns
+ROWS = ("cell", "cells", "_cell", "box", "boxes", "unit_cell", "lattices")  # as in ASE
+PERIODIC = ("pbc", "_pbc")
+UNITS = ("e_unit", "r_unit")
+READ = {*RMD17[:4], *RMD17_OLD[:4], *SGDML[:4], COLUMNS, *ROWS, *PERIODIC, *UNITS, "theory"}
+# What publishers say about a file, and the old labels and frame numbers of rMD17.
+EXTREMES = {f"{label}_{moment}" for label in "EF" for moment in ("min", "max", "mean", "var")}
+DESCRIPTION = {"type", "name", "md5", "code_version", "old_indices", *EXTREMES}
 
 
 def load_md17(
-    path: str | Path, *, labels: str | None = None, energy_unit: str | None = None, length_unit: str | None = None
+    path: str | Path,
+    *,
+    labels: str | None = None,
+    energy_unit: str | None = None,
+    length_unit: str | None = None,
+    forces_unit: str | None = None,
 ) -> Frames:
     """Read an MD17, rMD17 or MD22 npz file into frames in eV and Angstrom.
 
     ``labels`` chooses between the ``"revised"`` (default) and the ``"original"`` labels of an rMD17 file. Units are
-    those of the publishers (kcal/mol, Angstrom) unless given. Warns when the noisy original MD17 labels are taken.
-    Raises ``ValueError`` for a file of another kind (listing its keys), wrong shapes, or NaN (naming frame and atom).
+    those of the publishers (kcal/mol, Angstrom) unless given; forces are in energy/length unless ``forces_unit`` says
+    otherwise. Warns when the noisy original MD17 labels are taken. Raises ``ValueError`` for a file of another kind
+    (listing its keys), wrong shapes, a cell that cannot be read, or NaN (naming frame and atom).
     """
     source = Path(path).name
     arrays = _read_npz(Path(path))
     layout = _layout(arrays, labels, source)
-    energy_name = energy_unit or _declared(arrays, "e_unit", "kcal/mol", units.ENERGY_UNITS)
-    length_name = length_unit or _declared(arrays, "r_unit", "Angstrom", units.LENGTH_UNITS)
+    energy_name = energy_unit or _declared(arrays, "e_unit", "kcal/mol")
+    length_name = length_unit or _declared(arrays, "r_unit", "Angstrom")
     energy, length = units.energy_unit(energy_name), units.length_unit(length_name)
+    force = units.force_unit(forces_unit) if forces_unit else energy / length
     numbers, positions, energies, forces = _labels(arrays, layout, source)
-    data = [
-        make_frame(numbers, x, energy=e, forces=f, config_type=layout.config_type)
-        for x, e, f in zip(positions * length, energies * energy, forces * (energy / length), strict=True)
-    ]
+    cells, pbc = _cells(arrays, len(energies), source)
+    data = []
+    for k, (x, e, f, cell) in enumerate(zip(positions * length, energies, forces, cells * length, strict=True)):
+        check_structure(numbers, x, cell, pbc & cell.any(axis=1), source=source, number=k)
+        data.append(
+            make_frame(
+                numbers,
+                x,
+                energy=e * energy,
+                forces=f * force,
+                cell=cell,
+                pbc=pbc & cell.any(axis=1),
+                config_type=layout.config_type,
+                place=f"frame {k} of `{source}`",
+            )
+        )
     if _is_noisy(layout, numbers, arrays):
         warnings.warn(_noise_sentence(source), UserWarning, stacklevel=2)
-    elements, _, _ = summarize(data[:1])  # of the others only numbers differ, and arrays are fast
-    energy_range = float(energies.min() * energy), float(energies.max() * energy)
-    largest_force = float(np.linalg.norm(forces, axis=2).max() * energy / length)
     keys = {"energy": layout.energy, "forces": layout.forces}
-    report = LabelReport(source, keys, len(data), 0, elements, energy_name, length_name, energy_range, largest_force)
-    return Frames(data, {}, report)
+    unused = tuple(sorted(arrays.keys() - READ - DESCRIPTION))
+    named = (energy_name, length_name, *([forces_unit] if forces_unit else []))
+    return Frames(data, {}, report_on(data, source=source, keys=keys, units=named, unused_keys=unused))
 
 
 def warn_about_md17_noise(train: Sequence[Data]) -> None:
@@ -131,14 +157,37 @@ def _layout(arrays: dict[str, np.ndarray], labels: str | None, source: str) -> _
     return layout
 
 
-def _declared(arrays: dict[str, np.ndarray], key: str, default: str, known: dict[str, float]) -> str:
+def _declared(arrays: dict[str, np.ndarray], key: str, default: str) -> str:
     """The unit that an sGDML file declares; the publishers' unit where it is silent."""
     if key not in arrays:
         return default
     value = arrays[key].item()
-    text = value.decode() if isinstance(value, bytes) else str(value)
-    folded = {name.lower(): name for name in known}
-    return folded.get(text.lower(), SGDML_UNITS.get(text, text))
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _cells(arrays: dict[str, np.ndarray], n_frames: int, source: str) -> tuple[np.ndarray, np.ndarray]:
+    """Cells (F, 3, 3) in the file's unit, rows being lattice vectors and zeros for molecules, and pbc (3,).
+
+    Raises ``ValueError`` for a cell or pbc of another shape.
+    """
+    named = [key for key in (COLUMNS, *ROWS) if key in arrays]
+    pbc = np.array([bool(named)] * 3)
+    for key in (key for key in PERIODIC if key in arrays):
+        if arrays[key].size not in (1, 3):
+            raise ValueError(f"`{key}` of `{source}` has shape {arrays[key].shape}; it must be one or three booleans.")
+        pbc[:] = arrays[key].ravel().astype(bool)
+    if not named:
+        if pbc.any():
+            raise ValueError(f"`{source}` is periodic (pbc), but has no cell; add it as `cell` of shape (3, 3).")
+        return np.zeros((n_frames, 3, 3)), pbc
+    cell = arrays[named[0]]
+    if cell.size not in (9, 9 * n_frames) or cell.dtype.kind not in "fiu":
+        raise ValueError(
+            f"`{named[0]}` of `{source}` has shape {cell.shape}; it must be (3, 3), or ({n_frames}, 3, 3) with one "
+            "cell for each frame."
+        )
+    cells = np.broadcast_to(cell.reshape(-1, 3, 3).astype(np.float64), (n_frames, 3, 3))
+    return (np.swapaxes(cells, 1, 2) if named[0] == COLUMNS else cells), pbc
 
 
 def _labels(

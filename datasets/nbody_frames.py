@@ -31,7 +31,7 @@ from torch_geometric.data import Data
 
 from mdrelax.base.names import nearest_name
 from mdrelax.datasets.array_cache import cached_arrays
-from mdrelax.datasets.frames import Frames, LabelReport, make_frame, require_finite, summarize, to_atoms
+from mdrelax.datasets.frames import Frames, make_frame, report_on, require_finite, to_atoms
 from mdrelax.datasets.nbody import VERSION, cache_folder
 from mdrelax.datasets.nbody_simulator import PROTOCOLS, SYSTEMS, forces, potential_energy, require_system, simulate
 
@@ -151,13 +151,14 @@ def _labelled(system: str, positions: npt.NDArray[Any], charges: npt.NDArray[Any
         require_finite(label, values, source=source)
     numbers = np.vectorize(SPECIES[system].__getitem__, otypes=[np.int64])(charges)
     data = [
-        make_frame(z, x, energy=e, forces=f, config_type=source)
-        for z, x, e, f in zip(numbers, positions, energies, every_force, strict=True)
+        make_frame(z, x, energy=e, forces=f, config_type=source, place=f"frame {k} of `{source}`")
+        for k, (z, x, e, f) in enumerate(zip(numbers, positions, energies, every_force, strict=True))
     ]
-    elements, energy_range, largest = summarize(data)
     keys = {"energy": "V", "forces": "-dV/dx"}
     isolated = dict.fromkeys(SPECIES[system].values(), 0.0)
-    report = LabelReport(source, keys, len(data), len(isolated), elements, "eV", "Angstrom", energy_range, largest)
+    report = report_on(
+        data, source=source, keys=keys, units=("eV", "Angstrom"), n_isolated=len(isolated), nearest=0.0
+    )  # softened
     return Frames(data, isolated, report)
 
 

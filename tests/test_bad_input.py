@@ -51,6 +51,10 @@ def _nan(atoms: Atoms) -> None:
     atoms.arrays["REF_forces"][2, 1] = np.nan
 
 
+def _other_key(atoms: Atoms) -> None:
+    atoms.info["energy"] = atoms.info.pop("REF_energy")
+
+
 def _other_names() -> list[Atoms]:
     """Labels under names that nobody can guess."""
     frames = clusters(32)
@@ -72,8 +76,8 @@ class Mistake(NamedTuple):
 TRAINING = {
     "missing label key": Mistake(DATA, "keys found: dft_energy, dft_force", frames=_other_names),
     "missing forces key": Mistake(DATA, "There is no forces under `f`", {"data": {"forces_key": "f"}}),
-    "label missing in one frame": Mistake(
-        DATA, "There is no energy", frames=lambda: frames_with(lambda atoms: atoms.info.pop("REF_energy"))
+    "another key in one frame": Mistake(
+        DATA, "There is no energy under `REF_energy` in frame 3", frames=lambda: frames_with(_other_key)
     ),
     "wrong unit name": Mistake(DATA, "did you mean `kcal/mol`", {"data": {"energy_unit": "kcal/mole"}}),
     "NaN force": Mistake(DATA, "forces value of nan in frame 3, atom 2", frames=lambda: frames_with(_nan)),

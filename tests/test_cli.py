@@ -20,7 +20,7 @@ from mdrelax.cli import CERTIFICATE, CONFIG, DATA
 from mdrelax.engines.ase import MDRelaxCalculator
 from mdrelax.modelfile import load_model
 from mdrelax.runs import train
-from small_runs import clusters, document, write_config, write_frames
+from small_runs import clusters, crystals, document, write_config, write_frames
 
 VERBS = ("train", "data", "config", "md", "vibrations", "phonons", "audit", "project", "predict", "report", "info")
 
@@ -219,12 +219,19 @@ def test_data_stats_and_check(tmp_path, source):
     said = mdrelax("data", "stats", source)
     assert said.code == 0
     assert "32 frames of H, O" in said.out
-    assert mdrelax("data", "check", source).code == 0
+    sound = write_frames(tmp_path / "crystals.extxyz", crystals(12))
+    assert mdrelax("data", "check", sound).code == 0
+    said = mdrelax("data", "check", source)  # made-up chemistry: its O-H distances are those of Bohr for Angstrom
+    assert (said.code, "FAILED  lengths fit the elements" in said.out) == (DATA, True)
     frames = clusters(3)
-    frames[1].positions[0] = frames[1].positions[1]
+    frames[1].positions[0] = frames[1].positions[1] + 0.1
     said = mdrelax("data", "check", write_frames(tmp_path / "clash.extxyz", frames))
     assert said.code == DATA
     assert said.last_line == "Some checks failed; see the table above."
+    frames[1].positions[0] = frames[1].positions[1]
+    said = mdrelax("data", "check", write_frames(tmp_path / "clash.extxyz", frames))
+    assert said.code == DATA
+    assert "Two atoms of frame 1 of `clash.extxyz` lie at one point" in said.last_line
 
 
 def test_training_without_a_test_set_works(tmp_path, source, monkeypatch):

@@ -131,9 +131,12 @@ def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
     again = mdrelax("eval", tmp_path / "run" / "model.safetensors", source, "--out", out)
     assert (again.code, "--overwrite" in again.err) == (2, True)
     units = ["--energy-unit", "kcal/mol", "--energy-key", "REF_energy", "--overwrite", "--out", out]
-    other = mdrelax("eval", tmp_path / "run" / "model.safetensors", source, *units, "--frames", "10")
+    other_run = [tmp_path / "run" / "model.safetensors", source]
+    other = mdrelax("eval", *other_run, *units, "--frames", "10")
     assert other.code == 0, other.err
     assert "kcal/mol" in other.out
+    signed = ["--forces-unit", "kcal/mol/A", "--forces-sign", "opposite", "--overwrite", "--out", tmp_path / "signed"]
+    assert "note: The sign of the forces is changed." in mdrelax("eval", *other_run, *signed).out
     assert not (out / "nve.csv").exists(), "older dynamics does not stand beside new errors"
     smaller = json.loads((out / "eval.json").read_text())["errors"]
     assert smaller["forces_mae_meV_per_A"] != summary["errors"]["forces_mae_meV_per_A"]

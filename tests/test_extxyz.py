@@ -22,6 +22,13 @@ def labelled(atoms: Atoms, prefix: str = "REF_", energy: float = -1.5) -> Atoms:
     return atoms
 
 
+def stressed() -> Atoms:
+    """A cell with all three labels."""
+    atoms = labelled(bulk("Si"))
+    atoms.info["REF_stress"] = np.eye(3)
+    return atoms
+
+
 def written(folder: Path, *frames: Atoms, name: str = "data.extxyz") -> Path:
     """An extxyz file of some frames."""
     io.write(folder / name, list(frames), format="extxyz")
@@ -103,15 +110,18 @@ def test_units_are_converted_once_and_together(tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"energy_unit": "hartree"}, "did you mean `Hartree`"),
-        ({"length_unit": "Angstroms"}, "did you mean `Angstrom`"),
-        ({"energy_unit": "Rydberg"}, "Unknown energy unit `Rydberg`"),
+        ({"energy_unit": "hartre"}, "did you mean `Hartree`"),
+        ({"length_unit": "Angstrum"}, "did you mean `Angstrom`"),
+        ({"energy_unit": "parsec"}, "Unknown energy unit `parsec`"),
+        ({"forces_unit": "eV"}, "Unknown force unit `eV`"),
+        ({"stress_unit": "GPA/m"}, "Unknown stress unit `GPA/m`"),
+        ({"stress_sign": "minus"}, "Unknown `stress_sign: minus`; known: opposite, usual"),
     ],
 )
 def test_a_wrong_unit_name_is_an_error(tmp_path, options, sentence):
     """Units are never guessed."""
     with pytest.raises(ValueError, match=sentence):
-        load_extxyz(written(tmp_path, labelled(molecule("H2O"))), **options)
+        load_extxyz(written(tmp_path, stressed()), **options)
 
 
 def test_isolated_atoms_become_reference_energies(tmp_path):
@@ -179,16 +189,6 @@ def test_energy_only_data_has_no_forces(tmp_path):
     assert "stress" not in frame
 
 
-def test_a_label_missing_in_one_frame_names_the_frame(tmp_path):
-    """The same key is used in the whole file."""
-    bare = molecule("H2O")
-    bare.info["REF_energy"] = 1.0
-    with pytest.raises(
-        ValueError, match=r"no forces under `REF_forces` in frame 1 of `data.extxyz`; keys found: REF_energy"
-    ):
-        load_extxyz(written(tmp_path, labelled(molecule("H2O")), bare))
-
-
 def test_structures_without_labels_are_read_on_demand(tmp_path):
     """Predictions need no labels."""
     frames = load_extxyz(written(tmp_path, molecule("H2O")), labelled=False)
@@ -217,6 +217,12 @@ def spoilt(fault: str) -> Atoms:
         atoms.info["REF_stress"] = np.arange(5.0)
     elif fault == "skew stress":
         atoms.info["REF_stress"] = np.arange(9.0).reshape(3, 3)
+    elif fault == "thin cell":
+        atoms.cell[:] = 0.03 * np.eye(3)
+    elif fault == "atoms on a point":
+        atoms.positions[1] = atoms.positions[0] + 1e-3
+    elif fault == "atoms on an image":
+        atoms.positions[1] = atoms.positions[0] + atoms.cell[0] - 2 * atoms.cell[2]
     elif fault == "dummy element":
         atoms.numbers[0] = 0
     return atoms
@@ -235,6 +241,9 @@ def spoilt(fault: str) -> Atoms:
         ("long stress", r"6 \(Voigt\) or 9 numbers"),
         ("skew stress", "not symmetric"),
         ("dummy element", "unknown element .* frame 1"),
+        ("thin cell", "cell of frame 1 .* periodic along abc, is only 0.03"),
+        ("atoms on a point", "Two atoms of frame 1 .* lie at one point"),
+        ("atoms on an image", "Two atoms of frame 1 .* lie at one point"),
     ],
 )
 def test_bad_numbers_name_frame_and_atom(tmp_path, fault, sentence):

@@ -32,7 +32,7 @@ def test_a_mistake_in_a_program_is_no_sentence(name: str) -> None:
 def test_an_error_that_the_package_raises_is_a_sentence() -> None:
     """Also from deep inside a call."""
     with pytest.raises(ValueError, match="did you mean `eV`") as caught:
-        energy_unit("ev")
+        energy_unit("evs")
     assert is_sentence(caught.value)
 
 

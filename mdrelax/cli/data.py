@@ -11,6 +11,13 @@ ForcesKey = Annotated[str | None, typer.Option(help="extxyz: the key of the forc
 StressKey = Annotated[str | None, typer.Option(help="extxyz: the key of the stress.")]
 EnergyUnit = Annotated[str | None, typer.Option(help="The file's unit of energy.")]
 LengthUnit = Annotated[str | None, typer.Option(help="The file's unit of length.")]
+ForcesUnit = Annotated[str | None, typer.Option(help="The file's unit of force, if not energy/length.")]
+StressUnit = Annotated[
+    str | None, typer.Option(help="extxyz: the unit of stress, such as GPa, if not energy/length^3.")
+]
+ForcesSign = Annotated[str | None, typer.Option(help="extxyz: `opposite` if the file's forces are gradients.")]
+StressSign = Annotated[str | None, typer.Option(help="extxyz: `opposite` if compression is positive.")]
+Format = Annotated[str | None, typer.Option(help="extxyz, md17 or ase, if the file's ending does not tell.")]
 
 app = typer.Typer(help="Fetch, generate, describe and check data sets.", no_args_is_help=True)
 
@@ -45,13 +52,19 @@ def stats(
     stress_key: StressKey = None,
     energy_unit: EnergyUnit = None,
     length_unit: LengthUnit = None,
+    forces_unit: ForcesUnit = None,
+    stress_unit: StressUnit = None,
+    forces_sign: ForcesSign = None,
+    stress_sign: StressSign = None,
+    format: Format = None,
 ) -> None:
     """Counts, elements and ranges with their units."""
     from mdrelax import datasets
 
     frames = datasets.load_frames(
-        data, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key, energy_unit=energy_unit,
-        length_unit=length_unit,
+        data, format=format, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key,
+        energy_unit=energy_unit, length_unit=length_unit, forces_unit=forces_unit, stress_unit=stress_unit,
+        forces_sign=forces_sign, stress_sign=stress_sign,
     )  # fmt: skip
     typer.echo(frames.report)
     typer.echo(datasets.dataset_stats(frames.data).to_string())
@@ -65,16 +78,25 @@ def check(
     stress_key: StressKey = None,
     energy_unit: EnergyUnit = None,
     length_unit: LengthUnit = None,
+    forces_unit: ForcesUnit = None,
+    stress_unit: StressUnit = None,
+    forces_sign: ForcesSign = None,
+    stress_sign: StressSign = None,
+    format: Format = None,
 ) -> None:
-    """Look for NaN, clashes, duplicates, net forces and outliers; exit code 3 when a check fails."""
+    """Compare lengths, forces, stress and energies with each other; exit code 3 when a check fails."""
     from mdrelax import datasets
 
     frames = datasets.load_frames(
-        data, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key, energy_unit=energy_unit,
-        length_unit=length_unit,
+        data, format=format, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key,
+        energy_unit=energy_unit, length_unit=length_unit, forces_unit=forces_unit, stress_unit=stress_unit,
+        forces_sign=forces_sign, stress_sign=stress_sign,
     )  # fmt: skip
+    typer.echo(frames.report)
     table = datasets.check_frames(frames.data)
-    typer.echo(table.to_string())
+    for _, row in table.iterrows():
+        state = "FAILED" if not row["passed"] else "untried" if row["message"] else "ok"
+        typer.echo(f"{state:7} {row['check']}{': ' if row['message'] else ''}{row['message']}")
     if not table["passed"].all():
         raise ValueError("Some checks failed; see the table above.")
 

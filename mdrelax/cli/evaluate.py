@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mdrelax.cli.data import EnergyKey, EnergyUnit, ForcesKey, LengthUnit, StressKey
+from mdrelax.cli.data import (
+    EnergyKey,
+    EnergyUnit,
+    ForcesKey,
+    ForcesSign,
+    ForcesUnit,
+    LengthUnit,
+    StressKey,
+    StressSign,
+    StressUnit,
+)
 from mdrelax.cli.harmonic import OF_HARMONIC, Harmonic, wanted_reference
 from mdrelax.cli.harmonic import harmonic as compare_vibrations
 from mdrelax.cli.simulate import refuse_existing
@@ -64,6 +74,10 @@ def evaluate(
     stress_key: StressKey = None,
     energy_unit: EnergyUnit = None,
     length_unit: LengthUnit = None,
+    forces_unit: ForcesUnit = None,
+    stress_unit: StressUnit = None,
+    forces_sign: ForcesSign = None,
+    stress_sign: StressSign = None,
 ) -> None:
     """Measure errors by element, kind of structure and percentile; compare vibrations; run NVE, compare its bonds."""
     from mdrelax import datasets
@@ -75,7 +89,8 @@ def evaluate(
     _check(folder, frames=frames, overwrite=overwrite, reference=reference, nve=nve)
     loaded = datasets.load_frames(
         data, format=format, labels=labels, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key,
-        energy_unit=energy_unit, length_unit=length_unit,
+        energy_unit=energy_unit, length_unit=length_unit, forces_unit=forces_unit, stress_unit=stress_unit,
+        forces_sign=forces_sign, stress_sign=stress_sign,
     )  # fmt: skip
     typer.echo(loaded.report)
     structures = loaded.data if frames is None else spread(loaded.data, frames)
@@ -87,11 +102,9 @@ def evaluate(
         **_identity(model), "data": Path(data).name, "n_structures": len(structures),
     }  # fmt: skip
     calculator = MDRelaxCalculator.from_file(model, compile=compile)
-    folder.mkdir(parents=True, exist_ok=True)
+    _enter(folder, overwrite=overwrite)
     summary["errors"] = _errors(folder, calculator, structures, worst)
     _write(folder / "eval.json", json.dumps(summary, indent=2))  # what is known, before dynamics that may take hours
-    for name in (*OF_DYNAMICS, *OF_HARMONIC) if overwrite else ():  # an older model's may not stand beside these errors
-        (folder / name).unlink(missing_ok=True)
     if wanted is not None:
         summary["harmonic"] = compare_vibrations(folder, model, wanted)
         _write(folder / "eval.json", json.dumps(summary, indent=2))
@@ -101,6 +114,13 @@ def evaluate(
         )
         _write(folder / "eval.json", json.dumps(summary, indent=2))
     typer.echo(f"Tables and pictures: {folder}")
+
+
+def _enter(folder: Path, *, overwrite: bool) -> None:
+    """Make the folder; dynamics and vibrations of an older model may not stand next to the new errors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (*OF_DYNAMICS, *OF_HARMONIC) if overwrite else ():
+        (folder / name).unlink(missing_ok=True)
 
 
 def _check(folder: Path, *, frames: int | None, overwrite: bool, reference: Path | None, nve: float) -> None:

@@ -34,11 +34,16 @@ class Batch(NamedTuple):
 def frames_from_data(data: Iterable[Any], *, cutoff: float) -> list[Batch]:
     """PyG data (see ``mdrelax.datasets.frames``) as single-structure batches with their neighbour lists.
 
-    Edges are searched once, here; ``cutoff`` is in Angstrom. Missing labels become NaN.
+    Edges are searched once, here; ``cutoff`` is in Angstrom. Missing labels become NaN. Raises ``ValueError`` that
+    names the frame (by ``place``, else by its number) whose structure has no graph.
     """
     frames = []
-    for item in data:
-        graph = build_graph(item.pos, item.z, item.cell[0], item.pbc[0], cutoff=cutoff)
+    for number, item in enumerate(data):
+        try:
+            graph = build_graph(item.pos, item.z, item.cell[0], item.pbc[0], cutoff=cutoff)
+        except ValueError as error:
+            place = item.place if "place" in item else f"frame {number}"
+            raise ValueError(f"{place[0].upper()}{place[1:]}: {error}") from error
         missing = torch.full((), torch.nan, dtype=torch.float64)
         targets = Targets(
             item.energy.reshape(1) if "energy" in item else missing.expand(1),

@@ -25,13 +25,21 @@ class DataConfig(Section):
         description="A file, `sample:ethanol` (shipped), `nbody:charged` (simulated) or fetched: `rmd17:ethanol`."
     )
     test_source: str | None = Field(None, description="A separate file of test frames; else they are split off.")
-    format: str | None = Field(None, description="`extxyz` or `md17`, when the file's ending does not tell.")
+    format: str | None = Field(None, description="`extxyz`, `md17` or `ase`, when the file's ending does not tell.")
     labels: str | None = Field(None, description="rMD17 files: `revised` or `original` labels.")
     energy_key: str | None = Field(None, description="extxyz: the key of the energies.")
     forces_key: str | None = Field(None, description="extxyz: the key of the forces.")
     stress_key: str | None = Field(None, description="extxyz: the key of the stress.")
-    energy_unit: str | None = Field(None, description="The file's unit of energy.")
-    length_unit: str | None = Field(None, description="The file's unit of length.")
+    energy_unit: str | None = Field(None, description="The file's unit of energy: eV, Ha, kcal/mol, kJ/mol, ...")
+    length_unit: str | None = Field(None, description="The file's unit of length: Angstrom, Bohr or nm.")
+    forces_unit: str | None = Field(None, description="The unit of force, if not energy/length: `Hartree/Bohr`.")
+    stress_unit: str | None = Field(None, description="The unit of stress, if not energy/length^3: `GPa`, `kbar`.")
+    forces_sign: Literal["usual", "opposite"] | None = Field(
+        None, description="extxyz: `opposite` if the file's forces are gradients, +dE/dx."
+    )
+    stress_sign: Literal["usual", "opposite"] | None = Field(
+        None, description="extxyz: `opposite` if the file's stress is positive under compression."
+    )
     train: Size = Field(0.8, description="Training frames: a number, or a fraction below 1.")
     validation: Size = Field(0.1, description="Validation frames: a number, or a fraction below 1.")
     test: Size | None = Field(None, description="Test frames; none given: all that are left.")

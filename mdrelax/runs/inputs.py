@@ -18,7 +18,7 @@ from mdrelax.base.files import write_atomically
 from mdrelax.base.names import nearest_name
 from mdrelax.base.provenance import environment
 from mdrelax.base.sections import ConfigError, read_yaml
-from mdrelax.datasets import Frames, Split
+from mdrelax.datasets import Frames, LabelOptions, Split
 from mdrelax.forces.loader import Batch
 from mdrelax.runs.config import Config, DataConfig, load_config
 from mdrelax.runs.config_changes import read_saved, refuse_changes
@@ -109,10 +109,7 @@ def load_parts(settings: DataConfig, data: Sequence[Atoms] | None = None) -> Par
 
     Raises ``ValueError`` and ``FileNotFoundError`` with the remedy.
     """
-    options = {
-        key: getattr(settings, key)
-        for key in ("labels", "energy_key", "forces_key", "stress_key", "energy_unit", "length_unit")
-    }
+    options = {key: getattr(settings, key) for key in ("labels", *LabelOptions.__annotations__)}
     frames = _all_frames(settings, data, options)
     report, apart = str(frames.report), None
     if settings.test_source is not None:
