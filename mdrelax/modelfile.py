@@ -4,7 +4,7 @@ The tensors are the force field's state; the header holds one JSON document:
 
 | key | content |
 | --- | --- |
-| format_version | 2; older versions are migrated, newer ones refused |
+| format_version | 3; older versions are migrated, newer ones refused |
 | potential, elements, dtype | what builds the network, defaults included |
 | certificate | the proof of equivariance, see `projection` |
 | card | free text and numbers: data, training, errors, citation |
@@ -48,7 +48,7 @@ __all__ = [
     "warn_if_rough",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def _name_the_norm(header: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +58,10 @@ def _name_the_norm(header: dict[str, Any]) -> dict[str, Any]:
     return {**header, "format_version": 2, "potential": {**spec, "arguments": arguments}}
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _name_the_norm}  # from version k to k + 1
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {  # from version k to k + 1
+    1: _name_the_norm,
+    2: lambda header: {**header, "format_version": 3},  # the tensor `binding`, which was zero
+}
 CITATION = "Pertigkiozoglou, Chatzipantazis, Trivedi, Daniilidis, NeurIPS 2024 (arXiv 2408.13242)"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 

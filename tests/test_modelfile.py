@@ -19,7 +19,7 @@ from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.symmetry import certify
 from mdrelax.method.certificate import Certificate, CertificateError, EquivarianceError
 from mdrelax.method.relaxation import relax_constraints
-from mdrelax.modelfile import ModelFileError, RoughPotentialWarning, load_model, save_model
+from mdrelax.modelfile import FORMAT_VERSION, ModelFileError, RoughPotentialWarning, load_model, save_model
 from mdrelax.potentials import Equiformer
 from molecules import ELEMENTS, batch_of, ethanol, rattled, tiny_force_field, water
 
@@ -108,18 +108,20 @@ def test_the_calculator_of_a_file_agrees_with_the_model(tmp_path):
     assert atoms.calc.certificate.passed
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))
 def test_golden_files_give_their_numbers(version):
     """Files of every version stay readable: energies (eV) noted when the file was made, to 1e-6 of 1 eV.
 
     Version 1 did not name its layer norm, which was the published one; such a model says that it is not smooth.
+    Versions 1 and 2 had no binding energy of atoms.
     """
     path = GOLDEN / f"model_v{version}.safetensors"
     noted = json.loads(path.with_suffix(".json").read_text())
     with pytest.warns(RoughPotentialWarning, match="is not smooth: its layer norm") if version == 1 else nullcontext():
         loaded = load_model(path)
-    assert loaded.header["format_version"] == 2
+    assert loaded.header["format_version"] == FORMAT_VERSION
     assert loaded.header["potential"]["arguments"]["norm"] == ("separable" if version == 1 else "joint")
+    assert float(loaded.force_field.binding) == (-4.5 if version == 3 else 0.0)
     graph = batch_of(*STRUCTURES, cutoff=loaded.force_field.cutoff)
     np.testing.assert_allclose(loaded.force_field(graph).energy.numpy(), noted["energies_eV"], rtol=0, atol=1e-6)
 
@@ -243,8 +245,12 @@ def test_a_missing_hash_is_noticed(tmp_path, content):
 
 def test_a_newer_format_asks_for_an_upgrade(tmp_path, content):
     """Whatever else a newer version changed, its hash included."""
-    newer = rewritten(content, lambda header: {"format_version": 3, "something": "else"})
-    refused(tmp_path / "model.safetensors", newer, "format version 3; this mdrelax reads up to 2: upgrade")
+    newer = rewritten(content, lambda header: {"format_version": FORMAT_VERSION + 1, "something": "else"})
+    refused(
+        tmp_path / "model.safetensors",
+        newer,
+        f"format version {FORMAT_VERSION + 1}; this mdrelax reads up to {FORMAT_VERSION}: upgrade",
+    )
 
 
 @pytest.mark.parametrize("version", [None, 0, -3, "1", [1]])

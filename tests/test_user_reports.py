@@ -23,6 +23,7 @@ from mdrelax.engines.md import run_md, thermal_momenta
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.modelfile import load_model
 from mdrelax.runs.checkpoints import project_checkpoint
+from mdrelax.testing import LAWS, check_potential
 from molecules import ELEMENTS, batch_of, ethanol, graph_of, tiny_equiformer_pytorch, tiny_force_field
 from small_runs import CLUSTER_CUTOFF, NETWORK, document, write_frames
 from untrained_models import saved
@@ -255,6 +256,21 @@ def test_folding_changes_no_energy_and_unfolding_brings_it_back() -> None:
     torch.testing.assert_close(folded.reference_energies, model.reference_energies)
     model(graph, create_graph=True).energy.sum().backward()
     assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+def test_what_binds_on_average_is_a_smooth_function_of_the_neighbours() -> None:
+    """E_bound of atoms that leave goes from the binding energy to zero, its forces and stress are its derivatives."""
+    model = tiny_force_field()
+    model.binding.fill_(-4.5)
+    plain = tiny_force_field()
+    apart = [Atoms("HO", [[0, 0, 0], [0, 0, r]]) for r in np.linspace(0.5, 5.2, 48)]
+    bound = np.array([float(model(graph_of(a)).energy - plain(graph_of(a)).energy) for a in apart])
+    assert bound[0] == pytest.approx(-2 * 4.5 * (1 - np.exp(-((1 - 0.01) ** 3))), rel=1e-6)
+    assert np.all(np.diff(bound) >= 0)
+    assert bound[-1] == 0.0
+    with_binding = {name: law for name, law in LAWS.items() if "energy" in name or "strain" in name or "turn" in name}
+    assert len(with_binding) == 3
+    check_potential(model, with_binding)  # derivatives of the energy, strain, rotations
 
 
 # --- settings that train on nothing, or on everything -----------------------------------------------------------------

@@ -4,8 +4,8 @@ The file is torch's archive of a shared library with one document of ours in it,
 
 | key | content |
 | --- | --- |
-| format_version | 2; others are refused |
-| elements, reference_energies, scale, cutoff, dtype | what makes energies in eV of the library's numbers |
+| format_version | 3; others are refused |
+| elements, reference_energies, scale, binding, cutoff, dtype | what makes energies in eV of the library's numbers |
 | takes_table | whether the library wants the neighbour table |
 | roughness | why its energy is not smooth; null where it is |
 | certificate, card, citation, versions, units | as in the model file it was made from, whose hash is `source` |
@@ -33,7 +33,7 @@ from mdrelax.modelfile import DTYPES, LoadedModel, ModelFileError, warn_if_rough
 
 __all__ = ["file_hash", "load_compiled", "seal", "this_machine"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 DOCUMENT = "extra/mdrelax.json"
 FROM_THE_MODEL = ("certificate", "card", "citation", "versions", "units")
 
@@ -46,6 +46,7 @@ def seal(package: Path, compiled: ForceField, model: dict[str, Any], parity: dic
         "elements": list(compiled.elements),
         "reference_energies": compiled.reference_energies.tolist(),
         "scale": compiled.scale.item(),
+        "binding": compiled.binding.item(),
         "cutoff": compiled.cutoff,
         "dtype": str(compiled.dtype).removeprefix("torch."),
         "takes_table": network.takes_table,
@@ -89,6 +90,7 @@ def load_compiled(path: str | Path, *, sha256: str | None = None) -> LoadedModel
             elements=tuple(header["elements"]),
             reference_energies=torch.tensor(header["reference_energies"], dtype=torch.float64),
             scale=header["scale"],
+            binding=header["binding"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"The header of `{path}` is damaged ({error}).") from error

@@ -4,7 +4,12 @@
     F_k = -dE/dx_k            sigma = (1 / V) sum_edges r (x) dE/dr
 
 With ``exact_lone_atoms`` the network's output for an atom without neighbours is subtracted from e_i, so that a lone
-atom has exactly its reference energy: dissociation curves end there, and atomisation energies are right.
+atom has exactly its reference energy: dissociation curves end there, and atomisation energies are right. What atoms are
+bound by on average then has to come from somewhere else than a constant: from
+
+    E_bound,i = binding * (1 - exp(-sum_j (1 - r_ij^2 / cutoff^2)^3))
+
+which is nearly constant among the neighbours of a molecule or a solid, and goes to zero smoothly as they leave.
 
 A potential is a function of the edge vectors r only, so both derivatives follow from one gradient with respect to r.
 The stress is the derivative with respect to a homogeneous strain over the volume, in ASE's sign (tension positive).
@@ -19,7 +24,7 @@ the gradient of nothing, so energy is not conserved, forces need not sum to zero
 import copy
 from collections.abc import Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +81,8 @@ class ForceField(nn.Module):
     """A potential with its elements, reference energies and scale: everything that makes a number in eV.
 
     ``reference_energies`` (eV, one per element) and ``scale`` (eV) are kept in float64 whatever the network's dtype.
-    ``exact_lone_atoms`` costs a second, tiny evaluation of the network; ``with_folded_lone_atoms`` is free of it.
+    ``binding`` is the mean binding energy of an atom in eV, see above. ``exact_lone_atoms`` costs a second, tiny
+    evaluation of the network; ``with_folded_lone_atoms`` is free of it.
 
     Raises ``TypeError`` for a network that is not a ``Potential``, ``ValueError`` for elements out of order.
     """
@@ -84,6 +90,7 @@ class ForceField(nn.Module):
     species: Tensor
     reference_energies: Tensor
     scale: Tensor
+    binding: Tensor
     potential: Potential
 
     def __init__(
@@ -93,6 +100,7 @@ class ForceField(nn.Module):
         elements: tuple[int, ...],
         reference_energies: Tensor | None = None,
         scale: float = 1.0,
+        binding: float = 0.0,
         exact_lone_atoms: bool = False,
     ) -> None:
         super().__init__()
@@ -111,6 +119,7 @@ class ForceField(nn.Module):
         self.register_buffer("species", species, persistent=False)
         self.register_buffer("reference_energies", references.double())
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
+        self.register_buffer("binding", torch.tensor(binding, dtype=torch.float64))
 
     def with_potential(self, potential: Potential) -> "ForceField":
         """A force field with the same elements, reference energies and scale around another form of the network."""
@@ -119,6 +128,7 @@ class ForceField(nn.Module):
             elements=self.elements,
             reference_energies=self.reference_energies,
             scale=self.scale.item(),
+            binding=self.binding.item(),
             exact_lone_atoms=self.exact_lone_atoms,
         ).to(self.scale.device)
 
@@ -203,16 +213,24 @@ class ForceField(nn.Module):
             gradient: (E, 3), likewise.
             stress: Whether the stress is wanted.
         """
-        energies, gradient = self.in_eV(species, energies, gradient)
+        energies, gradient = self.in_eV(species, graph.edge_index, vectors, energies, gradient)
         tension = _stress(graph, vectors, gradient) if stress else None
         return _prediction(graph, energies, _forces(graph, gradient), tension)
 
-    def in_eV(self, species: Tensor, energies: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Network output in eV, reference energies included, and in eV/A; float64.
+    def in_eV(
+        self, species: Tensor, edge_index: Tensor, vectors: Tensor, energies: Tensor, gradient: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Energies in eV, references and binding included, and their gradient in eV/A; float64.
 
-        ``species`` (n_local,), ``energies`` (n_local,) and ``gradient`` (E, 3) as in ``Potential``.
+        ``species`` (n_local,), ``energies`` (n_local,) and ``gradient`` (E, 3) as in ``Potential``, ``edge_index``
+        (2, E), ``vectors`` (E, 3) in Angstrom and float64.
         """
-        return self.scale * energies.double() + self.reference_energies[species], self.scale * gradient.double()
+        total = self.scale * energies.double() + self.reference_energies[species]
+        slope = self.scale * gradient.double()
+        if not self.binding:
+            return total, slope
+        bound, by_vectors = bound_share(edge_index[1], vectors, len(total), self.cutoff)
+        return total + self.binding * bound, slope + self.binding * by_vectors
 
     def species_of(self, numbers: Tensor) -> Tensor:
         """Indices (N,) into ``elements`` of atomic numbers (N,); raises ``UnknownElementError``."""
@@ -224,6 +242,11 @@ class ForceField(nn.Module):
                 "train on data with these elements or remove the atoms."
             )
         return species
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """As torch's; models and checkpoints of older versions have no ``binding``, which was zero."""
+        state_dict.setdefault(f"{prefix}binding", torch.zeros((), dtype=torch.float64))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def magnitudes(self, graph: Graph) -> Magnitudes:
         """The sizes of the terms that energies and forces of the structures are summed from, at least 1e-6 eV, eV/A.
@@ -259,7 +282,18 @@ class ForceField(nn.Module):
             energies, forces = self.potential.energies_and_forces(species, edges)
             if self.exact_lone_atoms:
                 energies = energies - self._lone_atoms()[species]
-            return _prediction(graph, *self.in_eV(species, energies, forces), None)
+            energies = self.scale * energies.double() + self.reference_energies[species]
+            return _prediction(graph, energies, self.scale * forces.double(), None)
+
+
+def bound_share(target: Tensor, vectors: Tensor, n_atoms: int, cutoff: float) -> tuple[Tensor, Tensor]:
+    """The share 1 - exp(-u) in [0, 1) of each atom (N,) that is bound, and its derivative (E, 3) by the edge vectors.
+
+    u is the sum over an atom's edges of (1 - r^2 / cutoff^2)^3, which is zero with two derivatives at the cut-off.
+    """
+    inside = (1 - vectors.square().sum(1) / cutoff**2).clamp(min=0)
+    free = torch.exp(-vectors.new_zeros(n_atoms).index_add(0, target, inside**3))
+    return 1 - free, (free[target] * inside**2 * (-6 / cutoff**2)).unsqueeze(1) * vectors
 
 
 def _prediction(graph: Graph, energies: Tensor, forces: Tensor, stress: Tensor | None) -> Prediction:

@@ -5,7 +5,7 @@
 | format_version | 1 |
 | potential, elements, dtype, symmetry | what builds the network, defaults included |
 | started_from | the model file that the run continues from: name and content hash, else null |
-| exact_lone_atoms | whether lone atoms have exactly their reference energies |
+| exact_lone_atoms, binding | whether lone atoms have exactly their reference energies; eV, see ``ForceField`` |
 | reference_energies, scale | eV of each element; eV/Angstrom, the RMS force of the training set |
 | structures | a few of the run's test (or validation) structures, Angstrom: certificates are measured on them |
 """
@@ -86,6 +86,7 @@ class NetworkFile(NamedTuple):
     structures: list[Data]
     started_from: dict[str, str] | None  # name and content hash of a model file
     exact_lone_atoms: bool  # see ``ForceField``
+    binding: float  # eV
 
     def build(self, networks: Networks) -> ForceField:
         """The force field before training, with other random weights: those of a checkpoint go over them."""
@@ -94,7 +95,7 @@ class NetworkFile(NamedTuple):
         elements = tuple(self.elements)
         force_field = ForceField(
             network, elements=elements, reference_energies=references, scale=self.scale,
-            exact_lone_atoms=self.exact_lone_atoms,
+            exact_lone_atoms=self.exact_lone_atoms, binding=self.binding,
         )  # fmt: skip
         return force_field.to_dtype(getattr(torch, self.dtype))
 
@@ -107,6 +108,7 @@ def write_network(folder: Path, begun: Untrained, *, structures: Sequence[Data])
         "potential": {"name": begun.name, "arguments": begun.arguments},
         "started_from": begun.origin,
         "exact_lone_atoms": force_field.exact_lone_atoms,
+        "binding": float(force_field.binding),
         "elements": list(force_field.elements),
         "reference_energies": force_field.reference_energies.tolist(),
         "scale": float(force_field.scale),
@@ -141,7 +143,7 @@ def read_network(folder: Path) -> NetworkFile | None:
         return NetworkFile(
             potential["name"], potential["arguments"], document["elements"], document["reference_energies"],
             document["scale"], document["dtype"], document["symmetry"], structures, document.get("started_from"),
-            document.get("exact_lone_atoms", False),
+            document.get("exact_lone_atoms", False), document.get("binding", 0.0),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"`{path}` is damaged ({error!r}); restart the run to have it written again.") from error

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from mdrelax.base.sections import ConfigError
-from mdrelax.forces.forcefield import ForceField, fit_reference_energies
-from mdrelax.forces.loader import Batch, distinct_elements
+from mdrelax.forces.forcefield import ForceField, bound_share, fit_reference_energies
+from mdrelax.forces.loader import Batch, distinct_elements, join
 from mdrelax.forces.predict import predict
 from mdrelax.modelfile import LoadedModel, load_model
 from mdrelax.runs.config import Config, PotentialConfig
 from mdrelax.runs.experiment import seeded
 from mdrelax.runs.network import Networks, Untrained, arguments_of
+from mdrelax.structures.graph import edge_vectors
 
 __all__ = ["load_start", "network_arguments", "new_force_field", "untrained"]
 
@@ -74,9 +75,12 @@ def new_force_field(
     known = forces[~forces.isnan()]
     scale = float(known.square().mean().sqrt()) if known.any() else 1.0  # no forces, or all of them zero
     references = _references(config, frames, isolated_energies, elements)
+    exact = _exact(config)
     force_field = ForceField(
-        network, elements=elements, reference_energies=references, scale=scale, exact_lone_atoms=_exact(config)
+        network, elements=elements, reference_energies=references, scale=scale, exact_lone_atoms=exact
     )
+    if exact and force_field.conservative:
+        force_field.binding.fill_(_mean_binding(force_field, frames))
     return force_field.to_dtype(getattr(torch, config.training.dtype))
 
 
@@ -100,6 +104,19 @@ def _references(
             "add them to the data or use `fit`."
         )
     return torch.tensor([isolated_energies[z] for z in elements], dtype=torch.float64)
+
+
+def _mean_binding(force_field: ForceField, frames: Sequence[Batch]) -> float:
+    """The least-squares factor (eV) between what binds the atoms of a frame and how many of them are bound."""
+    batch = join(frames)
+    graph, energies = batch.graph, batch.targets.energy
+    share, _ = bound_share(graph.edge_index[1], edge_vectors(graph), len(graph.numbers), force_field.cutoff)
+    references = force_field.reference_energies[force_field.species_of(graph.numbers)]
+    bound, alone = (energies.new_zeros(graph.n_graphs).index_add(0, graph.batch, x) for x in (share, references))
+    known = ~energies.isnan() & (bound > 0)
+    if not known.any():
+        return 0.0
+    return float(((energies - alone) * bound)[known].sum() / bound[known].square().sum())
 
 
 def _continued(config: Config, frames: Sequence[Batch], start: LoadedModel) -> Untrained:
