@@ -77,7 +77,8 @@ def test_energies_of_another_level_of_theory_move_the_references(tmp_path: Path,
     energies = [predict(each.force_field, structures)[0].energy for each in (here, there)]
     torch.testing.assert_close(energies[1], energies[0] + shift, rtol=0, atol=1e-9)
     kept, _ = begun({**continued(moved, first), "reference_energies": "isolated"})
-    assert torch.equal(kept.force_field.reference_energies, load_model(first.model_file).force_field.reference_energies)
+    own = kept.force_field.with_folded_lone_atoms().reference_energies  # of lone atoms, which stay where they were
+    torch.testing.assert_close(own, load_model(first.model_file).force_field.reference_energies, rtol=1e-6, atol=1e-6)
 
 
 def test_it_learns_on_and_says_where_it_came_from(tmp_path: Path, source: Path, first: Outcome) -> None:

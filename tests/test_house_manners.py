@@ -193,8 +193,12 @@ def test_only_the_door_prints():
 
 
 def test_global_settings_are_the_users():
-    """The package changes neither the global dtype nor the thread count."""
+    """The package changes neither the global dtype nor the thread count.
+
+    One context does, and puts the dtype back: weights would otherwise be other random numbers under another dtype.
+    """
     wrong = offending_calls(lambda _, name: name.rpartition(".")[2] in SETTERS, door=False)
+    wrong = [call for call in wrong if not call.startswith("mdrelax/base/ambient.py")]
     assert not wrong, broken("Global settings belong to the user:", wrong)
 
 

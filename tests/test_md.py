@@ -245,7 +245,7 @@ def test_trajectory_reads_back_with_ase(tmp_path: Path, suffix: str) -> None:
     [
         (np.nan, 0.0, "not a finite number"),
         (0.0, np.inf, "not a finite number"),
-        (0.0, 1e4, "more than 20 times the target of 300 K"),
+        (0.0, 1e4, "more than 20 times 300 K, the largest of the target, the start and 300 K"),
     ],
 )
 def test_an_exploding_run_stops_and_says_why(tmp_path: Path, energy: float, force: float, sentence: str) -> None:

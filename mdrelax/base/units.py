@@ -1,4 +1,5 @@
-"""Units: inside the package only eV, Angstrom, fs and amu; every conversion happens at the door, with its source.
+"""Units: inside the package only eV, Angstrom, fs and amu; data are converted by their readers
+(``datasets.labels``, ``datasets.md17``) with the factors below.
 
 Constants are CODATA 2018 values (https://physics.nist.gov/cuu/Constants), except the thermochemical calorie, which is
 4.184 J by definition.

@@ -31,9 +31,7 @@ def md(
     plot: Annotated[Path | None, typer.Option(help="A picture of energy drift and temperature.")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile first (minutes), then step faster.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace trajectory and log of an older run.")] = False,
-    keep_velocities: Annotated[
-        bool, typer.Option("--keep-velocities", help="Continue with the structure's own velocities.")
-    ] = False,
+    keep_velocities: Annotated[bool, typer.Option("--keep-velocities", help="Keep those of the structure.")] = False,
 ) -> None:
     """Run NVE or NVT molecular dynamics; report the energy drift and the first bond that broke."""
     from rich.progress import Progress

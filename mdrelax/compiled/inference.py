@@ -58,6 +58,8 @@ class CompiledPotential(Potential):
         """See ``Potential``; raises ``ValueError`` for ``create_graph``."""
         if create_graph:
             raise ValueError("A compiled potential cannot be trained: train the network it was made from.")
+        if edges.n_local is not None:
+            raise ValueError("A compiled potential takes no ghosts: use the model file it was made from.")
         n_atoms, n_edges = len(species), len(edges.vectors)
         arguments = species, edges.index, edges.vectors
         if min(n_atoms, n_edges) < SMALLEST:

@@ -203,7 +203,9 @@ class ForceField(nn.Module):
     def finish(
         self, graph: Graph, species: Tensor, vectors: Tensor, energies: Tensor, gradient: Tensor, *, stress: bool
     ) -> Prediction:
-        """The prediction for structures whose network output is known, however an engine came by it.
+        """The prediction for whole structures whose network output is known, however an engine came by it.
+
+        An engine with ghosts, which has no ``Graph``, calls ``in_eV`` and adds up forces and virial itself.
 
         Args:
             graph: The structures.
@@ -223,7 +225,8 @@ class ForceField(nn.Module):
         """Energies in eV, references and binding included, and their gradient in eV/A; float64.
 
         ``species`` (n_local,), ``energies`` (n_local,) and ``gradient`` (E, 3) as in ``Potential``, ``edge_index``
-        (2, E), ``vectors`` (E, 3) in Angstrom and float64.
+        (2, E), ``vectors`` (E, 3) in Angstrom and float64. Edges may end at ghosts, whose numbers are n_local and more.
+        ``exact_lone_atoms`` plays no part here: a model that was loaded has it folded into its references.
         """
         total = self.scale * energies.double() + self.reference_energies[species]
         slope = self.scale * gradient.double()
@@ -290,8 +293,10 @@ def bound_share(target: Tensor, vectors: Tensor, n_atoms: int, cutoff: float) ->
     """The share 1 - exp(-u) in [0, 1) of each atom (N,) that is bound, and its derivative (E, 3) by the edge vectors.
 
     u is the sum over an atom's edges of (1 - r^2 / cutoff^2)^3, which is zero with two derivatives at the cut-off.
+    Edges into atoms beyond the first ``n_atoms`` count for nothing.
     """
-    inside = (1 - vectors.square().sum(1) / cutoff**2).clamp(min=0)
+    inside = (1 - vectors.square().sum(1) / cutoff**2).clamp(min=0) * (target < n_atoms)
+    target = target.clamp(max=n_atoms - 1)
     free = torch.exp(-vectors.new_zeros(n_atoms).index_add(0, target, inside**3))
     return 1 - free, (free[target] * inside**2 * (-6 / cutoff**2)).unsqueeze(1) * vectors
 

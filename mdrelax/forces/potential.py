@@ -68,11 +68,8 @@ def energies_and_gradient(
     with torch.enable_grad():
         vectors = edges.vectors.detach().requires_grad_()
         energies = function(species, replace(edges, vectors=vectors))
-        return energies, _gradient(energies, vectors, create_graph)
-
-
-def _gradient(energies: Tensor, vectors: Tensor, create_graph: bool) -> Tensor:
-    if not energies.requires_grad or vectors.shape[0] == 0:
-        return torch.zeros_like(vectors)
-    (gradient,) = torch.autograd.grad(energies.sum(), vectors, create_graph=create_graph, allow_unused=True)
-    return torch.zeros_like(vectors) if gradient is None else gradient
+        nothing_to_do = not len(vectors) and edges.exchange is None  # an exchange waits for every domain
+        if nothing_to_do or not energies.requires_grad:
+            return energies, torch.zeros_like(vectors)
+        (gradient,) = torch.autograd.grad(energies.sum(), vectors, create_graph=create_graph, allow_unused=True)
+        return energies, torch.zeros_like(vectors) if gradient is None else gradient

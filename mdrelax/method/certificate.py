@@ -25,6 +25,7 @@ __all__ = [
     "require",
 ]
 
+# The certificate's limits.
 LARGEST_ERROR_FLOAT64 = 1e-9  # relative to the terms that a prediction is summed from, see `forces.symmetry`
 LARGEST_ERROR_FLOAT32 = 1e-4
 LIKELY_CAUSES = (
@@ -62,7 +63,7 @@ class Certificate(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether both precisions stay under their limits (1e-9 and 1e-4 of the terms that are summed)."""
+        """Whether both precisions stay under their limits (``LARGEST_ERROR_FLOAT64`` and ``_FLOAT32``)."""
         reflections = self.symmetry == "E(3)"
         return (
             self.float64.worst(reflections=reflections) < LARGEST_ERROR_FLOAT64

@@ -92,33 +92,46 @@ def run(
     Raises ``InUseError`` while another process trains in the folder, ``ConfigError`` for settings that cannot be used,
     ``CertificateError`` for a network that is not equivariant, and what the experiment's own methods raise.
     """
+    with locked_folder(folder):
+        check_device(experiment.training.device)
+        with undisturbed(torch.device(experiment.training.device)), torch.enable_grad():
+            return _run_in(experiment, folder, restart=restart, tell=tell, listener=listener)
+
+
+def _run_in(
+    experiment: Experiment[Model],
+    folder: Path,
+    *,
+    restart: bool,
+    tell: Callable[[str], None],
+    listener: Callable[[Progress], None],
+) -> Finished[Model]:
+    """``run`` in a folder that is locked."""
     training = experiment.training
-    with locked_folder(folder), undisturbed(torch.device(training.device)), torch.enable_grad():
-        check_device(training.device)
-        resume = experiment.enter(folder, restart=restart)
-        model = experiment.prepare(folder, resume=resume, tell=tell)
-        n_parameters = sum(p.numel() for p in model.parameters())
-        placement = relax(model, experiment.relaxation, seed=training.seed)
-        tell(f"{n_parameters:,} parameters." if placement is None else str(placement))
-        trainer = Trainer(
-            model, experiment.task(model), training=training, relaxation=experiment.relaxation, folder=folder,
-            listener=listener,
-        )  # fmt: skip
-        if resume:
-            trainer.resume()
-            tell(f"Resumed at step {trainer.step} of {trainer.n_steps}.")
-        fit = trainer.run()
-        certificate = experiment.certify(fit)
-        results = {
-            "n_parameters": n_parameters, "n_free_parameters": 0 if placement is None else placement.n_free,
-            "steps": fit.steps, "best_step": fit.best_step, "seconds": fit.seconds, "cpu_seconds": fit.cpu_seconds,
-            "peak_MB": peak_memory(), "certificate": certificate.to_dict(),
-            "environment": environment(device=training.device, seed=training.seed), **experiment.evaluate(fit, folder),
-        }  # fmt: skip
-        write_results(folder, results)
-        finished = Finished(fit, certificate, results)
-        experiment.export(folder, finished)
-        return finished
+    resume = experiment.enter(folder, restart=restart)
+    model = experiment.prepare(folder, resume=resume, tell=tell)
+    n_parameters = sum(p.numel() for p in model.parameters())
+    placement = relax(model, experiment.relaxation, seed=training.seed)
+    tell(f"{n_parameters:,} parameters." if placement is None else str(placement))
+    trainer = Trainer(
+        model, experiment.task(model), training=training, relaxation=experiment.relaxation, folder=folder,
+        listener=listener,
+    )  # fmt: skip
+    if resume:
+        trainer.resume()
+        tell(f"Resumed at step {trainer.step} of {trainer.n_steps}.")
+    fit = trainer.run()
+    certificate = experiment.certify(fit)
+    results = {
+        "n_parameters": n_parameters, "n_free_parameters": 0 if placement is None else placement.n_free,
+        "steps": fit.steps, "best_step": fit.best_step, "seconds": fit.seconds, "cpu_seconds": fit.cpu_seconds,
+        "peak_MB": peak_memory(), "certificate": certificate.to_dict(),
+        "environment": environment(device=training.device, seed=training.seed), **experiment.evaluate(fit, folder),
+    }  # fmt: skip
+    write_results(folder, results)
+    finished = Finished(fit, certificate, results)
+    experiment.export(folder, finished)
+    return finished
 
 
 def seeded(build: Callable[[], Model], seed: int) -> Model:

@@ -1,4 +1,4 @@
-"""Optimisers by name.
+"""Optimisers by name. A new one is a function or class as ``MakeOptimizer`` says, in ``OPTIMIZERS``.
 
 | optimiser | a step at rate eta | decay |
 | --- | --- | --- |

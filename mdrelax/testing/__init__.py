@@ -15,7 +15,6 @@ gains of a few layers.
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from mdrelax.forces.forcefield import ForceField, Prediction
 from mdrelax.structures.graph import Edges, Graph, collate, edge_vectors
-from mdrelax.structures.neighbors import build_graph
+from mdrelax.testing.structures import Structure, cell, cluster, numbers_of, tetrahedron
 
 __all__ = ["LAWS", "BrokenLawError", "Law", "check_potential"]
 
@@ -35,27 +34,6 @@ ROTATION = Rotation.from_rotvec([0.4, -1.1, 0.7]).as_matrix()
 
 class BrokenLawError(AssertionError):
     """A potential that breaks a law; the message names the law and the numbers."""
-
-
-class Structure(NamedTuple):
-    """Atoms, lengths in Angstrom."""
-
-    positions: np.ndarray  # (N, 3)
-    numbers: np.ndarray  # (N,)
-    cell: np.ndarray | None = None  # (3, 3), periodic in all directions where there is one
-
-    def graph(self, cutoff: float) -> Graph:
-        """With its neighbour list."""
-        return build_graph(self.positions, self.numbers, self.cell, self.cell is not None, cutoff)
-
-    def moved(self, by: np.ndarray) -> "Structure":
-        """Every atom moved by a row of ``by``, (N, 3) or (3,)."""
-        return self._replace(positions=self.positions + by)
-
-    def mapped(self, matrix: np.ndarray) -> "Structure":
-        """Positions and cell multiplied by a matrix."""
-        cell = None if self.cell is None else self.cell @ matrix.T
-        return self._replace(positions=self.positions @ matrix.T, cell=cell)
 
 
 def check_potential(force_field: ForceField, laws: Mapping[str, Law] | None = None) -> list[str]:
@@ -74,36 +52,6 @@ def check_potential(force_field: ForceField, laws: Mapping[str, Law] | None = No
         sentences = "\n".join(f"  {name}: {sentence}" for name, sentence in broken.items())
         raise BrokenLawError(f"The potential breaks {len(broken)} of {len(chosen)} laws:\n{sentences}")
     return list(chosen)
-
-
-# --- structures -------------------------------------------------------------------------------------------------------
-
-
-def cluster(model: ForceField, seed: int = 0) -> Structure:
-    """Nine atoms, neighbours about 0.3 cut-offs apart, without any symmetry."""
-    rng = np.random.default_rng(seed)
-    corners = np.stack(np.meshgrid(*[[-0.5, 0.5]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-    grid = np.concatenate([corners, [[0.0, 0.1, 0.0]]]) + rng.uniform(-0.12, 0.12, (9, 3))
-    return Structure(0.3 * model.cutoff * grid, _numbers(model, 9))
-
-
-def cell(model: ForceField) -> Structure:
-    """Three atoms in a skewed cell so small that each sees several images of itself and of the others."""
-    vectors = 0.2 * model.cutoff * np.array([[3.1, 0.0, 0.0], [0.7, 3.4, 0.0], [-0.4, 0.9, 3.9]])
-    return Structure(np.array([[0, 0, 0], [0.45, 0.3, 0.4], [0.1, 0.8, 0.7]]) @ vectors, _numbers(model, 3), vectors)
-
-
-def tetrahedron(model: ForceField) -> Structure:
-    """An atom amid four others: its own vectors vanish by symmetry."""
-    corners = np.array([[1, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]]) / np.sqrt(3)
-    return Structure(0.22 * model.cutoff * np.concatenate([[[0, 0, 0]], corners]), _numbers(model, 5, alike=4))
-
-
-def _numbers(model: ForceField, n: int, alike: int = 0) -> np.ndarray:
-    """Elements of the model in turn; the last ``alike`` atoms have the first element."""
-    numbers = np.resize(model.elements[::-1], n)
-    numbers[n - alike :] = model.elements[0]
-    return numbers
 
 
 def _double(model: ForceField) -> ForceField:
@@ -173,7 +121,7 @@ def the_order_of_the_edges_does_not_matter(force_field: ForceField) -> None:
 def a_batch_is_its_structures_one_by_one(force_field: ForceField) -> None:
     """A cluster, an atom without neighbours and a cell together give what each gives alone."""
     model = _double(force_field)
-    lonely = Structure(np.zeros((1, 3)), _numbers(model, 1))
+    lonely = Structure(np.zeros((1, 3)), numbers_of(model, 1))
     graphs = [s.graph(model.cutoff) for s in (cluster(model), lonely, cell(model))]
     _require_same(model(collate(graphs)), Prediction.join([model(graph) for graph in graphs]), "Batching")
 
@@ -190,7 +138,7 @@ def fragments_out_of_reach_do_not_know_of_each_other(force_field: ForceField) ->
 def atoms_without_neighbours_have_no_force(force_field: ForceField) -> None:
     """Zero edges: the energy depends on the element only, the force is exactly zero, and training runs."""
     model = _double(force_field).requires_grad_(True)
-    lonely = [Structure(np.full((1, 3), x), _numbers(model, 1)).graph(model.cutoff) for x in (0.0, 2.0)]
+    lonely = [Structure(np.full((1, 3), x), numbers_of(model, 1)).graph(model.cutoff) for x in (0.0, 2.0)]
     prediction = model(collate(lonely), create_graph=True)
     first, second = prediction.energy.tolist()
     _require(bool(np.isclose(first, second, rtol=ROUNDING)), f"A lone atom has the energies {first} and {second}.")
@@ -203,7 +151,7 @@ def every_pair_within_the_cutoff_counts(force_field: ForceField) -> None:
     """In a dense cluster of 40 atoms the energy depends on every single edge: none is capped."""
     model = _double(force_field)
     positions = np.random.default_rng(5).uniform(0, 0.56 * model.cutoff, (40, 3))
-    graph = Structure(positions, _numbers(model, 40)).graph(model.cutoff)
+    graph = Structure(positions, numbers_of(model, 40)).graph(model.cutoff)
     _, gradient = model.potential.energies_and_gradient(
         model.species_of(graph.numbers), Edges(graph.edge_index, edge_vectors(graph))
     )
@@ -226,6 +174,21 @@ def ghosts_stand_for_their_owners(force_field: ForceField) -> None:
         _require(ours.shape == theirs.shape, f"With ghosts there are {len(ours)} {name}, not {len(theirs)}.")
         error = float((ours - theirs).abs().max()) / size
         _require(error < ROUNDING, f"With ghosts in place of images the {name} change by {error:.1e}.")
+
+
+def a_wide_halo_gives_the_local_atoms(force_field: ForceField) -> None:
+    """Without an exchange all atoms are computed, and the energies of the first ``n_local`` are returned."""
+    model = _double(force_field)
+    graph = cell(model).graph(model.cutoff)
+    species, plain = model.species_of(graph.numbers), Edges(graph.edge_index, edge_vectors(graph))
+    wide = replace(plain, n_local=2)
+    energies, gradient = (x.detach() for x in model.potential.energies_and_gradient(species, wide))
+    expected = model.potential(species, plain)[:2]
+    _require(energies.shape == (2,), f"With `n_local` = 2 there are {len(energies)} energies.")
+    error = float((energies - expected).abs().max())
+    _require(error < ROUNDING, f"With a wide halo the energies of the local atoms change by {error:.1e}.")
+    total, _ = model.in_eV(species[:2], graph.edge_index, plain.vectors, energies, gradient)
+    _require(bool(total.isfinite().all()), "With a wide halo energies are not finite.")
 
 
 def _with_ghosts(graph: Graph) -> tuple[Tensor, Tensor]:
@@ -285,7 +248,7 @@ def nothing_jumps_when_an_atom_crosses_the_cutoff(force_field: ForceField) -> No
     their size inside, even where the third derivatives are 250 times (1/A) the second.
     """
     model = _double(force_field)
-    for others in (cluster(model), Structure(np.zeros((1, 3)), _numbers(model, 1))):
+    for others in (cluster(model), Structure(np.zeros((1, 3)), numbers_of(model, 1))):
         inside = [_derivatives(model, others, x * model.cutoff) for x in (0.6, 0.7, 0.8, 0.9)]
         before, after = (_derivatives(model, others, model.cutoff + x) for x in (-1e-7, 1e-7))
         for order, name in enumerate(("energy", "gradient", "second derivative")):
@@ -379,6 +342,7 @@ ALWAYS = (
     atoms_without_neighbours_have_no_force,
     every_pair_within_the_cutoff_counts,
     ghosts_stand_for_their_owners,
+    a_wide_halo_gives_the_local_atoms,
     float32_is_close_to_float64,
     the_gradient_of_the_force_loss_is_right,
 )
