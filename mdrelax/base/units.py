@@ -1,4 +1,4 @@
-"""Units: inside the package only eV, Angstrom, fs and amu; every conversion happens at the door, with its source.
+"""Units: inside the package only eV, Angstrom, fs and amu; conversions happen where data are read, with their source.
 
 Constants are CODATA 2018 values (https://physics.nist.gov/cuu/Constants), except the thermochemical calorie, which is
 4.184 J by definition.
