@@ -76,7 +76,7 @@ class Linear(nn.Module):
         return irreps_site(self.irreps_in, self.irreps_out, "ir_mul")
 
     def forward(self, x: Features) -> Features:
-        """Features of ``irreps_in`` to features of ``irreps_out``; of the first few, the outputs that they determine."""
+        """Features of ``irreps_in`` to features of ``irreps_out``; of the first few, the outputs they determine."""
         n_out = next((k for k, i in enumerate(self.sources) if i >= len(x)), len(self.sources))
         out = [x[i] @ weight for i, weight in zip(self.sources[:n_out], self.weights, strict=False)]
         if self.bias is not None and self.bias_at < n_out:
