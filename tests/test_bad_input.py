@@ -204,7 +204,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path, verb, content, message):
         (["md", "{model}", "{frames}", "--ps", "-1"], DATA, "-1"),
         (["md", "{model}", "{frames}", "--dtype", "float16"], DATA, "float16"),
         (["predict", "{model}", "nowhere.xyz", "o.extxyz"], DATA, "There is no file `nowhere.xyz`."),
-        (["report", "."], DATA, "is no run folder"),
+        (["report", "."], DATA, "is not a run folder"),
         (["project", "."], CONFIG, "cannot be read"),
         (["train", "nowhere.yaml"], CONFIG, "There is no config file `nowhere.yaml`"),
         (["train", "ethanol-tny"], CONFIG, "did you mean `ethanol-tiny`"),
