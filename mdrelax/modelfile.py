@@ -5,7 +5,7 @@ The tensors are the force field's state; the header holds one JSON document:
 | key | content |
 | --- | --- |
 | format_version | 3; older versions are migrated, newer ones refused |
-| potential, elements, dtype | what builds the network, defaults included |
+| potential, elements, dtype | arguments that build the network, defaults included |
 | certificate | the proof of equivariance, see `projection` |
 | card | free text and numbers on data, training, errors, citation |
 | versions, coupling_fingerprint | of the libraries, and of e3nn's Clebsch-Gordan coefficients |

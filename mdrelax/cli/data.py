@@ -84,7 +84,7 @@ def check(
     stress_sign: StressSign = None,
     format: Format = None,
 ) -> None:
-    """Compare lengths, forces, stress and energies with each other; exit code 3 when a check fails."""
+    """Compare lengths, forces, stress and energies with each other; exit code 3 if a check fails."""
     from mdrelax import datasets
 
     frames = datasets.load_frames(

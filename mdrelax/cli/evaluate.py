@@ -106,7 +106,7 @@ def evaluate(
     calculator = MDRelaxCalculator.from_file(model, compile=compile)
     _enter(folder, overwrite=overwrite)
     summary["errors"] = _errors(folder, calculator, structures, worst)
-    _write(folder / "eval.json", json.dumps(summary, indent=2))  # what is known, before dynamics that may take hours
+    _write(folder / "eval.json", json.dumps(summary, indent=2))  # before dynamics that may take hours
     if wanted is not None:
         summary["harmonic"] = compare_vibrations(folder, model, wanted)
         _write(folder / "eval.json", json.dumps(summary, indent=2))

@@ -5,9 +5,9 @@ The file is torch's archive of a shared library with one document of ours in it,
 | key | content |
 | --- | --- |
 | format_version | 3; others are refused |
-| elements, reference_energies, scale, binding, cutoff, dtype | what makes energies in eV of the library's numbers |
-| takes_table | whether the library wants the neighbour table |
-| roughness | why its energy is not smooth; null where it is |
+| elements, reference_energies, scale, binding, cutoff, dtype | converts the library's output to energies in eV |
+| takes_table | whether the library needs the neighbour table |
+| roughness | why its energy is not smooth; null if it is smooth |
 | certificate, card, citation, versions, units | as in the model file it was made from, whose hash is `source` |
 | built_for | torch's version and the processor that it was compiled with; it runs nowhere else |
 | threads | number of threads that loops were compiled for; matrix products follow torch's setting |

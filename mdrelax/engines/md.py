@@ -202,7 +202,7 @@ def _measure(system: Atoms, step: int, timestep_fs: float, freedom: int) -> Row:
 
 
 def _explosion(row: Row, usual_K: float) -> str:
-    """Why the run must stop, as a sentence; empty when all is well.
+    """The reason why the run must stop, as a sentence; empty if there is none.
 
     ``usual_K`` is the largest of the target, the temperature at the start and 300 K.
     """

@@ -113,7 +113,7 @@ class ForceField(nn.Module):
             raise ValueError(f"`elements` must be distinct atomic numbers in rising order, got {elements}.")
         self.potential = potential
         self.elements, self.exact_lone_atoms = elements, exact_lone_atoms
-        species = torch.full((max(elements) + 2,), -1)  # the last place stands for every number that is no index
+        species = torch.full((max(elements) + 2,), -1)  # the last entry is for all numbers that are not an element's
         species[list(elements)] = torch.arange(len(elements))
         references = torch.zeros(len(elements)) if reference_energies is None else reference_energies
         self.register_buffer("species", species, persistent=False)
@@ -183,8 +183,8 @@ class ForceField(nn.Module):
         """Energy, forces and (on request) stress of each structure.
 
         ``create_graph=True`` keeps the result differentiable, as training on forces needs. Works under ``no_grad``.
-        Raises ``UnknownElementError`` for an element the model does not know, ``ValueError`` when stress is asked of
-        direct forces. Numbers do not depend on ``torch.inference_mode`` and ``torch.autocast`` around the call.
+        Raises ``UnknownElementError`` for an element the model does not know, ``ValueError`` if stress is requested
+        with direct forces. Numbers do not depend on ``torch.inference_mode`` and ``torch.autocast`` around the call.
         """
         if is_disturbed(graph.positions.device):
             with undisturbed(graph.positions.device):

@@ -24,7 +24,7 @@ class DataConfig(Section):
     source: str = Field(
         description="A file, `sample:ethanol` (shipped), `nbody:charged` (simulated) or fetched: `rmd17:ethanol`."
     )
-    test_source: str | None = Field(None, description="A separate file of test frames; else they are split off.")
+    test_source: str | None = Field(None, description="A separate file of test frames; by default they are split off.")
     format: str | None = Field(None, description="`extxyz`, `md17` or `ase`, when the file's ending does not tell.")
     labels: str | None = Field(None, description="rMD17 files: `revised` or `original` labels.")
     energy_key: str | None = Field(None, description="extxyz: the key of the energies.")

@@ -122,7 +122,7 @@ def run(
 
 
 def seeded(build: Callable[[], Model], seed: int) -> Model:
-    """The network that ``build`` makes with torch's generator set to a seed, which is as it was afterwards."""
+    """The network that ``build`` returns with torch's generator set to a seed; its state is restored afterwards."""
     with torch.random.fork_rng(devices=[]), default_float32():
         torch.manual_seed(seed)
         return build()

@@ -25,8 +25,8 @@ from mdrelax.runs.config_changes import read_saved, refuse_changes
 from mdrelax.structures.graph import Graph
 
 MOST_NEIGHBOURS = 1000  # per atom
-IN_MEMORY = "memory"  # `data.source` of structures that a caller hands over
-MAY_CHANGE = ("md_picoseconds",)  # keys that a resumed run may be given anew; nothing that changes a number
+IN_MEMORY = "memory"  # `data.source` for structures passed in memory
+MAY_CHANGE = ("md_picoseconds",)  # keys that may change when a run is resumed; none of them affects a number
 
 
 class Parts(NamedTuple):
