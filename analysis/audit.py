@@ -1,15 +1,15 @@
-"""Audit: where and by how much a network is not equivariant: each layer, every angle, both precisions.
+"""Audit: the equivariance error of a network: of each layer, at every angle, in both precisions.
 
-Measured without the code that trains and projects: features turn as e3nn's harmonics do, rotations are scipy's. The
+Measured without the code that trains and projects: features are rotated by e3nn's harmonics, rotations are scipy's. The
 error of a layer f is
 
     max |f(D_in(g) x, a(g)) - D_out(g) f(x, a)| / rms f(x, a)
 
 | symbol | meaning |
 | --- | --- |
-| x | the features that the network gives the layer on the structures that are audited |
-| D_in, D_out | how its ``Site`` says that features turn (``relaxable_sites``), for layers of any package |
-| a, a(g) | its other arguments, such as attributes of edges: on these structures, and on the same ones turned by g |
+| x | the input features of the layer on the audited structures |
+| D_in, D_out | representations of its ``Site`` (``relaxable_sites``), for layers of any package |
+| a, a(g) | its other arguments, such as attributes of edges, on these structures and on the same ones rotated by g |
 
 The error of the network at an angle is the certificate's (``mdrelax.forces.symmetry``) for rotations by that angle.
 """
@@ -41,7 +41,7 @@ __all__ = ["ANGLES", "angle_errors", "draw_angles", "draw_layers", "layer_errors
 ANGLES = (0.1, 1.0, 5.0, 15.0, 30.0, 45.0, 60.0, 90.0, 120.0, 150.0, 180.0)  # degrees
 OPERATIONS = ("rotation", "reflection")
 COLUMNS = ["layer", *OPERATIONS]
-SMALLEST = 1e-30  # rms below which a layer gives nothing
+SMALLEST = 1e-30  # rms below which the output of a layer counts as zero
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # the arguments of a layer: features first
 
@@ -55,7 +55,7 @@ def angle_errors(
     n_axes: int = 4,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Columns ``angle_deg`` and ``error``: the largest over random axes, one for each structure and try."""
+    """Columns ``angle_deg`` and ``error``: the largest over random axes, one per structure and trial."""
     model = network_in(force_field, dtype)
     reference, scale = model(graph), model.magnitudes(graph)
     rng = numpy_generator(seed, "angles")
@@ -75,11 +75,11 @@ def angle_errors(
 def layer_errors(
     force_field: ForceField, graph: Graph, *, dtype: torch.dtype = torch.float64, n_operations: int = 4, seed: int = 0
 ) -> pd.DataFrame:
-    """A row for each layer that a free map could stand next to: ``layer``, ``rotation``, ``reflection``.
+    """One row per layer with a site for a free map: ``layer``, ``rotation``, ``reflection``.
 
-    Left out are layers that are not called, or not with all their features, and those of groups that do not act in
-    space. A relaxed layer counts with its free map at its theta, under the layer's own name. Layers that give zeros
-    only have an error of 0 where they stay at zero.
+    Layers that are not called, or not with all their features, and those of groups that do not act in space are left
+    out. A relaxed layer includes its free map at its theta, under the layer's own name. Layers whose outputs are zero
+    have an error of 0 if they remain zero.
     """
     model = copy.deepcopy(force_field).to_dtype(dtype).eval()
     layers = _layers(model)
@@ -98,7 +98,7 @@ def layer_errors(
 
 
 def _layers(model: nn.Module) -> dict[str, tuple[nn.Module, Site]]:
-    """Every layer by name with its site; a relaxed one in the place of what it wraps."""
+    """Every layer by name with its site; a relaxed one in place of the layer it wraps."""
     relaxed = relaxed_layers(model)
     found: dict[str, tuple[nn.Module, Site]] = {}
     for name, site in relaxable_sites(model).items():
@@ -129,7 +129,7 @@ def _calls(model: ForceField, graph: Graph, layers: dict[str, tuple[nn.Module, S
 
 @torch.no_grad()
 def _error(layer: nn.Module, site: Site, matrix: Tensor, straight: Call, turned: Call) -> float | None:
-    """The layer's error for one operation and call, or None where that has no meaning."""
+    """The layer's error for one operation and call, or None if it is undefined."""
     (x, *others), named = straight
     (_, *turned_others), turned_named = turned
     y, flat = layer(x, *others, **named), site.view.flatten(x)
@@ -147,7 +147,7 @@ def _error(layer: nn.Module, site: Site, matrix: Tensor, straight: Call, turned:
 
 @styled
 def draw_layers(errors: pd.DataFrame) -> Figure:
-    """Heat map of ``layer_errors``: a row a layer, a column an operation, log colour."""
+    """Heat map of ``layer_errors``: one row per layer, one column per operation, log colour."""
     if errors.empty:
         raise NothingToDrawError("No layer with a place for a free map was found: there is nothing to draw.")
     figure = Figure(figsize=(0.6 * WIDTH, 1.2 + 0.24 * len(errors)), layout="constrained")

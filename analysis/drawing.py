@@ -1,4 +1,4 @@
-"""Drawing: what all figures share: colours, style, panels, scales, heat maps, and theta behind the curves.
+"""Drawing: colours, style, panels, scales, heat maps, and theta behind the curves, shared by all figures.
 
 Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color), which colour-blind readers can tell apart; heat
 maps use cividis, made for the same readers.
@@ -56,7 +56,7 @@ SKY, PURPLE, ORANGE, BLACK = "#56B4E9", "#CC79A7", "#E69F00", "#000000"
 THETA_FILL = "#EFE3C2"  # pale, so that curves stay readable on it
 WIDTH = 9.5  # inches; 950 pixels of a report, so 9 points are read as 12 pixels
 DOTS_PER_INCH = 160
-WIDE = 5.0  # a ratio of largest to smallest value from which on a log axis has ticks enough to be read
+WIDE = 5.0  # ratio of largest to smallest value above which a log axis has enough ticks
 LEGEND_HANDLE, LEGEND_LETTER = 0.62, 0.068  # inches of an entry: its sample of the line with the gaps, and a letter
 STYLE: dict[Any, Any] = {  # matplotlib lists all its settings as one literal type
     "font.size": 9,
@@ -74,11 +74,11 @@ STYLE: dict[Any, Any] = {  # matplotlib lists all its settings as one literal ty
 
 
 class NothingToDrawError(ValueError):
-    """The table or record that was handed in holds nothing that the figure shows."""
+    """The table or record contains nothing that the figure shows."""
 
 
 def styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
-    """Draw with our fonts and lines and leave the user's settings as they were."""
+    """Draw with our fonts and lines, and restore the user's settings afterwards."""
 
     @wraps(draw)
     def inner(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
@@ -89,7 +89,7 @@ def styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
 
 
 def panels(count: int, problem: str, *, height: float = 3.3) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` panels side by side; none: ``NothingToDrawError`` with the problem."""
+    """A figure with a row of ``count`` panels; raises ``NothingToDrawError`` with the problem if there are none."""
     if not count:
         raise NothingToDrawError(f"{problem}: there is nothing to draw.")
     width = WIDTH if count > 1 else 0.6 * WIDTH
@@ -101,13 +101,13 @@ def log_scale(ax: Axes, which: Literal["x", "y"] = "y") -> None:
     """A log axis with plain numbers, readable over one decade and over five."""
     ax.set(**{f"{which}scale": "log"})
     axis = ax.xaxis if which == "x" else ax.yaxis
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if which == "y" else (1, 3)))  # numbers side by side need room
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if which == "y" else (1, 3)))  # to make room for adjacent numbers
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
 def fit_axes(axes: Sequence[Axes], which: Literal["x", "y"] = "y") -> None:
-    """One axis for all panels that holds the points of all their lines with a little room, log where they span much."""
+    """One axis for all panels that covers all their lines with a margin; logarithmic if they span a wide range."""
     lines = [line for ax in axes for line in ax.lines]
     points = np.concatenate([np.ravel(line.get_data()[which == "y"]) for line in lines]).astype(float)
     points = points[np.isfinite(points)]
@@ -130,7 +130,7 @@ def step_axis(ax: Axes) -> None:
 
 
 def shared_legend(figure: Figure) -> None:
-    """One legend above all panels, each label once, in as many rows as it needs."""
+    """One legend above all panels, each label once, in as many rows as needed."""
     entries: dict[str, Artist] = {}
     for ax in figure.axes:
         handles, labels = ax.get_legend_handles_labels()
@@ -141,7 +141,7 @@ def shared_legend(figure: Figure) -> None:
 
 
 def has_numbers(table: pd.DataFrame, name: str) -> bool:
-    """Whether the table has the column, with anything in it."""
+    """Whether the table has the column, and the column is not empty."""
     return name in table and bool(table[name].notna().any())
 
 
@@ -166,7 +166,7 @@ def png(figure: Figure) -> bytes:
 
 
 def save(path: Path, draw: Callable[[], Figure]) -> bytes | None:
-    """Draw into a PNG file and return its content; None where there is nothing to draw, and no older picture then."""
+    """Draw into a PNG file and return its content; None if there is nothing to draw, and an older file is removed."""
     try:
         content = png(draw())
     except NothingToDrawError:

@@ -1,4 +1,4 @@
-"""Evaluation: a model's errors on labelled structures, kind by kind, and the structures on which it does worst."""
+"""Evaluation: a model's errors on labelled structures, by kind of structure, and its worst structures."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ __all__ = ["errors_by_config_type", "take", "worst_structures"]
 
 
 def take(predictions: Predictions, structures: Integers) -> Predictions:
-    """Those of some structures, by their places, in that order."""
+    """Select structures by index, in the given order."""
     ends = np.cumsum(predictions.n_atoms)
     ranges = [np.arange(ends[k] - predictions.n_atoms[k], ends[k]) for k in structures]
     atoms = np.concatenate(ranges) if ranges else np.empty(0, dtype=int)
@@ -25,7 +25,7 @@ def take(predictions: Predictions, structures: Integers) -> Predictions:
 
 
 def errors_by_config_type(predictions: Predictions, config_types: Sequence[str]) -> pd.DataFrame:
-    """One row a kind of structure: how many, and the errors of ``metrics.errors`` (MAE in meV and meV/A)."""
+    """One row per kind of structure: their number, and the errors of ``metrics.errors`` (MAE in meV and meV/A)."""
     kinds = np.array(config_types)
     rows = []
     for kind in dict.fromkeys(config_types):
@@ -37,7 +37,7 @@ def errors_by_config_type(predictions: Predictions, config_types: Sequence[str])
 
 
 def worst_structures(predictions: Predictions, number: int) -> Integers:
-    """The places of the structures with the largest force errors (of one atom), or energy errors per atom; worst first.
+    """Indices of the structures with the largest force errors (of one atom) or energy errors per atom, worst first.
 
     A prediction that is NaN is worse than any number; structures without labels come last.
     """

@@ -45,7 +45,7 @@ __all__ = [
 
 Array = npt.NDArray[np.float64]
 
-MANY_POINTS = 2000  # from here on points cover each other and are counted in hexagons
+MANY_POINTS = 2000  # above this number points overlap and are counted in hexagons
 VALIDATION = {
     "val_forces_mae_meV_per_A": "force MAE (meV/Å)",
     "val_energy_mae_meV_per_atom": "energy MAE (meV/atom)",
@@ -58,10 +58,10 @@ STEERING = {"theta": "relaxation θ", "lr": "learning rate", "penalty": "penalty
 def learning_curves(
     metrics: pd.DataFrame, standard: pd.DataFrame | None = None, *, best_step: int | None = None
 ) -> Figure:
-    """Validation errors against the optimiser step on a log scale, one panel a quantity, with theta as a filled curve.
+    """Validation errors against the step on a log scale, one panel per quantity, with theta as a filled area.
 
     ``metrics`` and ``standard`` (the run that was never relaxed, dashed) are ``metrics.csv`` tables; a circle marks
-    ``best_step``, the model that was kept. Raises ``NothingToDrawError`` when no validation error is in the table.
+    ``best_step``, the selected model. Raises ``NothingToDrawError`` if the table contains no validation error.
     """
     shown = {name: label for name, label in VALIDATION.items() if has_numbers(metrics, name)}
     figure, axes = panels(len(shown), "`metrics` holds no validation error")
@@ -84,7 +84,7 @@ def learning_curves(
 
 @styled
 def schedule_plot(metrics: pd.DataFrame) -> Figure:
-    """How a run was steered: theta, learning rate and penalty against the step, those that were not always zero."""
+    """Theta, learning rate and penalty against the step, except those that were always zero."""
     shown = {name: label for name, label in STEERING.items() if has_numbers(metrics, name) and metrics[name].any()}
     figure, axes = panels(len(shown), "`metrics` holds no theta, learning rate or penalty", height=2.4)
     for ax, (name, label) in zip(axes, shown.items(), strict=True):
@@ -100,8 +100,8 @@ def schedule_plot(metrics: pd.DataFrame) -> Figure:
 def parity(predictions: Predictions) -> Figure:
     """Predicted against reference energies (relative to the mean reference), force and stress components.
 
-    Energies are per atom where structures differ in size. The MAE stands in the titles. Raises
-    ``NothingToDrawError`` when there are no labels.
+    Energies are per atom if structures differ in size. The MAE is given in the titles. Raises
+    ``NothingToDrawError`` if there are no labels.
     """
     table = errors(predictions)
     same_size = len(np.unique(predictions.n_atoms)) == 1
@@ -132,7 +132,7 @@ def parity(predictions: Predictions) -> Figure:
 def symmetry_spectra(certificate: Certificate) -> Figure:
     """Heat map of the free maps' ||W_J||^2, layer by J, log colour; J = 0 commutes with rotations, the others do not.
 
-    Zeros are grey, and J that a layer cannot have are left white. Raises ``NothingToDrawError`` when no
+    Zeros are grey, and J that a layer cannot have are white. Raises ``NothingToDrawError`` if no
     layer has a spectrum.
     """
     layers = [layer for layer in certificate.layers if layer.spectrum]
@@ -154,7 +154,7 @@ def symmetry_spectra(certificate: Certificate) -> Figure:
 
 @styled
 def equivariance_bars(certificate: Certificate) -> Figure:
-    """The largest relative errors of a certificate on a log scale, with the limits they must stay under.
+    """The largest relative errors of a certificate on a log scale, with their limits.
 
     Symmetries that the network does not claim (reflections in SE(3)) are pale; an infinite error fills its row.
     """
@@ -184,7 +184,7 @@ def equivariance_bars(certificate: Certificate) -> Figure:
 
 @styled
 def md_energy(log: pd.DataFrame, *, n_atoms: int | None = None) -> Figure:
-    """Total energy relative to its start with its drift (meV/atom, or meV without ``n_atoms``), and temperature (K).
+    """Total energy relative to its start, with drift (meV/atom, or meV without ``n_atoms``), and temperature (K).
 
     ``log`` has the columns of ``mdrelax.engines.md.LOG_COLUMNS``. Rows that are not finite are left
     out. Raises ``NothingToDrawError`` for fewer than two others.
@@ -212,7 +212,7 @@ def md_energy(log: pd.DataFrame, *, n_atoms: int | None = None) -> Figure:
 
 
 def _parity_panel(ax: Axes, true: Array, pred: Array) -> None:
-    """Points, or hexagons with counts where there are many, and the diagonal; only finite pairs are drawn."""
+    """Points, or hexagons with counts if there are many, and the diagonal; only finite pairs are drawn."""
     finite = np.isfinite(true) & np.isfinite(pred)
     true, pred = true[finite], pred[finite]
     both = np.concatenate([true, pred, [0.0]])

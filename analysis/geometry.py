@@ -1,6 +1,6 @@
-"""Geometries: relaxed with ASE's optimisers until no force is left, as every harmonic analysis needs first.
+"""Geometries: relaxation with ASE's optimisers until forces vanish, as harmonic analyses require.
 
-Forces in eV/A, lengths in A. The structures that come in stay as they are.
+Forces in eV/A, lengths in A. The input structures are not changed.
 """
 
 import math
@@ -24,11 +24,11 @@ class NotRelaxedError(RuntimeError):
 
 
 class Relaxed(NamedTuple):
-    """A geometry with its calculator, and how it was reached."""
+    """A geometry with its calculator, and how it was obtained."""
 
     atoms: Atoms
     largest_force: float  # eV/A, of an atom
-    steps: int  # of the optimiser; 0 where nothing was relaxed
+    steps: int  # of the optimiser; 0 if nothing was relaxed
 
 
 def bare(atoms: Atoms) -> Atoms:
@@ -47,7 +47,7 @@ def largest_force(atoms: Atoms) -> float:
 def relax(atoms: Atoms, calculator: Calculator, *, fmax: float, cell: bool = False, steps: int = MOST_STEPS) -> Relaxed:
     """Move a copy of the atoms, and with ``cell`` the lattice too, until no force is larger than ``fmax`` (eV/A).
 
-    Raises ``ValueError`` unless ``fmax`` is positive and finite, ``NotRelaxedError`` where ``steps`` do not suffice.
+    Raises ``ValueError`` unless ``fmax`` is positive and finite, ``NotRelaxedError`` if ``steps`` do not suffice.
     """
     if not 0 < fmax < math.inf:
         raise ValueError(f"`fmax` must be a force > 0 in eV/A, got {fmax}; 1e-4 suits vibrations and phonons.")
@@ -67,7 +67,7 @@ def relax(atoms: Atoms, calculator: Calculator, *, fmax: float, cell: bool = Fal
 
 
 def what_broke(relaxed: Atoms, start: Atoms) -> str:
-    """A sentence about the bond of ``start`` that relaxation broke; empty where all hold."""
+    """A sentence about a bond of ``start`` that relaxation broke; empty if there is none."""
     broken = broken_bonds([relaxed], start)
     if broken is None:
         return ""

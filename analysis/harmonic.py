@@ -1,9 +1,9 @@
-"""Harmonic comparison: the vibrations of a model beside those of a reference, mode by mode.
+"""Harmonic comparison: the vibrations of a model compared with those of a reference, mode by mode.
 
-Each side is taken at its own minimum. The geometries are laid on each other (``superposition``), and modes are paired
+Each method is evaluated at its own minimum. The geometries are superposed (``superposition``), and modes are paired
 so that the sum of squared overlaps is largest:
 
-    O_mn = (u_m . R u_n)^2        u: mass-weighted modes, R: the rotation that brings the reference onto the model
+    O_mn = (u_m . R u_n)^2        u: mass-weighted modes, R: the rotation of the reference onto the model
 
 A reference without modes (a table of wavenumbers), or of another conformer, is paired in order. Wavenumbers in 1/cm,
 negative where imaginary.
@@ -44,8 +44,8 @@ Array = npt.NDArray[np.float64]
 
 FMAX = 1e-3  # eV/A, of geometries at a level of theory: below it are the grids and SCF thresholds of DFT
 DELTA = 0.01  # A
-SAME_CONFORMER = 0.5  # A: where an atom is farther from its place in the other minimum, overlaps mean nothing
-SAME_PER_CM = 0.5  # a Hessian beside a table of wavenumbers belongs to it where they agree this well
+SAME_CONFORMER = 0.5  # A: if an atom is farther from its position in the other minimum, overlaps are meaningless
+SAME_PER_CM = 0.5  # agreement at which a Hessian is taken to belong to a table of wavenumbers
 
 
 class Reference(NamedTuple):
@@ -53,7 +53,7 @@ class Reference(NamedTuple):
 
     name: str
     wavenumbers: Array  # (M,) 1/cm
-    modes: NormalModes | None  # None where only wavenumbers are known
+    modes: NormalModes | None  # None if only wavenumbers are known
 
 
 # --- references from files ---
@@ -62,8 +62,8 @@ class Reference(NamedTuple):
 def read_reference(path: Path, n_atoms: int) -> Reference:
     """The vibrations in a file: of ``mdrelax vibrations``, ASE's ``VibrationsData``, or a CSV with a column in 1/cm.
 
-    Of ``vibrations.json`` the modes come from ``hessian.json`` in its folder, where there is one. Raises ``ValueError``
-    for a file that holds none of these.
+    The modes of a ``vibrations.json`` are read from ``hessian.json`` in its folder, if there is one. Raises
+    ``ValueError`` for any other file.
     """
     wavenumbers = _from_table(path, n_atoms) if path.suffix == ".csv" else _from_summary(path)
     if wavenumbers is None:
@@ -110,7 +110,7 @@ def _agree(one: Array, other: Array) -> bool:
 
 
 class Level(Calculator):
-    """A labeller as an ASE calculator; ``progress(n)`` hears of the n-th evaluation."""
+    """A labeller as an ASE calculator; ``progress(n)`` is called at the n-th evaluation."""
 
     implemented_properties = ["energy", "forces"]  # noqa: RUF012 - ASE's interface
 
@@ -140,9 +140,9 @@ def level_of_theory(method: str, atoms: Atoms) -> Level:
 
 
 def relaxed_level(method: str, calculator: Calculator, start: Atoms, folder: Path) -> tuple[Reference, Path]:
-    """The vibrations of ``start``'s minimum at a level of theory, kept in a JSON file of the folder (ASE reads it).
+    """The vibrations of ``start``'s minimum at a level of theory, stored as JSON in the folder (readable by ASE).
 
-    A file of the same level and start is read instead; an interrupted calculation resumes. Returns the file, too.
+    A file of the same level and start is read instead; an interrupted calculation resumes. Also returns the file.
     """
     name = f"reference-{method.replace('/', '-')}-{_fingerprint(start)}"
     path, geometry, forces = folder / f"{name}.json", folder / f"{name}.xyz", folder / f"{name}-forces"
@@ -153,7 +153,7 @@ def relaxed_level(method: str, calculator: Calculator, start: Atoms, folder: Pat
         minimum: Any = read(geometry)
         minimum.set_masses(start.get_masses())
         for part in forces.glob("*.json"):
-            if not part.stat().st_size:  # ASE's mark of a calculation that was interrupted
+            if not part.stat().st_size:  # ASE's mark of an interrupted calculation
                 part.unlink()
         write_hessian(finite_vibrations(minimum, calculator, delta=DELTA, cache=str(forces)), path)
         for part in (*forces.glob("*.json"), geometry):
@@ -173,16 +173,16 @@ def _fingerprint(atoms: Atoms) -> str:
 
 
 class Comparison(NamedTuple):
-    """One row per vibration of the reference, and how far the atoms of the two minima are apart."""
+    """One row per vibration of the reference, and the distance of the atoms of the two minima."""
 
     table: pd.DataFrame  # mode, reference_per_cm, model_per_cm, difference_per_cm, overlap (NaN where paired in order)
-    distance: float | None  # A, the largest of an atom; None where the reference has wavenumbers only
+    distance: float | None  # A, the largest of all atoms; None if the reference has wavenumbers only
 
 
 def compare(model: NormalModes, reference: Reference) -> Comparison:
-    """Pair the vibrations: by overlap where both minima are the same conformer (each atom within 0.5 A), else in order.
+    """Pair the vibrations: by overlap if both minima are the same conformer (each atom within 0.5 A), else in order.
 
-    Raises ``ValueError`` where the reference has another number of vibrations, or is of other elements.
+    Raises ``ValueError`` if the reference has another number of vibrations, or other elements.
     """
     own, other = model.vibrations, reference.wavenumbers
     if len(own) != len(other):

@@ -19,9 +19,9 @@ SAME = 1.0  # 1/cm: sticks nearer than this are one, higher stick
 
 @styled
 def sticks(wavenumbers: Array, *, title: str = "vibrations") -> Figure:
-    """A stick at each vibration (1/cm), as high as there are modes; imaginary ones left of zero in another colour.
+    """A stick at each vibration (1/cm), its height the number of modes; imaginary ones left of zero in another colour.
 
-    The shaded curve counts vibrations per 1/cm, broadened; heights are no intensities.
+    The shaded curve is the broadened number of vibrations per 1/cm; heights are not intensities.
     """
     if not len(wavenumbers):
         raise NothingToDrawError("There are no vibrations: there is nothing to draw.")
@@ -44,7 +44,7 @@ def sticks(wavenumbers: Array, *, title: str = "vibrations") -> Figure:
 
 @styled
 def bands_and_dos(bands: pd.DataFrame, dos: pd.DataFrame, *, title: str = "phonons") -> Figure:
-    """Bands along the path with the names of its points, and the density of states on the same frequency axis."""
+    """Bands along the path with labelled points, and the density of states on the same frequency axis."""
     figure = Figure(figsize=(WIDTH, 4.0), layout=ConstrainedLayoutEngine(wspace=0.06))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3.4, 1))
     names = list(bands.filter(like="_THz"))
@@ -68,7 +68,7 @@ def bands_and_dos(bands: pd.DataFrame, dos: pd.DataFrame, *, title: str = "phono
 
 
 def _ticks(bands: pd.DataFrame) -> dict[float, str]:
-    """Distances of the named points; where the path jumps, both names: U|K."""
+    """Distances of the labelled points; where the path jumps, both labels: U|K."""
     places: dict[float, str] = {}
     named = bands[bands.label != ""]
     for distance, label in zip(named.distance_per_A.to_numpy(dtype=float), named.label, strict=True):
@@ -86,7 +86,7 @@ def _mark_imaginary(ax: Axes, low: float) -> None:
 
 @styled
 def frequency_parity(table: pd.DataFrame, *, reference: str) -> Figure:
-    """Wavenumbers of a model against those of a reference, and their differences below each other's reference value."""
+    """Wavenumbers of a model against those of a reference, and below, their differences against the reference."""
     if not len(table):
         raise NothingToDrawError("There are no vibrations to compare: there is nothing to draw.")
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")

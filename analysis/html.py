@@ -1,4 +1,4 @@
-"""Pages: offline HTML from our templates, pictures inside, every text escaped, and how numbers are written."""
+"""Pages: offline HTML from our templates with embedded figures and escaped text, and formats of numbers."""
 
 import base64
 import json
@@ -15,7 +15,7 @@ __all__ = ["duration", "embedded", "number", "plain", "write_page"]
 
 
 def write_page(path: Path, template: str, /, **contents: Any) -> Path:
-    """Write a page of one of the templates beside this module; an older one is replaced by a whole one only."""
+    """Write a page from one of the templates in this folder, atomically."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {
@@ -30,12 +30,12 @@ def write_page(path: Path, template: str, /, **contents: Any) -> Path:
 
 
 def embedded(image: bytes) -> str:
-    """A PNG as an address that holds it."""
+    """A PNG as a data URI."""
     return f"data:image/png;base64,{base64.b64encode(image).decode()}"
 
 
 def number(value: Any) -> str:
-    """Three digits, a dash for what is missing, words for what is not finite."""
+    """Three digits, a dash for missing values, words for values that are not finite."""
     if value is None:
         return "–"
     if not math.isfinite(value) or not 1e-3 <= abs(value) < 1e5:
@@ -44,12 +44,12 @@ def number(value: Any) -> str:
 
 
 def plain(value: Any) -> str:
-    """A setting as it was typed: 0.5, 300; a dash for what is missing."""
+    """A setting as it was typed: 0.5, 300; a dash if missing."""
     return "–" if value is None else f"{value:g}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that reads best."""
+    """Seconds in a suitable unit."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""Tables in Markdown whose columns line up as they stand, so that they can be read in a terminal too."""
+"""Tables in Markdown with aligned columns, readable in a terminal too."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ __all__ = ["markdown"]
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table from its rows, the header first; all columns but the first stand to the right."""
+    """A table from its rows, the header first; all columns but the first are right-aligned."""
     first, *others = ([row[column] for row in rows] for column in range(len(rows[0])))
     columns = [_column(first, "<"), *(_column(cells, ">") for cells in others)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in zip(*columns, strict=True))

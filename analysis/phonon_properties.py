@@ -1,7 +1,7 @@
-"""Properties of phonons: bands along a path, density of states, sound, heat, and imaginary modes by name.
+"""Properties of phonons: bands along a path, density of states, sound velocities, heat capacity, and imaginary modes.
 
-All of a phonopy calculation that has its force constants (``phonons``). Wave vectors q are in units of the primitive
-cell's reciprocal vectors; frequencies in THz, negative where imaginary.
+All are computed from a phonopy calculation with its force constants (``phonons``). Wave vectors q are in units of the
+primitive cell's reciprocal vectors; frequencies in THz, negative where imaginary.
 """
 
 import itertools
@@ -42,16 +42,16 @@ MESH_LENGTH = 60.0  # Angstrom: the mesh has this many points per reciprocal vec
 POINTS_PER_INVERSE_ANGSTROM = 40  # of the band path (q with 2 pi)
 NOISE_THZ = 0.05  # below zero by more than this is an imaginary mode: interpolation near Gamma gives less
 PER_CM_OF_THZ = 1e10 / units._c  # 1e12 Hz / c, in 1/cm
-SMALL_Q = 0.02  # 1/A, where the slope of the acoustic branches is taken
+SMALL_Q = 0.02  # 1/A, where the slope of the acoustic branches is computed
 
 
 class Imaginary(NamedTuple):
     """The lowest imaginary mode at one wave vector."""
 
     q: tuple[float, float, float]
-    label: str  # of a special point; empty for others
+    label: str  # of a special point, else empty
     frequency_THz: float  # negative
-    atoms: list[str]  # of the primitive cell, those that move most
+    atoms: list[str]  # the most displaced atoms of the primitive cell
 
 
 def check_path(phonon: "Phonopy", path: str | None) -> None:
@@ -85,7 +85,7 @@ def band_table(phonon: "Phonopy", path: str | None = None) -> pd.DataFrame:
 
 
 def _segments(cell: Cell, path: str | None) -> list[tuple[tuple[str, str], tuple[Array, Array]]]:
-    """The ends of each straight piece of a path: their labels, and their wave vectors."""
+    """The ends of each straight segment of a path: their labels and wave vectors."""
     known = cell.bandpath(npoints=0)
     points = {name: np.asarray(q, dtype=float) for name, q in known.special_points.items()}
     chains = parse_path_string(known.path if path is None else path)
@@ -107,14 +107,14 @@ def _frequencies(phonon: "Phonopy", q: Array) -> Array:
 
 
 def mesh_size(phonon: "Phonopy") -> Size:
-    """Points along each reciprocal vector, so many that neighbours are about 2 pi / 60 A apart."""
+    """Points along each reciprocal vector, with a spacing of about 2 pi / 60 A."""
     lengths = np.linalg.norm(np.asarray(Cell(phonon.primitive.cell).reciprocal()), axis=1)
     a, b, c = (max(1, round(MESH_LENGTH * length)) for length in lengths)
     return a, b, c
 
 
 def sample_mesh(phonon: "Phonopy", mesh: Size) -> None:
-    """Take the frequencies on a mesh of wave vectors around Gamma, which the functions below use."""
+    """Compute the frequencies on a mesh of wave vectors around Gamma, for the functions below."""
     phonon.run_mesh(mesh, is_gamma_center=True)
 
 
@@ -152,7 +152,7 @@ def thermal_properties(phonon: "Phonopy", temperatures: Array) -> pd.DataFrame:
 
 
 def sound_velocities(phonon: "Phonopy", bands: pd.DataFrame) -> pd.DataFrame:
-    """Slopes of the three acoustic branches at Gamma (m/s) towards each special point that the path joins to it.
+    """Slopes of the three acoustic branches at Gamma (m/s) towards each special point next to it on the path.
 
     ``linearity`` is omega(q) / 2 omega(q/2) of the lowest branch at q = 0.02/A: 1 where the dispersion is a straight
     line, as it must be near Gamma.
@@ -179,7 +179,7 @@ def sound_velocities(phonon: "Phonopy", bands: pd.DataFrame) -> pd.DataFrame:
 def find_imaginary(phonon: "Phonopy", bands: pd.DataFrame) -> list[Imaginary]:
     """The imaginary modes at the special points of the path, and the lowest of path and mesh; lowest first.
 
-    The mesh is the one that ``sample_mesh`` took. Modes above -0.05 THz are not counted.
+    The mesh is that of ``sample_mesh``. Modes above -0.05 THz are not counted.
     """
     lowest, q = bands["branch_1_THz"].to_numpy(), bands[["qa", "qb", "qc"]].to_numpy()  # (Q,), (Q, 3)
     labels = bands["label"].to_numpy()
@@ -206,7 +206,7 @@ def _lowest_mode(phonon: "Phonopy", q: tuple[float, float, float], label: str) -
 
 
 def describe_imaginary(modes: list[Imaginary]) -> list[str]:
-    """A sentence for each imaginary mode: where, how large, which atoms of the primitive cell move most."""
+    """A sentence for each imaginary mode: its wave vector, its size, and the atoms that move most."""
     sentences = []
     for mode in modes:
         q = ", ".join(f"{value:.3g}" for value in mode.q)

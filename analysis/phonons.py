@@ -5,7 +5,7 @@
 ``Phi`` is needed for the atoms of one primitive cell against all atoms of a supercell (phonopy calls this compact). It
 comes from automatic differentiation of a force field, or from finite displacements with any ASE calculator. phonopy
 (Togo, J. Phys. Soc. Jpn. 92, 012001 (2023)) does the rest, see ``phonon_properties``; it is the extra ``phonons`` and
-imported when it is needed.
+imported on demand.
 """
 
 import math
@@ -43,7 +43,7 @@ REACH = 10.0  # Angstrom, the least width of a supercell
 
 
 def require_phonopy() -> None:
-    """Raise ``ImportError`` with the command that installs phonopy where it is missing."""
+    """Raise ``ImportError`` with the command that installs phonopy if it is missing."""
     try:
         import phonopy  # noqa: F401
     except ImportError as error:
@@ -62,7 +62,7 @@ def supercell_size(atoms: Atoms, cutoff: float) -> Size:
 
 
 def make_phonopy(atoms: Atoms, supercell: Size) -> "Phonopy":
-    """A phonopy calculation of a crystal, with the primitive cell that its symmetry gives and the atoms' own masses."""
+    """A phonopy calculation of a crystal, with the primitive cell found by symmetry and the masses of the atoms."""
     require_phonopy()
     from phonopy import Phonopy
     from phonopy.structure.atoms import PhonopyAtoms
@@ -72,7 +72,7 @@ def make_phonopy(atoms: Atoms, supercell: Size) -> "Phonopy":
         masses=atoms.get_masses(),
     )  # fmt: skip
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # phonopy 4 tells of "auto", which it takes for its default
+        warnings.simplefilter("ignore")  # phonopy 4 reports that "auto" is its default
         return Phonopy(cell, supercell_matrix=np.diag(supercell), primitive_matrix="auto")
 
 
@@ -82,7 +82,7 @@ def supercell_atoms(phonon: "Phonopy") -> Atoms:
 
 
 def moving_atom(phonon: "Phonopy") -> Array:
-    """The first of phonopy's displacements, (S, 3), with length 1: an atom on its own."""
+    """The first of phonopy's displacements, (S, 3), with length 1: one atom each."""
     dataset: Any = phonon.dataset
     first, direction = dataset["first_atoms"][0], np.zeros((len(phonon.supercell), 3))
     direction[first["number"]] = np.asarray(first["displacement"]) / np.linalg.norm(first["displacement"])
@@ -102,11 +102,11 @@ def _to_ase(cell: Any) -> Atoms:
 
 
 def exact_force_constants(phonon: "Phonopy", calculator: MDRelaxCalculator) -> int:
-    """Set the compact force constants (P, S, 3, 3) by automatic differentiation; returns how many directions it took.
+    """Set the compact force constants (P, S, 3, 3) by automatic differentiation; returns the number of directions.
 
-    phonopy names the fewest displacements u whose forces give all by symmetry; these forces are -H u exactly.
+    phonopy provides the fewest displacements u whose forces give all by symmetry; these forces are exactly -H u.
     """
-    phonon.generate_displacements(distance=1.0, is_plusminus=False)  # linear in u, so that its length is no matter
+    phonon.generate_displacements(distance=1.0, is_plusminus=False)  # linear in u, so that its length is irrelevant
     atoms = supercell_atoms(phonon)
     dataset: Any = phonon.dataset
     directions = np.zeros((len(dataset["first_atoms"]), len(atoms), 3))
@@ -120,7 +120,7 @@ def exact_force_constants(phonon: "Phonopy", calculator: MDRelaxCalculator) -> i
 
 
 def finite_force_constants(phonon: "Phonopy", calculator: Calculator, *, delta: float = 0.01) -> int:
-    """Set the compact force constants by displacements of ``delta`` (A), as few as symmetry allows; returns how many.
+    """Set the compact force constants by the fewest displacements of ``delta`` (A); returns their number.
 
     Raises ``ValueError`` unless ``delta`` is positive and at most 0.5 A.
     """

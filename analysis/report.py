@@ -1,8 +1,8 @@
 """Report: a run folder becomes plots/*.png and report.html, one offline file with its images inside.
 
-Read are config.yaml and metrics.csv, which every run folder has, and what there is of env.json, split.json,
-results.json, test_predictions.npz, md_log.csv and standard/metrics.csv: a part that is missing is left out.
-Nothing is trusted: text is escaped, and whether the certificate passed is judged again from its numbers.
+It reads config.yaml and metrics.csv, which every run folder has, and env.json, split.json, results.json,
+test_predictions.npz, md_log.csv and standard/metrics.csv if they exist; missing parts are left out. The content is not
+trusted: text is escaped, and whether the certificate passed is evaluated again from its numbers.
 """
 
 import math
@@ -39,7 +39,7 @@ ROWS = {
 
 
 class Run(NamedTuple):
-    """What a run folder holds; ``None`` or empty for the parts that it lacks."""
+    """The content of a run folder; ``None`` or empty for missing parts."""
 
     name: str
     config: str  # YAML text
@@ -56,8 +56,8 @@ class Run(NamedTuple):
 def write_report(run: Path) -> Path:
     """Write ``plots/*.png`` and ``report.html`` into a run folder and return the path of the latter.
 
-    An older report is replaced only by a whole one. Raises ``ValueError`` when the folder is no run folder or a file in
-    it cannot be read.
+    A report is replaced atomically. Raises ``ValueError`` if the folder is not a run folder or a file in it cannot be
+    read.
     """
     folder = Path(run)
     contents = read_run(folder)
@@ -80,11 +80,11 @@ def write_report(run: Path) -> Path:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run folder; raises ``ValueError`` when it is none, or naming the file that cannot be read."""
+    """Read a run folder; raises ``ValueError`` if it is not one, or naming the file that cannot be read."""
     lacking = [name for name in REQUIRED if not (folder / name).is_file()]
     if lacking:
         raise ValueError(
-            f"`{folder}` is no run folder: it lacks {' and '.join(lacking)}. "
+            f"`{folder}` is not a run folder: it lacks {' and '.join(lacking)}. "
             "Name the folder that `mdrelax train` wrote with `--out`."
         )
     read = partial(read_optional, remedy="Restore it; optional files may be removed.")
@@ -112,7 +112,7 @@ def _certificate(path: Path) -> Certificate | None:
 
 def _table(path: Path) -> pd.DataFrame:
     table = pd.read_csv(path)
-    known = ("step", "time_ps")  # one of them counts the rows of every table of a run
+    known = ("step", "time_ps")  # one of them is the index of every table of a run
     if not any(name in table for name in known):
         raise ValueError(f"expected a column {' or '.join(known)}, got {', '.join(table.columns)}")
     return table
@@ -122,7 +122,7 @@ def _table(path: Path) -> pd.DataFrame:
 
 
 def _headline(results: dict[str, Any]) -> dict[str, Any]:
-    """Column titles, and rows of (quantity, unit, one value a column); empty without test metrics."""
+    """Column titles, and rows of (quantity, unit, one value per column); empty without test metrics."""
     baselines = results.get("baselines") or {}
     sources = {
         "this run, test": results.get("test"),
@@ -156,7 +156,7 @@ def _verdict(results: dict[str, Any]) -> str:
 
 
 def _facts(run: Run) -> list[str]:
-    """What was trained, for how long and on how much, as far as the folder tells."""
+    """The network, the length of the training and the data, as far as the folder records them."""
     phrases = {
         "n_parameters": "{:,} parameters",
         "n_free_parameters": "{:,} free ones while training, removed by projection",
@@ -167,14 +167,14 @@ def _facts(run: Run) -> list[str]:
     if run.results.get("seconds"):
         facts.append(f"{duration(run.results['seconds'])} of training")
     sizes = {part: len(members) for part, members in run.split.items() if isinstance(members, list)}
-    if run.predictions is not None:  # a test file of its own is not part of the split
+    if run.predictions is not None:  # a separate test file is not part of the split
         sizes["test"] = len(run.predictions.n_atoms)
     names = {"train": "training", "valid": "validation"}
     return facts + [f"{size:,} {names.get(part, part)} structures" for part, size in sizes.items() if size]
 
 
 def _ratio(value: float, reference: float) -> str:
-    """In words, how a value compares with a positive reference."""
+    """The comparison of a value with a positive reference, in words."""
     if not math.isfinite(value):
         return "not comparable with"
     if value < 0.5 * reference:
@@ -209,7 +209,7 @@ def _draw_all(run: Run, folder: Path) -> dict[str, str]:
         drawings["md_energy"] = partial(figures.md_energy, run.md_log, n_atoms=n_atoms)
     images = {}
     for name in FIGURES:
-        (folder / f"{name}.png").unlink(missing_ok=True)  # an older picture must not stand beside new numbers
+        (folder / f"{name}.png").unlink(missing_ok=True)  # an old figure must not remain next to new numbers
     for name, draw in drawings.items():
         if (content := save(folder / f"{name}.png", draw)) is not None:
             images[name] = embedded(content)

@@ -1,6 +1,6 @@
 """Runs: a table of training runs with the settings in which they differ, for searches.
 
-Errors are those on validation frames: what chooses between settings never sees the test set.
+Errors are those on validation frames: test errors must not influence the choice of settings.
 """
 
 import math
@@ -23,9 +23,9 @@ ERRORS = {  # column: that of metrics.csv
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """The run folders (with config.yaml and metrics.csv) that are given, or that lie in what is given, at any depth.
+    """The given run folders (with config.yaml and metrics.csv), and those inside the given folders at any depth.
 
-    Raises ``ValueError`` where a folder holds none.
+    Raises ``ValueError`` if a folder contains none.
     """
     found: dict[Path, None] = {}
     for folder in folders:
@@ -37,7 +37,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
 
 
 def table_of_runs(places: Sequence[Path]) -> pd.DataFrame:
-    """A row a run, best first: its name, the config's keys in which the runs differ, its last validation, its cost.
+    """One row per run, best first: its name, the config keys in which the runs differ, its last validation, its cost.
 
     Forces in meV/A, energies in meV, mean absolute errors. A run that is not finished has fewer ``steps_done``; its
     ``cpu_minutes`` are not known.
@@ -52,7 +52,7 @@ def table_of_runs(places: Sequence[Path]) -> pd.DataFrame:
 
 
 def layers_of_runs(places: Sequence[Path]) -> pd.DataFrame:
-    """The free maps of the relaxed runs through training, layers.csv of each beside its name; empty without any."""
+    """The free maps of the relaxed runs during training, layers.csv of each with its name; empty without any."""
     parts = []
     for name, place in zip(_names(places), places, strict=True):
         if (place / "layers.csv").is_file():
@@ -63,7 +63,7 @@ def layers_of_runs(places: Sequence[Path]) -> pd.DataFrame:
 
 
 def _names(places: Sequence[Path]) -> list[str]:
-    """Paths without what all of them share."""
+    """Paths without their common prefix."""
     return short_names([place.resolve().as_posix() for place in places], "/")
 
 

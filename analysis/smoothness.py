@@ -1,9 +1,9 @@
-"""Smoothness: whether a model is harmonic at all where its force constants are taken.
+"""Smoothness: whether a model is harmonic at the geometry of its force constants.
 
     k(0) = u . H u,      k(d) = -(F(x + d u) - F(x - d u)) . u / 2 d
 
 are equal to a few percent for a smooth energy. A network that divides a feature by its own size is rough where symmetry
-makes that feature vanish: k then grows without bound as d goes to zero, and no force constant means anything
+makes that feature vanish: k then grows without bound as d goes to zero, and force constants are meaningless
 (eSEN, arXiv 2502.12147).
 """
 
@@ -35,7 +35,7 @@ class Stiffness(NamedTuple):
 
 
 def random_direction(n_atoms: int, seed: int = 0) -> Array:
-    """All atoms move (N, 3), the one that moves most by 1."""
+    """A direction (N, 3) in which all atoms move, at most by 1."""
     u = np.random.default_rng(seed).normal(size=(n_atoms, 3))
     return u / np.linalg.norm(u, axis=1).max()
 
@@ -43,7 +43,7 @@ def random_direction(n_atoms: int, seed: int = 0) -> Array:
 def stiffness(
     atoms: Atoms, calculator: MDRelaxCalculator, direction: Array, displacement: float = DISPLACEMENT
 ) -> Stiffness:
-    """Exact and by differences, of a structure along a direction (N, 3) whose longest displacement is 1."""
+    """The stiffness, exact and by differences, along a direction (N, 3) whose longest displacement is 1."""
     field = calculator.force_field
     graph = build_graph(atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc, field.cutoff)
     (product,) = hessian_products(field, graph.to(calculator.device), direction[None])
@@ -63,11 +63,11 @@ def finite_product(atoms: Atoms, calculator: Calculator, direction: Array, displ
 
 
 def describe_roughness(found: Stiffness) -> str:
-    """A sentence where the two differ by more than 10 %; empty for a smooth model."""
+    """A sentence if the two differ by more than 10 %; empty for a smooth model."""
     if abs(found.at_zero - found.displaced) <= LARGEST_CHANGE * max(abs(found.at_zero), abs(found.displaced)):
         return ""
     return (
         f"Warning: the model is not smooth here. Along one direction its stiffness is {found.at_zero:.4g} eV/A^2 at "
         f"this geometry and {found.displaced:.4g} over {found.displacement:g} A, so its frequencies depend on the "
-        "displacement and mean little."
+        "displacement and are not meaningful."
     )

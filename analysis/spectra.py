@@ -1,4 +1,4 @@
-"""Spectra of a simulation: how its bonds are distributed beside those of reference structures, and how it vibrates.
+"""Spectra of a simulation: its bond lengths compared with those of reference structures, and its vibrations.
 
     velocity spectrum   S(w) = sum_i m_i |FT v_i|^2, Welch's average over windows (scipy), in wavenumbers
 
@@ -38,7 +38,7 @@ def bond_lengths(frames: Sequence[Atoms], reference: Atoms) -> dict[str, Array]:
 
 
 def bond_table(simulated: dict[str, Array], reference: dict[str, Array]) -> pd.DataFrame:
-    """One row a kind of bond: mean and standard deviation on both sides, and their Wasserstein distance (Angstrom)."""
+    """One row per kind of bond: mean and standard deviation of both sets, and their Wasserstein distance (Angstrom)."""
     rows = [
         {
             "bond": name, "mean_A": own.mean(), "std_A": own.std(),
@@ -78,7 +78,7 @@ def spectrum_distance(one: pd.DataFrame, other: pd.DataFrame) -> float:
 
 @styled
 def draw_bonds(simulated: dict[str, Array], reference: dict[str, Array]) -> Figure:
-    """Histograms of the bond lengths, a panel a kind: simulated filled, reference as a line."""
+    """Histograms of the bond lengths, one panel per kind: simulation filled, reference as a line."""
     names = [name for name in simulated if name in reference]
     if not names:
         raise NothingToDrawError("No bond is in both sets of structures: there is nothing to draw.")

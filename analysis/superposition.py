@@ -1,10 +1,10 @@
-"""Superposition: two geometries of one molecule laid on each other, whatever their orientation and order of atoms.
+"""Superposition of two geometries of one molecule, for any orientation and order of atoms.
 
     distance^2 = min over R, P of  sum_i m_i |x_i - y_P(i) R|^2 / sum_i m_i        R orthogonal, x, y from their centres
 
-For a given order P the best R is Kabsch's (Acta Cryst. A 32, 922 (1976)), reflections allowed: the energy is that of
-the mirror image. P is the order as given, or the one that is found from the principal axes by turns of assignment and
-rotation; for a symmetric top whose atoms stand in another order it may be missed, and the distance says so.
+For a given order P the best R is Kabsch's (Acta Cryst. A 32, 922 (1976)), reflections allowed, since the mirror image
+has the same energy. P is the given order, or one found from the principal axes by alternating assignment and
+rotation; for a symmetric top with its atoms in another order it may be missed, which shows in the distance.
 """
 
 import itertools
@@ -22,11 +22,11 @@ Indices = npt.NDArray[np.int64]
 
 MOST_TURNS = 20
 FORBIDDEN = 1e6  # A^2, the cost of pairing two elements
-BETTER = 1e-3  # A: another order of atoms is taken where it comes nearer than the given one by this
+BETTER = 1e-3  # A: another order of atoms is used if it is closer than the given one by this
 
 
 class Superposition(NamedTuple):
-    """``atoms.positions[order] @ rotation``, shifted, lies on the other geometry."""
+    """``atoms.positions[order] @ rotation``, shifted, coincides with the other geometry."""
 
     order: Indices  # (N,)
     rotation: Array  # (3, 3) orthogonal
@@ -35,7 +35,7 @@ class Superposition(NamedTuple):
 
 
 def superpose(onto: Atoms, atoms: Atoms) -> Superposition:
-    """How ``atoms`` come nearest to ``onto``; raises ``ValueError`` where they are not the same elements."""
+    """The best superposition of ``atoms`` onto ``onto``; raises ``ValueError`` if the elements differ."""
     if sorted(onto.numbers) != sorted(atoms.numbers):
         raise ValueError(f"{atoms.symbols} and {onto.symbols} are not the same molecule.")
     weights = onto.get_masses() / onto.get_masses().sum()
@@ -58,7 +58,7 @@ def _principal_axes(x: Array, masses: Array) -> Array:
 
 
 def _assign(x: Array, y: Array, rotation: Array, other_element: Array, weights: Array) -> Superposition:
-    """Pair the nearest atoms and rotate, in turns until the pairs stay."""
+    """Alternately pair the nearest atoms and rotate, until the pairs do not change."""
     before, fit = np.full(len(x), -1), Superposition(np.arange(len(x)), rotation, np.inf, np.inf)
     for _ in range(MOST_TURNS):
         apart = ((x[:, None] - y @ fit.rotation) ** 2).sum(2)  # (N, N)

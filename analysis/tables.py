@@ -1,4 +1,4 @@
-"""Tables and documents: short names of rows, and files that are written with what made them, and read again."""
+"""Tables and documents: short names of rows, and files written with their provenance."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ __all__ = ["read_json", "read_optional", "short_names", "write_table", "write_te
 def write_table(
     table: pd.DataFrame, folder: Path, *, command: str, work: str, name: str, more: dict[str, Any] | None = None
 ) -> list[Path]:
-    """Write {name}.csv and {name}.json; ``work`` says in words what the rows are of. Returns the paths."""
+    """Write {name}.csv and {name}.json; ``work`` describes the rows. Returns the paths."""
     record = {
         "command": command,
         "work": work,
@@ -30,14 +30,14 @@ def write_table(
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
-    """Write files by name, each whole or not at all; returns the paths."""
+    """Write files by name, each atomically; returns the paths."""
     for name, text in texts.items():
         write_atomically(folder / name, text.encode())
     return [folder / name for name in texts]
 
 
 def read_optional(path: Path, reader: Callable[[Path], Any], default: Any = None, *, remedy: str) -> Any:
-    """What the reader makes of a file, the default without the file; raises ``ValueError`` that names it otherwise."""
+    """The result of a reader for a file, or the default without it; raises ``ValueError`` naming the file."""
     if not path.is_file():
         return default
     try:
@@ -55,7 +55,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def short_names(names: Sequence[str], separator: str = ".") -> list[str]:
-    """The names without the beginning that they share, in whole words between separators."""
+    """The names without their common prefix, in whole words between separators."""
     parts = [name.split(separator) for name in names]
     shared = 0
     while all(len(part) > shared + 1 for part in parts) and len({part[shared] for part in parts}) == 1:

@@ -1,4 +1,4 @@
-"""What a trajectory tells: does the energy drift, does a bond break, how hot is it.
+"""Analysis of trajectories: broken bonds and temperatures.
 
 Frames are ``ase.Atoms``; lengths in Angstrom, times in ps, temperatures in K. Figures are drawn elsewhere.
 """
@@ -17,11 +17,11 @@ from mdrelax.structures.neighbors import build_graph
 
 __all__ = ["BrokenBond", "bonds", "broken_bonds", "energy_drift", "temperatures"]
 
-BOND_FACTOR = 1.2  # bonded when nearer than this times the sum of the covalent radii (Cordero 2008, ASE's table)
+BOND_FACTOR = 1.2  # bonded if closer than this times the sum of the covalent radii (Cordero 2008, ASE's table)
 
 
 class BrokenBond(NamedTuple):
-    """The first frame in which a bond is longer than allowed; of several the one stretched most."""
+    """The first frame in which a bond is longer than allowed; of several, the one stretched most."""
 
     frame: int  # counted from 0
     time_fs: float  # the frame's ``info["time_fs"]``, NaN without it
@@ -44,15 +44,15 @@ def broken_bonds(frames: Iterable[Atoms], reference: Atoms, factor: float = 1.5)
     """The first bond of ``reference`` that is longer than ``factor`` times its length there; ``None`` if all hold.
 
     Lengths are taken to the nearest image, so wrapped and unwrapped frames give the same answer. Raises ``ValueError``
-    for a factor <= 1 and for frames of other atoms than the reference.
+    for a factor <= 1 and for frames with other atoms than the reference.
     """
     if not factor > 1:
-        raise ValueError(f"`factor` must be > 1, got {factor}; 1.5 calls a bond broken at one and a half its length.")
+        raise ValueError(f"`factor` must be > 1, got {factor}; 1.5 means one and a half times its length.")
     pairs = bonds(reference)
     before = _lengths(reference, pairs)
     for number, frame in enumerate(frames):
         if not np.array_equal(frame.numbers, reference.numbers):
-            raise ValueError(f"Frame {number} holds other atoms than the reference; use frames of one trajectory.")
+            raise ValueError(f"Frame {number} contains other atoms than the reference; use frames of one trajectory.")
         stretch = _lengths(frame, pairs) / before
         # A length that is not a number is a broken bond too.
         if not (stretch <= factor).all():

@@ -1,4 +1,4 @@
-"""Vibrations: the normal modes of a molecule, which of them are translations and rotations, and what follows from them.
+"""Vibrations: the normal modes of a molecule, its translations and rotations, and thermochemistry.
 
     M^-1/2 H M^-1/2 u = omega^2 u         u: mass-weighted displacements, orthonormal
 
@@ -7,9 +7,9 @@
     omega       ``wavenumbers``      1/cm, negative where omega^2 < 0 (an imaginary mode)
     u           ``vectors``          -
 
-Translations and rotations span a space of 6 dimensions (5 for a linear molecule) that the masses and positions give.
+Translations and rotations span a space of 6 dimensions (5 for a linear molecule) determined by masses and positions.
 H is diagonalised inside that space and in its complement separately, so the 3N - 6 vibrations are free of them even
-where the geometry is not quite relaxed, and what is left in the 6 (zero at a minimum) can be seen.
+if the geometry is not fully relaxed, and the wavenumbers of the 6 (zero at a minimum) can be inspected.
 """
 
 import tempfile
@@ -45,8 +45,8 @@ Array = npt.NDArray[np.float64]
 
 HBAR_OMEGA = units._hbar * units.m / np.sqrt(units._e * units._amu)  # eV of omega^2 = 1 eV/(A^2 amu), as in ASE
 THZ_OF_EV = units._e / units._hplanck * 1e-12
-LINEAR = 1e-3  # a molecule is linear where its atoms are nearer to the axis than this part of its length
-MOVES_MOST = 0.5  # atoms that move at least this part of the largest displacement are named
+LINEAR = 1e-3  # a molecule is linear if its atoms are closer to the axis than this fraction of its length
+MOVES_MOST = 0.5  # atoms that move at least this fraction of the largest displacement are named
 SMALL_PER_CM = 30.0  # an imaginary mode below this may be noise of the geometry
 
 
@@ -70,7 +70,7 @@ class NormalModes(NamedTuple):
 
     @property
     def imaginary(self) -> list[int]:
-        """The places of the imaginary vibrations among the 3N modes."""
+        """The indices of the imaginary vibrations among the 3N modes."""
         return [k for k, w in enumerate(self.wavenumbers) if self.kinds[k] == "vibration" and w < 0]
 
     @property
@@ -80,7 +80,7 @@ class NormalModes(NamedTuple):
         return float(0.5 * units.invcm * real.sum())
 
     def displacements(self, mode: int) -> Array:
-        """How the atoms move in a mode, (N, 3), the largest displacement being 1."""
+        """The displacements of the atoms in a mode, (N, 3), the largest being 1."""
         moved = self.vectors[mode] / np.sqrt(self.atoms.get_masses())[:, None]
         return moved / np.linalg.norm(moved, axis=1).max()
 
@@ -95,7 +95,7 @@ def finite_vibrations(
 ) -> VibrationsData:
     """The Hessian by central differences of any calculator's forces, each coordinate moved by ``delta`` (A) both ways.
 
-    ``cache`` is a folder that keeps the forces, so that an interrupted calculation resumes. Raises ``ValueError``
+    ``cache`` is a folder that stores the forces, so that an interrupted calculation resumes. Raises ``ValueError``
     unless ``delta`` is positive and at most 0.5 A.
     """
     if not 0 < delta <= 0.5:
@@ -160,7 +160,7 @@ def mode_table(modes: NormalModes) -> pd.DataFrame:
 
 
 def describe_imaginary(modes: NormalModes) -> list[str]:
-    """A sentence for each imaginary vibration: which, how large, and the atoms that move most."""
+    """A sentence for each imaginary vibration: its number, its size, and the atoms that move most."""
     sentences = []
     for mode in modes.imaginary:
         size = -modes.wavenumbers[mode]
@@ -203,30 +203,30 @@ def harmonic_thermochemistry(modes: NormalModes, temperature: float) -> dict[str
 
 def _heat_capacity(energies: Array, temperature: float) -> float:
     """C_V = kB sum (x / 2 sinh(x/2))^2 with x = energy / kT, eV/K."""
-    x = np.minimum(energies / (units.kB * temperature), 600.0)  # beyond, sinh overflows and the term is nothing
+    x = np.minimum(energies / (units.kB * temperature), 600.0)  # beyond, sinh overflows and the term is negligible
     return float(units.kB * ((x / (2 * np.sinh(x / 2))) ** 2).sum())
 
 
 def write_hessian(data: VibrationsData, path: Path) -> None:
-    """Write the JSON that ``VibrationsData.read`` of ASE takes, whole or not at all."""
+    """Write the JSON for ``VibrationsData.read`` of ASE, atomically."""
     write_atomically(path, jsonio.encode(data).encode())
 
 
 def read_hessian(path: Path) -> VibrationsData:
-    """Read what ``write_hessian``, or ASE, wrote; raises ``ValueError`` for anything else."""
+    """Read a file of ``write_hessian`` or ASE; raises ``ValueError`` for anything else."""
     try:
         found = jsonio.read_json(path)
-    except Exception as error:  # ASE's reader lets out whatever a foreign JSON provokes
+    except Exception as error:  # ASE's reader raises anything on a foreign JSON
         found = error
     if not isinstance(found, VibrationsData):
         raise ValueError(
-            f"`{path}` holds no vibrations: neither those of `mdrelax vibrations` nor ASE's VibrationsData."
+            f"`{path}` contains no vibrations: neither those of `mdrelax vibrations` nor ASE's VibrationsData."
         )
     return found
 
 
 def write_modes(modes: NormalModes, path: Path) -> None:
-    """An extxyz with one frame per vibration, its displacements beside the positions: Jmol, OVITO and ASE read it."""
+    """An extxyz with one frame per vibration, with displacements and positions: Jmol, OVITO and ASE read it."""
     frames = []
     for mode in np.flatnonzero(modes.is_vibration):
         frame = Atoms(modes.atoms.numbers, modes.atoms.positions)

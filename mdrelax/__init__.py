@@ -1,6 +1,6 @@
 """mdrelax: interatomic potentials trained with relaxed equivariance and projected back to exact symmetry.
 
-The names below are loaded when they are first used: `import mdrelax` and `mdrelax --help` stay fast.
+The names below are loaded on first use, so that `import mdrelax` and `mdrelax --help` stay fast.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -8,8 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# A checkout keeps the rooms potentials/, datasets/ and analysis/ beside this package, with links to them in it; a wheel
-# nests them inside. Where git makes no links, the rooms are found all the same.
+# In a checkout, potentials/, datasets/ and analysis/ stand next to this package, which contains links to them; in a
+# wheel they are nested in it. This finds them where git makes no links.
 if not (Path(__file__).parent / "potentials").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
@@ -84,16 +84,16 @@ def train(
 
     Args:
         config: The settings: a dict with the sections of docs/training.md, a YAML file or the name of a preset.
-        data: Labelled structures (ASE atoms; eV and Angstrom unless the config names units), or a file or a data
-            set's name. It replaces ``data.source`` of the config; by default that is read.
+        data: Labelled structures (ASE atoms; eV and Angstrom unless the config names units), a file, or the name of
+            a data set. It replaces ``data.source`` of the config, which is used by default.
         folder: The run folder: checkpoints, metrics, ``network.json``, ``model.safetensors``, ``results.json``.
-        restart: Resume from the last checkpoint in the folder, where there is one; the result is that of a run that
-            was never stopped. By default a folder with a run in it is refused.
-        tell: Called with each line about the run.
+        restart: Resume from the last checkpoint in the folder, if there is one; the result is that of a run that
+            was never stopped. By default a folder that contains a run is refused.
+        tell: Called with each line of the log.
         listener: Called after every step; an exception in it ends the run, which can be resumed.
 
     Returns the model (``fit.model``), its ``certificate``, the errors (``results``) and the ``model_file``. Raises
-    ``ConfigError`` for settings, ``ValueError`` for data and ``CertificateError`` for a network that is not
+    ``ConfigError`` for invalid settings, ``ValueError`` for invalid data and ``CertificateError`` if the network is not
     equivariant, each with the remedy.
 
         frames = ase.io.read("mine.extxyz", ":")

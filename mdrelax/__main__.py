@@ -1,4 +1,4 @@
-"""``python -m mdrelax``: the same door as the command ``mdrelax``."""
+"""``python -m mdrelax``: the same as the command ``mdrelax``."""
 
 from mdrelax.cli import main
 

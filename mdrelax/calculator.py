@@ -1,4 +1,4 @@
-"""The ASE calculator under its short name; it stands in ``mdrelax.engines.ase``."""
+"""The ASE calculator under its short name; it is defined in ``mdrelax.engines.ase``."""
 
 from mdrelax.engines.ase import MDRelaxCalculator
 

@@ -5,9 +5,9 @@ The tensors are the force field's state; the header holds one JSON document:
 | key | content |
 | --- | --- |
 | format_version | 3; older versions are migrated, newer ones refused |
-| potential, elements, dtype | what builds the network, defaults included |
+| potential, elements, dtype | arguments that build the network, defaults included |
 | certificate | the proof of equivariance, see `projection` |
-| card | free text and numbers: data, training, errors, citation |
+| card | free text and numbers on data, training, errors, citation |
 | versions, coupling_fingerprint | of the libraries, and of e3nn's Clebsch-Gordan coefficients |
 | content | SHA-256 over the tensors and the rest of the header |
 """
@@ -52,7 +52,7 @@ FORMAT_VERSION = 3
 
 
 def _name_the_norm(header: dict[str, Any]) -> dict[str, Any]:
-    """Version 1 to 2: networks had the published layer norm without saying so."""
+    """Version 1 to 2: networks had the published layer norm, which was not recorded."""
     spec = header["potential"]
     arguments = with_published_norm(spec["name"], spec["arguments"])
     return {**header, "format_version": 2, "potential": {**spec, "arguments": arguments}}
@@ -67,11 +67,11 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class ModelFileError(RuntimeError):
-    """A file that is no model, or not the one that was saved."""
+    """A file that is not a model, or has changed since it was saved."""
 
 
 class RoughPotentialWarning(UserWarning):
-    """A model whose energy is not smooth, so that its force constants are wrong."""
+    """Warns of a model whose energy is not smooth, so that its force constants are wrong."""
 
 
 class LoadedModel(NamedTuple):
@@ -103,10 +103,10 @@ def save_model(
     certificate: Certificate,
     card: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a projected, certified force field atomically; ``potential`` and ``arguments`` are what built its network.
+    """Write a projected, certified force field atomically; ``potential`` and ``arguments`` describe its network.
 
-    Raises ``CertificateError`` when the certificate did not pass, ``ValueError`` for a network with free maps, and
-    ``OSError`` when the disk is full (the old file stays).
+    Raises ``CertificateError`` if the certificate did not pass, ``ValueError`` for a network with free maps, and
+    ``OSError`` if the disk is full (the old file stays).
     """
     require(certificate)
     return save_refused(path, force_field, potential=potential, arguments=arguments, certificate=certificate, card=card)
@@ -121,7 +121,7 @@ def save_refused(
     certificate: Certificate,
     card: dict[str, Any] | None = None,
 ) -> Path:
-    """The same whatever the certificate says; ``load_model`` refuses the file unless it is told not to."""
+    """Write the file even if the certificate failed; ``load_model`` then refuses it unless ``certified=False``."""
     if is_relaxed(force_field):
         raise ValueError("The network still has free maps; `project` it before it is saved.")
     force_field = force_field.with_folded_lone_atoms()
@@ -146,10 +146,10 @@ def save_refused(
 
 @out_of_inference_mode
 def load_model(path: str | Path, *, certified: bool = True) -> LoadedModel:
-    """Read a model file; raises ``ModelFileError`` when it is missing, truncated, foreign, altered or too new.
+    """Read a model file; raises ``ModelFileError`` if it is missing, truncated, foreign, altered or too new.
 
-    Raises ``CertificateError`` for a file whose certificate did not pass, unless ``certified=False``. Warns of a
-    network whose energy is not smooth (``RoughPotentialWarning``), as those of version 1 are.
+    Raises ``CertificateError`` for a file whose certificate did not pass, unless ``certified=False``. Warns
+    (``RoughPotentialWarning``) if the energy is not smooth, as in files of version 1.
     """
     path = Path(path)
     header, tensors = _read(path)
@@ -176,7 +176,7 @@ def load_model(path: str | Path, *, certified: bool = True) -> LoadedModel:
 
 
 def warn_if_rough(path: Path, force_field: ForceField) -> None:
-    """Warn the caller of a loader of a model whose energy is not smooth."""
+    """Warn the caller of a loader that the energy of the model is not smooth."""
     if force_field.roughness is not None:
         warnings.warn(f"`{path}` is not smooth: {force_field.roughness}.", RoughPotentialWarning, stacklevel=3)
 
@@ -197,15 +197,15 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ModelFileError(f"There is no model file `{path}`.")
     if path.suffix == ".pt2":
         raise ModelFileError(
-            f"`{path}` is a compiled model: loading it would run the code that it holds. If you made it yourself, or "
-            'trust its maker, use `MDRelaxCalculator.from_compiled("...")`; else ask for the .safetensors file.'
+            f"`{path}` is a compiled model: loading it would run the code in it. If you made it yourself, or "
+            'trust its author, use `MDRelaxCalculator.from_compiled("...")`; else ask for the .safetensors file.'
         )
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             document = (file.metadata() or {}).get("mdrelax")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
-        raise ModelFileError(f"`{path}` is truncated or no safetensors file ({error}).") from error
+        raise ModelFileError(f"`{path}` is truncated or not a safetensors file ({error}).") from error
     if document is None:
         raise ModelFileError(f"`{path}` is a safetensors file, but not one of mdrelax.")
     try:
@@ -218,7 +218,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _refuse_newer(path: Path, header: dict[str, Any]) -> None:
-    """Before anything else is looked at: a newer version may say everything in another way, its hash included."""
+    """Checked first, because a newer version may store everything differently, including its hash."""
     version = header.get("format_version")
     if not isinstance(version, int) or version < FORMAT_VERSION - len(MIGRATIONS):
         raise ModelFileError(f"The header of `{path}` is damaged: `format_version` is {version!r}.")

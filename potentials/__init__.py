@@ -1,13 +1,13 @@
-"""potentials: the networks that give per-atom energies, by name, and their presets.
+"""potentials: the networks that predict per-atom energies, by name, and their presets.
 
 | name | paper |
 | --- | --- |
 | equiformer | Liao & Smidt, ICLR 2023, arXiv 2206.11990 |
 | segnn | Brandstetter et al., ICLR 2022, arXiv 2110.02905 |
-| equiformer-pytorch | the library of that name, made fit for molecular dynamics; imported when it is asked for |
+| equiformer-pytorch | the library of that name, adapted for molecular dynamics; imported on demand |
 
 A preset is a set of arguments; `md17` is the published MD17 configuration (L = 2, SE(3)), `small` and `tiny` are E(3)
-networks sized for a few CPU cores. The N-body form of SEGNN is no potential; see ``mdrelax.packs.nbody``.
+networks sized for a few CPU cores. The N-body form of SEGNN is not a potential; see ``mdrelax.packs.nbody``.
 """
 
 import inspect
@@ -34,7 +34,7 @@ __all__ = [
 
 
 def _equiformer_pytorch() -> type[Potential]:
-    """The adapter; its library takes a moment to import, and only those who use it wait."""
+    """The adapter, imported on demand, because its library is slow to import."""
     from mdrelax.potentials.equiformer_pytorch import EquiformerPytorch
 
     return EquiformerPytorch
@@ -103,7 +103,7 @@ def preset(potential: str, name: str) -> dict[str, Any]:
 
 
 def resolved_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a network with the defaults of those that are not given: a file that holds them outlives these.
+    """All arguments of a network, defaults included, so that a file that stores them survives changes of defaults.
 
     Raises ``ValueError`` for an unknown name.
     """
@@ -118,11 +118,11 @@ def arguments_section(name: str) -> type[Section]:
 
 
 def build_potential(name: str, n_species: int, arguments: Mapping[str, Any]) -> Potential:
-    """The network ``name`` for so many elements; raises ``ValueError`` for unknown names and impossible arguments."""
+    """The network ``name`` for ``n_species`` elements; raises ``ValueError`` for unknown names and bad arguments."""
     network = _network_class(name)
     try:
         return network(n_species, **arguments)
-    except TypeError as error:  # an argument that the network does not have, or of another type
+    except TypeError as error:  # an unknown argument, or one of the wrong type
         raise ValueError(f"The potential `{name}` cannot be built: {error}.") from error
 
 

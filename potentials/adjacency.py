@@ -1,4 +1,4 @@
-"""Adjacency: what all layers share about the edges of one evaluation, and how edge values reach their target atoms.
+"""Adjacency: data on the edges of one evaluation, shared by all layers, and sums of edge values over target atoms.
 
 Small molecules of one size are fully connected: every atom has the same number of edges, and sums over neighbours
 become sums over a dense axis. Otherwise they are indexed sums over edges sorted by target.
@@ -15,11 +15,11 @@ __all__ = ["Adjacency", "fully_connected", "make_adjacency"]
 
 
 class Adjacency(NamedTuple):
-    """What all blocks share about the edges of one evaluation."""
+    """Data on the edges of one evaluation, shared by all blocks."""
 
     source: Tensor  # (E,)
     target: Tensor  # (E,)
-    edges_per_atom: int  # where every atom has the same number and they are sorted by target, else 0
+    edges_per_atom: int  # edges per atom, if equal for all atoms and sorted by target, else 0
     n_atoms: int
     envelope: Tensor  # (E, 1)
     matrices: Sequence[Tensor] = ()  # B(Y), one (E, rows, D) per coupling, where a network shares them
@@ -32,13 +32,13 @@ class Adjacency(NamedTuple):
         return IndexedSum.apply(x, self.target, self.n_atoms)
 
     def at_target(self, x: Tensor) -> Tensor:
-        """Atom values (N, ...) handed to the edges into each atom: (E, ...)."""
+        """Atom values (N, ...) at the edges into each atom: (E, ...)."""
         if self.edges_per_atom:
             return x.unsqueeze(1).expand(-1, self.edges_per_atom, *x.shape[1:]).flatten(0, 1)
         return x.index_select(0, self.target)
 
     def at_source(self, x: Tensor) -> Tensor:
-        """Atom values (N, ...) handed to the edges out of each atom: (E, ...)."""
+        """Atom values (N, ...) at the edges out of each atom: (E, ...)."""
         if self.in_rings and torch.compiler.is_compiling():
             return RingSelect.apply(x, self.source, self.edges_per_atom)
         return x.index_select(0, self.source)
@@ -69,16 +69,16 @@ class IndexedSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """The sums' gradient, handed to the rows."""
+        """The gradient of the sums, at the rows."""
         (index,) = ctx.saved_tensors
         return gradient.index_select(0, index), None, None
 
 
 class RingSelect(torch.autograd.Function):
-    """``index_select`` for edges in rings, whose backward pass sums shifted rows in place of a scatter.
+    """``index_select`` for cyclically listed neighbours, whose backward pass sums shifted rows instead of a scatter.
 
-    A compiler fuses the shifts with what is around them, and makes a scatter of atomic additions. Without a compiler
-    the scatter is faster.
+    A compiler fuses the shifts with neighbouring operations, but turns a scatter into atomic additions. Without a
+    compiler the scatter is faster.
     """
 
     @staticmethod
@@ -89,7 +89,7 @@ class RingSelect(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """For each atom, the gradients on the edges out of it: the k-th of them ends k + 1 places before it."""
+        """For each atom, sum the gradients on the edges out of it: the k-th of them ends k + 1 places before it."""
         of_system = gradient.unflatten(0, (-1, ctx.edges_per_atom + 1, ctx.edges_per_atom))
         total = sum(of_system[:, :, k].roll(k + 1, 1) for k in range(ctx.edges_per_atom))
         return total.flatten(0, 1), None, None
@@ -104,7 +104,7 @@ def make_adjacency(edge_index: Tensor, n_atoms: int, envelope: Tensor) -> Adjace
 def fully_connected(n_graphs: int, n_atoms: int, like: Tensor) -> Adjacency:
     """All ordered pairs of the atoms of each of ``n_graphs`` systems of one size, on the device of a tensor."""
     atoms = torch.arange(n_atoms, device=like.device)
-    others = (atoms[:, None] + atoms[1:]) % n_atoms  # those that follow each
+    others = (atoms[:, None] + atoms[1:]) % n_atoms  # the atoms that follow each atom
     first = n_atoms * torch.arange(n_graphs, device=like.device)
     source = (first[:, None, None] + others).flatten()
     target = torch.arange(n_graphs * n_atoms, device=like.device).repeat_interleave(n_atoms - 1)
@@ -112,9 +112,9 @@ def fully_connected(n_graphs: int, n_atoms: int, like: Tensor) -> Adjacency:
 
 
 def _common_number(edge_index: Tensor, n_atoms: int | torch.SymInt) -> int:
-    """The number of edges into every atom when it is the same and they are sorted, else 0.
+    """The number of edges into every atom, if equal for all atoms and sorted by target, else 0.
 
-    While a graph is recorded: of fixed edges, outside of the graph; 0 for any number of atoms, when sizes are symbols.
+    While a graph is recorded, it is evaluated outside of the graph for fixed edges, and is 0 if sizes are symbols.
     """
     if isinstance(n_atoms, torch.SymInt):
         return 0

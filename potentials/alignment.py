@@ -1,8 +1,8 @@
-"""Edges turned to the y axis: Wigner matrices that can be differentiated, and the couplings that are left there.
+"""Rotation of edges to the y axis: differentiable Wigner matrices, and the couplings in that frame.
 
 In a frame whose y axis (e3nn's axis of m) is the edge, an equivariant kernel commutes with the rotations about y: from
 degree l_i to degree l_o it has one number for each pair (m, +-m) only (Passaro & Zitnick, arXiv 2302.03655). The frame
-is any rotation R with R y = r / |r|: the kernel does not see the angle about the edge, nor do its derivatives.
+is any rotation R with R y = r / |r|: neither the kernel nor its derivatives depend on the angle about the edge.
 
     R = 2 b b^T / |b|^2 - 1,   b = r/|r| + y      on the half sphere around y
     R = F R(F r),              F = diag(1,-1,-1)  on the other half
@@ -51,7 +51,7 @@ def _series(degree: int) -> Tensor:
 def axial_couplings(degree_in: int, degree_out: int) -> Tensor:
     """The kernel's basis along the edge: (2 min + 1, 2 min + 1) numbers, float64; column J - |l_o - l_i|.
 
-    Row m, for even columns what multiplies entry m of the input, for odd ones what multiplies entry -m.
+    Row m: for even columns the factor of entry m of the input, for odd ones that of entry -m.
     """
     least = min(degree_in, degree_out)
     rows = slice(degree_out - least, degree_out + least + 1)

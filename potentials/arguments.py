@@ -1,6 +1,6 @@
-"""Arguments of networks: a typed section made from a constructor, and checks of what a network is built from.
+"""Arguments of networks: a typed section made from a constructor, and checks of the arguments.
 
-A constructor says each argument once, with its type, default and sentence:
+A constructor declares each argument once, with its type, default and description:
 
     n_blocks: Annotated[int, Field(description="Blocks of attention and feed-forward network.")] = 6
 

@@ -1,16 +1,16 @@
-"""Products of features with a steerable attribute: the layer that SEGNN is made of, fast where the attribute is known.
+"""Products of features with a steerable attribute: the layers of SEGNN, fast for a precomputed attribute.
 
-An attribute a is one vector of harmonics an edge or a node carries, a_l of dimension 2l + 1 for l = 0 .. L with a_0 a
+An attribute a is a vector of harmonics of an edge or a node, a_l of dimension 2l + 1 for l = 0 .. L, where a_0 is a
 fixed number. The layer is the fully connected tensor product (Brandstetter et al., ICLR 2022, arXiv 2110.02905, eq. 3)
 
     y_o = sum over paths (i, l, o) of  sqrt(2 l_o + 1) CG[x_i, a_l] W_ilo        + bias on the invariant scalars
 
-Differs from e3nn's FullyConnectedTensorProduct, whose numbers it gives, in
+Gives the same numbers as e3nn's FullyConnectedTensorProduct, and differs in
 1. the layout: features per irrep, channel last, (M, D, C); mixing channels is a matrix product, all paths at once;
 2. the order: channels are mixed before the coupling where that has fewer rows, after it elsewhere;
 3. the coupling: l = 0 is a number, l_i = 0 an outer product, l_o = 0 an inner product; only the rest needs a matrix;
-4. edges: what depends on one end only is mixed at the nodes and then handed to the edges (``on_pairs``), which takes
-   the largest matrix products from M = E rows to M = N.
+4. edges: terms that depend on one end only are mixed at the nodes and then copied to the edges (``on_pairs``), which
+   reduces the largest matrix products from M = E rows to M = N.
 """
 
 import math
@@ -37,14 +37,14 @@ class Attribute(NamedTuple):
     """The attribute of M edges or nodes, ready to be coupled."""
 
     degrees: tuple[Tensor, ...]  # a_1 .. a_L, each (M, 2l+1, 1)
-    matrices: dict[Triple, Tensor]  # (M, D_o, D_i) for the paths that are none of scale, outer and inner
+    matrices: dict[Triple, Tensor]  # (M, D_o, D_i) for the paths other than scale, outer and inner
 
 
 class Ends(NamedTuple):
-    """What nodes give to a product on their edges, one (N, D, C) per input irrep."""
+    """Contributions of nodes to a product on their edges, one (N, D, C) per input irrep."""
 
-    received: Features  # by the edges that end at the node
-    sent: Features  # by those that begin there
+    received: Features  # to the edges that end at the node
+    sent: Features  # to the edges that begin there
 
 
 class AttributeBasis(nn.Module):
@@ -62,7 +62,7 @@ class AttributeBasis(nn.Module):
         }
 
     def forward(self, harmonics: Tensor) -> Attribute:
-        """(M, (L+1)^2) with degree 0 first, which is left out: it is a number that the layers know."""
+        """(M, (L+1)^2) with degree 0 first, which is ignored: it is a constant known to the layers."""
         parts = harmonics.split([2 * degree + 1 for degree in range(self.lmax + 1)], dim=1)
         matrices = {
             path: (parts[path[1]] @ table.like(harmonics)).view(-1, 2 * path[2] + 1, 2 * path[0] + 1)
@@ -151,7 +151,7 @@ class SteerableProduct(nn.Module):
         self.bias = nn.Parameter(uniform(n_scalars, fan_in=fan_in[self.bias_at])) if n_scalars else None
 
     def relaxable(self) -> Site | None:
-        """Where a free map stands; nowhere if the layer is only ever used through ``on_pairs``."""
+        """The site of the free map; None if the layer is only used through ``on_pairs``."""
         return None if self.only_on_pairs else irreps_site(self.irreps_in, self.irreps_out, "ir_mul")
 
     def forward(self, x: Features, attribute: Attribute) -> Features:
@@ -167,10 +167,10 @@ class SteerableProduct(nn.Module):
         return tuple(out)  # type: ignore[arg-type]
 
     def at_ends(self, x: Features) -> Ends:
-        """What nodes give to the product on their edges (``on_pairs``), as targets and as sources.
+        """Contributions of nodes to the product on their edges (``on_pairs``), as targets and as sources.
 
-        ``x`` are node features (N, D, C) with half the channels of ``irreps_in``, of which the scalars have those of
-        the invariants beside them. Mixing happens here, at the nodes.
+        ``x`` are node features (N, D, C) with half the channels of ``irreps_in``, not counting the invariants among the
+        scalars. Channels are mixed here, at the nodes.
         """
         received, sent = [], []
         for i, block in enumerate(x):
@@ -181,7 +181,7 @@ class SteerableProduct(nn.Module):
         return Ends(tuple(received), tuple(sent))
 
     def on_pairs(self, ends: Ends, invariants: Tensor, edges: Adjacency, attribute: Attribute) -> Features:
-        """The same product for edges, whose input is (x_i, x_j, invariants) side by side: (E, D, C) per output.
+        """The same product for edges, whose input is (x_i, x_j, invariants), concatenated: (E, D, C) per output.
 
         ``ends`` are ``at_ends(x)``; the invariants (E, K) are scalars.
         """
@@ -220,13 +220,13 @@ class SteerableProduct(nn.Module):
         out[o] = term if so_far is None else so_far + term
 
     def _weight(self, k: int) -> Tensor:
-        """The weight of a path with the numbers that its coupling leaves out."""
+        """The weight of a path, including the constants that its coupling omits."""
         path = self.paths[k]
         factor = path.factor * (self.scalar if path.degree == 0 else 1.0)
         return self.weights[k] if factor == 1.0 else factor * self.weights[k]
 
     def _joined(self, indices: Sequence[int]) -> tuple[Tensor, list[int]]:
-        """The weights of several paths from one input side by side, and their numbers of columns."""
+        """The concatenated weights of several paths from one input, and their numbers of columns."""
         parts = [self._weight(k) for k in indices]
         return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)), [part.shape[1] for part in parts]
 
@@ -238,7 +238,7 @@ class SteerableProduct(nn.Module):
 
 
 class GatedProduct(nn.Module):
-    """The product followed by the gate: SiLU on scalars, other irreps times the sigmoid of a scalar of their own."""
+    """The product followed by the gate: SiLU on scalars, other irreps times the sigmoid of their own scalar."""
 
     def __init__(
         self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, lmax: int, *, scalar: float = 1.0, on_pairs: bool = False
@@ -250,7 +250,7 @@ class GatedProduct(nn.Module):
         self.product = SteerableProduct(irreps_in, self.gate.irreps_in, lmax, scalar=scalar, on_pairs=on_pairs)
 
     def relaxable(self) -> Site | None:
-        """Where a free map stands; nowhere if the layer is only ever used through ``on_pairs``."""
+        """The site of the free map; None if the layer is only used through ``on_pairs``."""
         return None if self.only_on_pairs else irreps_site(self.irreps_in, self.irreps_out, "ir_mul")
 
     def forward(self, x: Features, attribute: Attribute) -> Features:

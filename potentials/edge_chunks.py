@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 ChunkFeatures = TypeVar("ChunkFeatures")
 
 EDGES_AT_ONCE, EDGES_AT_ONCE_IN_TRAINING = 8_192, 16_384
-EDGES_KEPT = 6_144  # a chunk that begins before so many edges is kept
+EDGES_KEPT = 6_144  # chunks that begin before this many edges are kept
 
 
 class EdgeChunk(NamedTuple):
@@ -44,10 +44,11 @@ class EdgeChunk(NamedTuple):
 def split_edges(
     edge_index: Tensor, edge_vectors: Tensor, n_atoms: int, *, at_most: int | None = None, trained: bool = False
 ) -> list[EdgeChunk]:
-    """Edge chunks of nearly equal size, few more than ``at_most`` edges each; an atom's edges stay together.
+    """Edge chunks of nearly equal size, of about ``at_most`` edges each; the edges of an atom stay together.
 
-    At most 8,192, or 16,384 where derivatives by parameters are wanted (``trained``), since each chunk costs more then.
-    One chunk where there are no more edges, where they are not sorted by target, and while a graph is recorded.
+    At most 8,192, or 16,384 if derivatives with respect to parameters are needed (``trained``), since each chunk then
+    costs more. A single chunk if there are no more edges, if they are not sorted by target, and while a graph is
+    recorded.
     """
     at_most = EDGES_AT_ONCE_IN_TRAINING if trained else min(at_most or EDGES_AT_ONCE, EDGES_AT_ONCE)
     whole = [EdgeChunk(n_atoms, edge_index, edge_vectors, kept=True)]
@@ -59,7 +60,7 @@ def split_edges(
     ends = torch.bincount(target, minlength=n_atoms).cumsum(0)  # of each atom's edges
     n_chunks = math.ceil(len(target) / at_most)
     goals = torch.arange(1, n_chunks, device=target.device) * len(target) // n_chunks
-    cuts = sorted({0, n_atoms, *(torch.searchsorted(ends, goals) + 1).tolist()})  # atoms that begin a chunk
+    cuts = sorted({0, n_atoms, *(torch.searchsorted(ends, goals) + 1).tolist()})  # first atom of each chunk
     sizes = ends[torch.tensor(cuts[1:], device=ends.device) - 1].diff(prepend=ends.new_zeros(1)).tolist()
     return [
         EdgeChunk(last - first, torch.stack([sources, targets - first]), vectors, begin < EDGES_KEPT)

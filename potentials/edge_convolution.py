@@ -1,4 +1,4 @@
-"""Depthwise tensor product of edge features with the edge's harmonics, and the equivariant linear map behind it.
+"""Depthwise tensor product of edge features with the edge's harmonics, followed by an equivariant linear map.
 
 Differs from e3nn's tensor product in that the harmonics Y of an edge become one small matrix B(Y) for each pair of an
 input and an output irrep, shared by all layers, and the product is a batched B(Y) x (depthwise: channels do not mix).
@@ -19,14 +19,14 @@ __all__ = ["EdgeBasis", "EdgeConvolution"]
 
 
 class Coupling(NamedTuple):
-    """One pair (input irrep, output irrep) of the tensor product with the harmonics: P paths, one a degree l2."""
+    """One pair (input irrep, output irrep) of the tensor product with the harmonics: P paths, one per degree l2."""
 
     source: int  # position of the input irrep, dimension D_i
     output: int  # position of the output irrep, dimension D_o
     n_paths: int
     channels: int  # C of the input irrep
     mix_first: bool  # cheaper to mix channels on the D_i rows before coupling than on the D_o rows after
-    rows: int  # of the matrix B: P D_o when coupling first, D_o a path when mixing first
+    rows: int  # of the matrix B: P D_o if coupling first, D_o per path if mixing first
     table: Constant  # (S, rows D_i): harmonics to B(Y)
 
 
@@ -58,12 +58,12 @@ class EdgeBasis(nn.Module):
 
     @property
     def weight_sizes(self) -> list[int]:
-        """Weights an edge needs per coupling: one a path and channel."""
+        """Number of weights per edge for each coupling: one per path and channel."""
         return [c.n_paths * c.channels for c in self.couplings]
 
 
 def _coupling(i: int, mul: int, ir_in: o3.Irrep, irreps_edge: o3.Irreps, o: int, ir_out: o3.Irrep) -> Coupling | None:
-    """The coupling of one pair of irreps, or None where no harmonic couples them."""
+    """The coupling of one pair of irreps, or None if no harmonic couples them."""
     tables = []
     for (_, ir_edge), where in zip(irreps_edge, irreps_edge.slices(), strict=True):
         if ir_out in ir_in * ir_edge:
@@ -81,7 +81,7 @@ def _coupling(i: int, mul: int, ir_in: o3.Irrep, irreps_edge: o3.Irreps, o: int,
 class EdgeConvolution(nn.Module):
     """Depthwise tensor product with the edge's harmonics, weighted by path and channel, then an equivariant linear map.
 
-    With path weights w and mixing matrices W (the published depthwise product and the linear layer behind it),
+    With path weights w and mixing matrices W (the published depthwise product and the linear layer after it),
 
         y_o = sum_i sum_p B_p (w_p * x_i) W_p + bias
 

@@ -19,7 +19,7 @@ Differs from the published network in
 4. energies are per atom, without the division by sqrt(18.03) of the published read-out;
 5. the layer norm divides all degrees by one number (``norm="joint"``): the published one (``separable``) divides each
    by its own size, and the energy has a cusp wherever symmetry makes a degree vanish. In the last block, whose
-   feed-forward network makes scalars, the number before it is that of the scalars alone.
+   feed-forward network outputs scalars, the norm before it uses the scalars alone.
 """
 
 import math
@@ -61,10 +61,10 @@ class Equiformer(Potential):
 
     ``irreps`` are the node features, scalars first, each irrep once; degrees of one parity (``128x0e+64x1e+32x2e``, as
     published) give SE(3) symmetry, natural parities (``128x0e+64x1o+32x2e``) give E(3). Multiplicities must be
-    divisible by ``n_heads``. ``average_neighbors`` is the mean number of edges an atom has in the training data. The
-    last block gives ``n_features`` scalars to the read-out. ``norm`` is ``joint``, or ``separable`` as published, which
-    is not smooth where symmetry makes vectors vanish (see ``steerable.SeparableLayerNorm``); ``norm_eps`` is added to
-    the mean square under its root.
+    divisible by ``n_heads``. ``average_neighbors`` is the mean number of edges per atom in the training data. The
+    last block passes ``n_features`` scalars to the read-out. ``norm`` is ``joint``, or ``separable`` as published,
+    which is not smooth where symmetry makes vectors vanish (see ``steerable.SeparableLayerNorm``); ``norm_eps`` is
+    added to the mean square under its root.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class Equiformer(Potential):
             int, Field(description="Attention heads; every multiplicity of `irreps` is a multiple of it.")
         ] = 4,
         lmax_edge: Annotated[
-            int | None, Field(description="Degree of the edges' harmonics; none: as `irreps`.")
+            int | None, Field(description="Degree of the edges' harmonics; default: as `irreps`.")
         ] = None,
         nonlinear_messages: Annotated[bool, Field(description="A gate and a second product per message.")] = True,
         expansion: Annotated[int, Field(description="Width of the feed-forward networks over that of `irreps`.")] = 3,
-        n_features: Annotated[int, Field(description="Scalars that the energy is read from.")] = 512,
+        n_features: Annotated[int, Field(description="Number of scalars from which the energy is computed.")] = 512,
         radial_basis: Annotated[
             Literal["expnormal", "bessel"], Field(description="Functions of the distance.")
         ] = "expnormal",
@@ -151,7 +151,7 @@ class Equiformer(Potential):
         return energies.flatten()[:n_local]
 
     def _embed(self, species: Tensor, degree_embedding: Features) -> Features:
-        """Species embedding plus the degree embedding: what the neighbours' directions and distances tell."""
+        """Species embedding plus the degree embedding, a function of the neighbours' directions and distances."""
         known = [ir for _, ir in self.degree.irreps_out]
         x = [
             degree_embedding[known.index(ir)]
@@ -162,7 +162,7 @@ class Equiformer(Potential):
         return (x[0] + self.embedding[species].unsqueeze(1), *x[1:])
 
     def edge_features(self, chunk: EdgeChunk) -> "EdgeFeatures":
-        """What the degree embedding and all blocks read of the edges of a chunk."""
+        """Data on the edges of a chunk for the degree embedding and all blocks."""
         lengths = chunk.vectors.norm(dim=1)
         harmonics = self.harmonics(chunk.vectors / lengths.unsqueeze(1))
         envelope = polynomial_envelope(lengths / self.cutoff)
@@ -208,10 +208,10 @@ class ChunkConvolution:
 
 
 def _paper_places(n_blocks: int) -> tuple[str, ...]:
-    """Beside the feed-forward networks, but in the last block, which is left as it is.
+    """The feed-forward networks of all blocks but the last.
 
-    That block makes scalars. A free map there reads what nobody else does, and computing it costs more than all other
-    free maps together; a network of one block has no other place.
+    The last block outputs scalars. A free map there needs inputs that are otherwise unused, and computing them costs
+    more than all other free maps together; in a network of one block it is the only site.
     """
     return tuple(f"blocks.{number}.feed_forward" for number in range(max(1, n_blocks - 1)))
 

@@ -17,14 +17,14 @@ from mdrelax.potentials.steerable import Features, Gate, Linear, layer_norm
 
 __all__ = ["Attention", "Block", "BlockSizes", "FeedForward", "smooth_leaky_relu"]
 
-Gather = Callable[[Features, Features, int], Features]  # what atoms send and receive with, n_out: ``Attention.gather``
+Gather = Callable[[Features, Features, int], Features]  # source and target features, n_out: ``Attention.gather``
 
 
 class Attention(nn.Module):
     """Equivariant graph attention over the neighbours with H heads.
 
-    Nonlinear messages pass a gate and a second tensor product before they are summed; linear ones (the paper's
-    ablation, half the cost) are summed as they come out of the first.
+    Nonlinear messages pass through a gate and a second tensor product before they are summed; linear ones (the paper's
+    ablation, half the cost) are summed directly after the first.
     """
 
     def __init__(self, irreps: o3.Irreps, basis: EdgeBasis, n_heads: int, nonlinear: bool) -> None:
@@ -36,7 +36,7 @@ class Attention(nn.Module):
         message = o3.Irreps([(scalars + value[0].mul, irreps[0].ir), *irreps[1:]])
         self.source = Linear(irreps, irreps)
         self.target = Linear(irreps, irreps, bias=False)
-        self.message = EdgeConvolution(basis, message)  # the logits' scalars first, then what the gate takes
+        self.message = EdgeConvolution(basis, message)  # the logits' scalars first, then the input of the gate
         self.logit = nn.Parameter(_glorot(n_heads, scalars // n_heads))
         self.value = EdgeConvolution(basis, irreps) if nonlinear else None
         self.out = Linear(irreps, irreps)
@@ -45,7 +45,7 @@ class Attention(nn.Module):
     def forward(self, x: Features, gather: Gather, n_out: int) -> Features:
         """Node features (N, D, C) per irrep to an update of the first ``n_out`` irreps.
 
-        ``gather`` is this layer's own ``gather`` for all edges, at once or piece by piece.
+        ``gather`` is this layer's own ``gather`` for all edges, at once or chunk by chunk.
         """
         return self.out(gather(self.source(x), self.target(x), n_out))
 
@@ -88,7 +88,7 @@ class FeedForward(nn.Module):
         self.down = Linear(irreps_middle, irreps_out)
 
     def relaxable(self) -> Site:
-        """Where a free map stands."""
+        """The site of the free map."""
         return irreps_site(self.irreps_in, self.irreps_out, "ir_mul")
 
     def forward(self, x: Features) -> Features:
@@ -107,7 +107,7 @@ class BlockSizes(NamedTuple):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward network, each behind a norm and beside a residual."""
+    """Attention and feed-forward network, each with a pre-norm and a residual connection."""
 
     def __init__(self, irreps: o3.Irreps, irreps_out: o3.Irreps, basis: EdgeBasis, sizes: BlockSizes) -> None:
         super().__init__()
@@ -120,8 +120,8 @@ class Block(nn.Module):
         self.shortcut = None if irreps == irreps_out else Linear(irreps, irreps_out)
 
     def forward(self, x: Features, gather: Gather) -> Features:
-        """Node features of one depth to those of the next; ``gather`` as in ``Attention``."""
-        # Scalars are made of scalars alone (the first irrep), but a free map reads everything.
+        """Map node features of one block to those of the next; ``gather`` as in ``Attention``."""
+        # Scalars depend on scalars alone (the first irrep), but a free map reads all irreps.
         n_read = 1 if self.makes_scalars and not is_relaxed(self) else len(x)
         x = _add(x[:n_read], self.attention(self.norm_1(x), gather, n_read))
         residual = x if self.shortcut is None else self.shortcut(x)

@@ -1,14 +1,14 @@
-"""equiformer-pytorch as a potential: the library's parameters and layers, made fit for molecular dynamics.
+"""equiformer-pytorch as a potential: the library's parameters and layers, adapted for molecular dynamics.
 
 The network is `equiformer_pytorch.Equiformer` (0.5, by Phil Wang, MIT licence): the same modules under the same names,
-so a state dict goes from one to the other. Differs from it in
+so state dicts are interchangeable. Differs from it in
 1. neighbours come from our list, padded per atom: memory grows with the number of atoms, not with its square;
-2. edge frames and Wigner matrices can be differentiated (the library makes them under ``no_grad``, and forces through
-   them miss the angular part); see ``alignment``;
+2. edge frames and Wigner matrices can be differentiated (the library computes them under ``no_grad``, and forces
+   miss the angular part); see ``alignment``;
 3. the envelope f(r) multiplies every neighbour's weight, and the sum over neighbours in the first layer is divided by
    their mean number: energy, forces and their gradient are continuous when an atom crosses the cut-off;
 4. layers that are not smooth, or not masked, are replaced; see ``equiformer_pytorch_layers``;
-5. the library's trick of halving the gradient of the embedding is left out: a gradient is the gradient;
+5. the library's halving of the gradient of the embedding is omitted, so that gradients are exact;
 6. the couplings along the edge come from e3nn's exact coefficients: the library computes them by a singular value
    decomposition, prints while it does, and keeps them in the user's home directory.
 """
@@ -50,10 +50,10 @@ class EquiformerPytorch(Potential):
 
     ``dim`` are the channels of the degrees 0, 1, ... and ``dim_head`` those of each attention head. The radial networks
     read the distance alone, as in the library, or also ``n_basis`` Bessel functions of it (the library's ``edges``).
-    ``average_neighbors`` is the mean number of edges an atom has in the training data. ``forces="direct"`` takes forces
+    ``average_neighbors`` is the mean number of edges per atom in the training data. ``forces="direct"`` takes forces
     from the output of degree 1: faster, and **not** the gradient of the energy. ``norm`` is ``joint`` or ``separable``
     (see ``steerable``), with ``norm_eps`` under its root. ``smooth=False`` keeps the library's hard cut-off, its norm
-    and its layers' kinks; it is there to compare, and the energy jumps.
+    and its layers' kinks, for comparison only: the energy jumps.
     """
 
     relax_where = ("layers.blocks.*.1.project_in", "layers.blocks.*.1.project_out")  # the feed-forward networks
@@ -68,7 +68,7 @@ class EquiformerPytorch(Potential):
         heads: Annotated[int, Field(description="Attention heads.")] = 4,
         dim_head: Annotated[int | Sequence[int], Field(description="Channels of each head, per degree.")] = (32, 16, 8),
         radial_hidden: Annotated[int, Field(description="Width of the radial networks.")] = 64,
-        n_basis: Annotated[int, Field(description="Bessel functions that they read beside the distance.")] = 0,
+        n_basis: Annotated[int, Field(description="Bessel functions that they read in addition to the distance.")] = 0,
         attention: Annotated[
             Literal["mlp", "distance"], Field(description="Logits from a network, or minus a distance.")
         ] = "mlp",
@@ -82,7 +82,7 @@ class EquiformerPytorch(Potential):
         norm: Annotated[NormKind, Field(description="Layer norm: `joint` is smooth, `separable` is not.")] = "joint",
         norm_eps: Annotated[float, Field(description="Added to the mean square under the norm's root.")] = 1e-5,
         smooth: Annotated[
-            bool, Field(description="False keeps the library's hard cut-off and kinks, to compare with it.")
+            bool, Field(description="False keeps the library's hard cut-off and kinks, for comparison.")
         ] = True,
     ) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class EquiformerPytorch(Potential):
         return self._outputs(species, edges)[0].flatten()[: edges.n_local]
 
     def energies_and_forces(self, species: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
-        """Energies (N,) and direct forces (N, 3), which are no gradient of them (1/A times the energies' unit)."""
+        """Energies (N,) and direct forces (N, 3), which are not a gradient of them (1/A times the energies' unit)."""
         outputs = self._outputs(species, edges)
         return outputs[0].flatten()[: edges.n_local], outputs[1].view(-1, 3)[: edges.n_local]
 
@@ -145,8 +145,8 @@ class EquiformerPytorch(Potential):
 
     def _neighbourhood(self, edges: Edges, *, n_atoms: int) -> Neighbourhood:
         table = neighbor_table(edges.index[1], n_atoms) if edges.table is None else edges.table
-        nobody = edges.vectors.new_tensor([[0.0, self.cutoff, 0.0]])  # fills empty places; its envelope is 0
-        vectors = torch.cat([-edges.vectors, nobody])[table]  # the library looks from the neighbour to the atom
+        nobody = edges.vectors.new_tensor([[0.0, self.cutoff, 0.0]])  # fills empty slots; its envelope is 0
+        vectors = torch.cat([-edges.vectors, nobody])[table]  # the library's point from neighbour to atom
         sources = torch.cat([edges.index[0], edges.index.new_zeros(1)])[table]
         lengths = vectors.norm(dim=-1)
         frames = wigner_matrices(edge_frames(vectors / lengths.unsqueeze(-1)), len(self.library_arguments["dim"]) - 1)
@@ -162,7 +162,7 @@ class EquiformerPytorch(Potential):
         )  # fmt: skip
 
     def _gather(self, features: Fibers, neighbours: Neighbourhood) -> Fibers:
-        """The first layer: what each atom is, plus the mean of what its neighbours send."""
+        """The first layer: the atom's species embedding plus the mean message of its neighbours."""
         weights = neighbours.envelope[..., None, None]
         count = self.average_neighbors if self.smooth else weights.sum(2).clamp(min=1)
         tokens = self.tp_in(features, neighbours)
@@ -170,7 +170,7 @@ class EquiformerPytorch(Potential):
 
 
 def _even_and_odd(coupling: Tensor) -> tuple[Tensor, Tensor]:
-    """What multiplies entry m of the input, and what entry -m; see ``axial_couplings``."""
+    """The factors of entries m and -m of the input; see ``axial_couplings``."""
     return coupling[:, ::2].sum(1), coupling[:, 1::2].sum(1)
 
 

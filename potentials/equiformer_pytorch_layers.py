@@ -1,15 +1,15 @@
-"""Layers of equiformer-pytorch where a force field needs them otherwise; parameters and their names are the library's.
+"""Layers of equiformer-pytorch that a force field needs changed; parameters and their names are the library's.
 
-| library layer | what is wrong for molecular dynamics | here |
+| library layer | problem for molecular dynamics | here |
 | --- | --- | --- |
 | MLPAttention | neighbours are cut hard: the energy jumps at the cut-off | the softmax carries the envelope |
 | MLPAttention | leaky ReLU: forces jump where its input changes sign | its smooth form |
 | L2DistAttention | no mask for degree 0; 1e-6 added to differences of vectors | masked, nothing added |
-| Norm | small vectors are blown up to unit size: the energy jumps where one vanishes | all degrees by one number |
-| DTP | each input gathered and turned, each radial network run, path by path | once, and as one |
-| Linear | cannot be relaxed | says what it maps, takes a folded map |
+| Norm | small vectors are scaled to unit size: the energy jumps where one vanishes | all degrees by one number |
+| DTP | inputs gathered and rotated, and radial networks evaluated, path by path | once for all paths |
+| Linear | cannot be relaxed | has a site, can absorb a folded map |
 
-``smooth=False`` keeps the library's own functions (envelope: a mask) and serves to compare with it.
+``smooth=False`` keeps the library's own functions (envelope: a mask), for comparison.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,27 +29,27 @@ from mdrelax.structures.graph import Exchange
 __all__ = ["DistanceAttention", "MLPAttention", "Neighbourhood", "adopt"]
 
 Fibers = dict[int, Tensor]  # degree -> (1, N, C, 2l+1), or (1, N, J, C, 2l+1) for values of edges
-SMALLEST_DISTANCE = 0.1  # rounds off the tip of |q - k|
+SMALLEST_DISTANCE = 0.1  # smooths the cusp of |q - k|
 
 
 class Neighbourhood(NamedTuple):
-    """What every layer is told about the neighbours of the atoms, padded to J of them."""
+    """Data on the neighbours of the atoms for all layers, padded to J of them."""
 
     sources: Tensor  # (1, N, J) int64
-    envelope: Tensor  # (1, N, J), 0 in empty places
+    envelope: Tensor  # (1, N, J), 0 in empty slots
     frames: Sequence[Tensor]  # of degree l: (1, N, J, 2l+1, 2l+1)
-    radial: Tensor  # (1, N, J, K): what the radial networks read
+    radial: Tensor  # (1, N, J, K): input of the radial networks
     couplings: Mapping[tuple[int, int], tuple[Tensor, Tensor]]  # degrees in, out -> factors of entries m and -m
     everywhere: Exchange  # rows of the atoms that have features here to rows of all atoms; see ``Edges``
 
     @property
     def tokens(self) -> Tensor:
-        """The envelope with the atom itself in front, which always counts: (1, N, 1 + J)."""
+        """The envelope preceded by that of the atom itself, 1: (1, N, 1 + J)."""
         return functional.pad(self.envelope, (1, 0), value=1.0)
 
 
 class Linear(library.Linear):
-    """Says between which irreps it maps, so that it can be relaxed, and takes a folded map into its weights."""
+    """Declares the irreps it maps between, so that it can be relaxed, and can absorb a folded map in its weights."""
 
     @property
     def irreps_in(self) -> o3.Irreps:
@@ -62,7 +62,7 @@ class Linear(library.Linear):
         return o3.Irreps([(w.shape[1], (degree, 1)) for degree, w in zip(self.degrees, self.weights, strict=True)])
 
     def relaxable(self) -> Site:
-        """Where a free map stands."""
+        """The site of the free map."""
         return irreps_site(self.irreps_in, self.irreps_out, "mul_ir")
 
     @torch.no_grad()
@@ -101,10 +101,10 @@ class SeparableNorm(library.Norm):
 
 
 class DTP(library.DTP):
-    """The library's tensor product: gathered and turned once per degree, empty places never summed."""
+    """The library's tensor product: gathered and rotated once per degree, empty slots never summed."""
 
     def forward(self, features: Fibers, neighbours: Neighbourhood) -> Fibers:
-        """Values of the edges into each atom, behind the atom's own value (``self_interact``): (1, N, 1+J, C, D)."""
+        """The atom's own value (``self_interact``), then the values of the edges into each atom: (1, N, 1+J, C, D)."""
         received, sent = self.to_xi(features), self.to_xj(features)
         turned = [_turn(received[d], sent[d], neighbours, d) for d in range(len(self.fiber_in))]
         kernels = self._kernels(neighbours.radial)
@@ -115,7 +115,7 @@ class DTP(library.DTP):
             if degree:
                 outputs[degree] = outputs[degree] @ neighbours.frames[degree].mT
         outputs, own = self.to_out(outputs), self.self_interact(features)
-        if own.keys() != outputs.keys():  # from scalars alone: nothing of higher degree but what neighbours send
+        if own.keys() != outputs.keys():  # from scalars alone: higher degrees come from neighbours only
             own = {d: own[d] if d in own else torch.zeros_like(x[:, :, 0]) for d, x in outputs.items()}
         return {d: torch.cat([own[d].unsqueeze(2), x], dim=2) for d, x in outputs.items()}
 
@@ -175,7 +175,7 @@ class MLPAttention(library.MLPAttention):
 
 
 class DistanceAttention(library.L2DistAttention):
-    """Attention with the logit -|q - k|; masked in every degree, and the distance is rounded off at its tip."""
+    """Attention with the logit -|q - k|; masked in every degree, with a smooth distance at its cusp."""
 
     smooth = True
 
@@ -224,8 +224,8 @@ NORMS: dict[str, type] = {"joint": JointNorm, "separable": SeparableNorm}
 def adopt(network: nn.Module, *, norm: str | None, norm_eps: float) -> None:
     """Give every layer of the library in ``network`` the forward of this module.
 
-    Norms get that of ``NORMS``; where ``norm`` is None they and the kinks of attention stay the library's. Parameters,
-    their names and their values stay; so does what was built from the library's own constructors.
+    Norms get that of ``NORMS``; if ``norm`` is None, they and the kinks of attention remain the library's. Parameters,
+    their names and values do not change, nor do other modules built by the library's constructors.
     """
     module: Any
     for module in network.modules():

@@ -79,7 +79,7 @@ class RadialNetworks(nn.Module):
         self.offsets = nn.ParameterList(uniform(n_networks, 1, size, fan_in=hidden) for size in sizes)
 
     def forward(self, basis: Tensor, number: int | None = None) -> list[tuple[Tensor, ...]]:
-        """The weights of each network at the basis values (E, K), or of the one of that number."""
+        """The weights of each network at the basis values (E, K), or those of a single network."""
 
         def chosen(parameters: nn.ParameterList) -> list[Tensor]:
             return list(parameters) if number is None else [each[number : number + 1] for each in parameters]

@@ -5,7 +5,7 @@ With edge attributes a_ij (harmonics of the edge's direction) and node attribute
     m_ij = P2(P1((x_i, x_j, s_ij), a_ij), a_ij)        x_i <- x_i + U2(U1((x_i, sum_j m_ij), a_i), a_i)
 
 where P1, P2 and U1 are gated tensor products with the attribute, U2 has no gate, and s_ij are invariants of the edge.
-Relaxed maps stand beside U1 and U2 (the place of the relaxation paper's N-body experiment).
+Free maps are added to U1 and U2, as in the relaxation paper's N-body experiment.
 
 `SEGNN` is the trunk; `mdrelax.packs.nbody.networks` predicts displacements of particles with it, as published.
 `SEGNNPotential` is the same trunk with an energy. It differs from the published network in
@@ -13,8 +13,8 @@ Relaxed maps stand beside U1 and U2 (the place of the relaxation paper's N-body 
    forces and their gradient stay continuous when an atom crosses the cut-off;
 2. the sum over neighbours is divided by the root of their mean number;
 3. distances enter as Bessel functions; species are one-hot scalars;
-4. the norm, where one is wanted, is an equivariant layer norm, node by node (``joint``; ``separable`` is not smooth):
-   the published instance norm would let fragments out of reach feel each other.
+4. the optional norm is an equivariant layer norm, node by node (``joint``; ``separable`` is not smooth): with the
+   published instance norm, fragments out of reach would affect each other.
 """
 
 import math
@@ -48,7 +48,7 @@ def natural_irreps(channels: int, lmax: int) -> o3.Irreps:
 
 
 class EdgeFeatures(NamedTuple):
-    """The edges with what all layers read of them: attributes and invariants."""
+    """The edges with the inputs of all layers: attributes and invariants."""
 
     edges: Adjacency
     attribute: Attribute
@@ -73,7 +73,7 @@ class Layer(nn.Module):
         self.norm = None if norm == "none" else layer_norm(norm, irreps)
 
     def forward(self, x: Features, gather: Gather, of_node: Attribute) -> Features:
-        """Node features (N, D, C) of one depth to those of the next.
+        """Map node features (N, D, C) of one layer to those of the next.
 
         ``gather`` is this layer's own ``gather`` for all edges, at once or chunk by chunk.
         """
@@ -124,7 +124,7 @@ class SEGNN(nn.Module):
         self.output = SteerableProduct(hidden, irreps_out, lmax_attribute)
 
     def forward(self, x: Features, of_node: Tensor, gathers: Sequence[Gather]) -> Features:
-        """``of_node`` (N, S) are 'integral' harmonics, whose first column is not looked at; a gather for each layer."""
+        """``of_node`` (N, S) are 'integral' harmonics, whose first column is ignored; one gather per layer."""
         node = self.basis(of_node)
         x = self.embedding(x, node)
         for layer, gather in zip(self.layers, gathers, strict=True):
@@ -143,7 +143,7 @@ class SEGNN(nn.Module):
 class SEGNNPotential(Potential):
     """Per-atom energies from species and edge vectors; the shapes and units are those of ``Potential``.
 
-    ``average_neighbors`` is the mean number of edges an atom has in the training data. ``norm`` is ``none``, ``joint``,
+    ``average_neighbors`` is the mean number of edges per atom in the training data. ``norm`` is ``none``, ``joint``,
     or ``separable``, which is not smooth where symmetry makes vectors vanish.
     """
 

@@ -43,7 +43,7 @@ SCALAR_EPS = 1e-5  # torch's default of the usual layer norm
 
 
 def distinct(irreps: o3.Irreps) -> o3.Irreps:
-    """The irreps themselves; raises ``ValueError`` when one appears twice (each has one tensor of features)."""
+    """The irreps themselves; raises ``ValueError`` if one appears twice (each has one tensor of features)."""
     if len({ir for _, ir in irreps}) != len(irreps):
         raise ValueError(f"Each irrep may appear once, got {irreps}; write 8x0e+4x1e, not 4x0e+4x0e+4x1e.")
     return irreps
@@ -61,7 +61,7 @@ class Linear(nn.Module):
         order = [ir for _, ir in irreps_in]
         missing = [str(ir) for _, ir in irreps_out if ir not in order]
         if missing:
-            raise ValueError(f"`Linear` cannot make {missing} from {irreps_in}: no equivariant map exists.")
+            raise ValueError(f"`Linear` cannot map {irreps_in} to {missing}: no equivariant map exists.")
         self.sources = [order.index(ir) for _, ir in irreps_out]
         self.weights = nn.ParameterList(
             torch.randn(irreps_in[i].mul, mul) / math.sqrt(irreps_in[i].mul)
@@ -72,11 +72,11 @@ class Linear(nn.Module):
         self.bias_at = next((k for k, (_, ir) in enumerate(irreps_out) if ir.is_scalar()), -1)
 
     def relaxable(self) -> Site:
-        """Where a free map stands."""
+        """The site of the free map."""
         return irreps_site(self.irreps_in, self.irreps_out, "ir_mul")
 
     def forward(self, x: Features) -> Features:
-        """Features of ``irreps_in`` to features of ``irreps_out``; of the first few, what can be made of them."""
+        """Features of ``irreps_in`` to features of ``irreps_out``; of the first few, the outputs they determine."""
         n_out = next((k for k, i in enumerate(self.sources) if i >= len(x)), len(self.sources))
         out = [x[i] @ weight for i, weight in zip(self.sources[:n_out], self.weights, strict=False)]
         if self.bias is not None and self.bias_at < n_out:
@@ -114,13 +114,13 @@ class JointLayerNorm(nn.Module):
         self.n_measured = 1 if scalars_only else len(irreps)
 
     def forward(self, x: Features) -> Features:
-        """Normalised features of the same irreps; of fewer than are measured, as if the others were zero."""
+        """Normalised features of the same irreps; missing ones count as zero."""
         scalars, *others = x
-        if self.n_measured == 1:  # of the scalars it is the usual layer norm, in one kernel
+        if self.n_measured == 1:  # for the scalars alone this is the usual layer norm, in one kernel
             normed = functional.layer_norm(scalars, self.bias.shape, self.weights[0], self.bias, self.eps)
             if not others:
                 return (normed,)
-        # Sums and ``alpha`` in place of means, whose backward pass divides every entry: a seventh of the layer's time.
+        # Sums and ``alpha`` instead of means, whose divisions in the backward pass take a seventh of the layer's time.
         centred = (torch.add(scalars, scalars.sum(2, keepdim=True), alpha=-1 / scalars.shape[2]), *others)
         inverse = inverse_size(centred[: self.n_measured], self.eps, n=self.n_measured)
         if self.n_measured > 1:
@@ -164,9 +164,9 @@ class SeparableLayerNorm(nn.Module):
 
 
 def _norm_parameters(irreps: o3.Irreps) -> tuple[nn.ParameterList, nn.Parameter]:
-    """Weights, one per channel of each irrep, and the bias of the scalars: alike in both norms, so files fit both."""
+    """Weights, one per channel of each irrep, and the bias of the scalars; the same in both norms."""
     if not irreps or not irreps[0].ir.is_scalar():
-        raise ValueError(f"A layer norm wants the invariant scalars first, got {irreps}.")
+        raise ValueError(f"A layer norm needs the invariant scalars first, got {irreps}.")
     return nn.ParameterList(torch.ones(mul) for mul, _ in irreps), nn.Parameter(torch.zeros(irreps[0].mul))
 
 
@@ -179,25 +179,25 @@ NORMS: dict[str, type[JointLayerNorm] | type[SeparableLayerNorm]] = {
 
 
 def layer_norm(kind: str, irreps: o3.Irreps, eps: float = 1e-5, *, scalars_only: bool = False) -> LayerNorm:
-    """The layer norm of that kind; raises ``ValueError`` for any other word."""
+    """The layer norm of a kind; raises ``ValueError`` for an unknown one."""
     if kind not in NORMS:
         raise ValueError(f"`norm` must be one of {sorted(NORMS)}, got {kind!r}.")
     return NORMS[kind](irreps, eps, scalars_only=scalars_only)
 
 
 def why_rough(norm: str) -> str | None:
-    """Why the energy of a network with layer norms of that kind is not smooth, as half a sentence; None where it is."""
+    """Why the energy of a network with this layer norm is not smooth, as half a sentence; None if it is smooth."""
     if norm != "separable":
         return None
     return (
         "its layer norm is `separable`, which divides vectors by their own size: where symmetry makes them vanish (a "
         "perfect crystal, the C of CH4) force constants grow without bound as the displacement shrinks, so phonons, "
-        "vibrations and cold crystals come out wrong; train again with `potential.arguments.norm: joint`"
+        "vibrations and cold crystals are wrong; train again with `potential.arguments.norm: joint`"
     )
 
 
 class Gate(nn.Module):
-    """Nonlinearity: SiLU on the scalars, every other irrep times the sigmoid of one scalar a channel.
+    """Nonlinearity: SiLU on the scalars, every other irrep times the sigmoid of one scalar per channel.
 
     ``irreps_in`` is ``irreps`` with the gates appended to the scalars' channels.
     """
@@ -206,7 +206,7 @@ class Gate(nn.Module):
         super().__init__()
         self.irreps = distinct(irreps)
         if not irreps or not irreps[0].ir.is_scalar():
-            raise ValueError(f"`Gate` wants the invariant scalars first, got {irreps}.")
+            raise ValueError(f"`Gate` needs the invariant scalars first, got {irreps}.")
         self.sizes = [mul for mul, _ in irreps]
         self.irreps_in = o3.Irreps([(sum(self.sizes), irreps[0].ir), *irreps[1:]])
 
@@ -220,7 +220,7 @@ class Gate(nn.Module):
 
 
 class Constant:
-    """A table kept in float64 whatever the module's dtype: casting a model up and down must not blur its symmetry."""
+    """A table kept in float64 whatever the module's dtype, so that casting a model does not degrade its symmetry."""
 
     def __init__(self, table: Tensor) -> None:
         self.casts = {(torch.float64, torch.device("cpu")): table.double()}
@@ -254,7 +254,7 @@ class SphericalHarmonics(nn.Module):
             self.couplings.append(Constant(coupling * ((raw @ upper.T) / (raw @ raw.T))))
 
     def forward(self, unit: Tensor) -> Tensor:
-        """Y_0, Y_1, ... side by side."""
+        """Y_0, Y_1, ..., concatenated."""
         first = math.sqrt(3) * unit
         harmonics = [torch.ones_like(unit[:, :1]), first][: self.lmax + 1]
         for coupling in self.couplings:

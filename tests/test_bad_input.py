@@ -156,7 +156,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_checkpoint(tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
         said = mdrelax("train", config, "--out", tmp_path / "run")
-    assert_one_sentence(said, OTHER, "could not be written (No space left on device); an older one is untouched.")
+    assert_one_sentence(said, OTHER, "could not be written (No space left on device); an older one is unchanged.")
     assert (tmp_path / "run" / "checkpoints" / "last.pt").is_file()
     assert not [path for path in (tmp_path / "run").rglob("*") if path.name.endswith(".part")]
     again = mdrelax("train", config, "--out", tmp_path / "run", "--restart", "auto")
@@ -184,7 +184,7 @@ def test_an_unknown_element_is_refused(tmp_path, monkeypatch, model, verb):
 @pytest.mark.parametrize("verb", ["info", "md", "predict", "audit"])
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "There is no model file"), (b"junk", "truncated or no safetensors file")],
+    [(None, "There is no model file"), (b"junk", "truncated or not a safetensors file")],
 )
 def test_a_file_that_is_no_model_is_refused(tmp_path, verb, content, message):
     """By every verb that takes one."""
@@ -204,7 +204,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path, verb, content, message):
         (["md", "{model}", "{frames}", "--ps", "-1"], DATA, "-1"),
         (["md", "{model}", "{frames}", "--dtype", "float16"], DATA, "float16"),
         (["predict", "{model}", "nowhere.xyz", "o.extxyz"], DATA, "There is no file `nowhere.xyz`."),
-        (["report", "."], DATA, "is no run folder"),
+        (["report", "."], DATA, "is not a run folder"),
         (["project", "."], CONFIG, "cannot be read"),
         (["train", "nowhere.yaml"], CONFIG, "There is no config file `nowhere.yaml`"),
         (["train", "ethanol-tny"], CONFIG, "did you mean `ethanol-tiny`"),

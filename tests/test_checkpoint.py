@@ -36,7 +36,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, fraction):
     save_checkpoint(path, STATE)
     content = path.read_bytes()
     path.write_bytes(content[: int(fraction * len(content))])
-    with pytest.raises(CheckpointError, match="truncated or no checkpoint"):
+    with pytest.raises(CheckpointError, match="truncated or not an mdrelax checkpoint"):
         load_checkpoint(path)
 
 
@@ -51,10 +51,10 @@ def test_a_foreign_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError):
         load_checkpoint(path)
     torch.save(torch.zeros(3), path)
-    with pytest.raises(CheckpointError, match="no checkpoint of this mdrelax"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of this mdrelax"):
         load_checkpoint(path)
     save_checkpoint(path, {"step": 3})
-    with pytest.raises(CheckpointError, match="no checkpoint of this mdrelax"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of this mdrelax"):
         load_checkpoint(path, keys=STATE)
 
 

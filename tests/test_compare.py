@@ -144,7 +144,7 @@ def test_what_failed_is_named_and_what_is_finished_is_left_alone(
     with pytest.raises(RuntimeError, match="failed"):
         failing.run(changed, tmp_path, jobs=1)
     assert not STUDY.finished(changed, tmp_path)
-    with pytest.raises(ValueError, match="holds no finished run"):
+    with pytest.raises(ValueError, match="contains no finished run"):
         STUDY.write(tmp_path, STUDY.finished(changed, tmp_path))
     (place / "results.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read"):

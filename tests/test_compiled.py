@@ -243,7 +243,7 @@ def test_altered_and_truncated_files_are_refused(exported: Path, tmp_path: Path)
             load_compiled(altered)
     for content in (exported.read_bytes()[:5000], b"no archive", b""):
         (tmp_path / "broken.pt2").write_bytes(content)
-        with pytest.raises(ModelFileError, match="damaged, or no compiled model"):
+        with pytest.raises(ModelFileError, match="damaged, or not a compiled model"):
             load_compiled(tmp_path / "broken.pt2")
     with pytest.raises(ModelFileError, match="There is no compiled model"):
         load_compiled(tmp_path / "none.pt2")

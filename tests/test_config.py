@@ -147,7 +147,7 @@ def test_overrides_are_yaml():
     ("override", "match"),
     [
         ("training.steps", r"section\.key=value"),
-        ("training.steps.more=1", "`steps` is no section"),
+        ("training.steps.more=1", "`steps` is not a section"),
         ("training.stepps=1", "did you mean `steps`"),
         ("training.betas=[0.9", "not valid YAML"),
     ],
@@ -167,10 +167,10 @@ def test_an_empty_section_in_a_file_can_be_overridden():
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (b"", "empty or no mapping"),
-        (b"- a\n- b\n", "empty or no mapping"),
+        (b"", "empty or not a mapping"),
+        (b"- a\n- b\n", "empty or not a mapping"),
         (b"a: [1, 2", "not valid YAML"),
-        (b"\xff\xfe\x00\x81", "no text file|not valid YAML"),
+        (b"\xff\xfe\x00\x81", "not a text file|not valid YAML"),
         (b"!!python/object/apply:os.mkdir [sprung]", "not valid YAML"),
     ],
 )

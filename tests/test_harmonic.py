@@ -152,7 +152,7 @@ def test_references_are_read_from_tables_and_hessians(tmp_path: Path, hessian: V
         ("a.csv", "cm-1,cm-1 b\n1,2\n", "must have one column"),
         ("a.csv", "cm-1\n100i\n", "write 100i as -100"),
         ("a.json", "no", "neither JSON nor a CSV"),
-        ("a.json", "{}", "holds no vibrations"),
+        ("a.json", "{}", "contains no vibrations"),
     ],
 )
 def test_a_file_without_vibrations_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:

@@ -120,7 +120,7 @@ def test_atoms_without_neighbours_have_no_force_constants() -> None:
 def test_what_has_no_hessian_is_refused_with_a_sentence() -> None:
     """Direct forces, compiled models, batches, rows that are no atoms, no atoms."""
     direct = ForceField(tiny_equiformer_pytorch(forces="direct"), elements=ELEMENTS)
-    with pytest.raises(ValueError, match="the gradient of no energy"):
+    with pytest.raises(ValueError, match="no gradient of an energy"):
         hessian(direct, graph_of(ethanol()))
     compiled = lj_force_field()
     compiled.potential.differentiable_twice = False

@@ -29,8 +29,8 @@ def data(source: Path, **keys: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"validation_indices": "validation.csv"}, "need `data.train_indices` beside them"),
-        ({"test_indices": "test.csv"}, "need `data.train_indices` beside them"),
+        ({"validation_indices": "validation.csv"}, "need `data.train_indices` as well"),
+        ({"test_indices": "test.csv"}, "need `data.train_indices` as well"),
         ({"train_indices": "train.csv", "test": 4}, "`data.test_indices`, not `data.test`, which is 4"),
         ({"train_indices": "train.csv", "test_indices": "test.csv", "test": 4}, "not `data.test`, which is 4"),
         ({"train_indices": "train.csv", "test_indices": "test.csv", "test_source": "five.extxyz"}, "leave one of them"),

@@ -186,13 +186,13 @@ def refused(path: Path, content: bytes, match: str) -> None:
 def test_a_truncated_file_is_refused(tmp_path, content, length):
     """Cut in the length field, in the header, and in the tensors, to the last byte."""
     end = int(length * len(content)) if isinstance(length, float) else length
-    refused(tmp_path / "model.safetensors", content[:end], "truncated or no safetensors file")
+    refused(tmp_path / "model.safetensors", content[:end], "truncated or not a safetensors file")
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_random_bytes_are_refused(tmp_path, seed):
     """A foreign file is no model."""
-    refused(tmp_path / "m.safetensors", np.random.default_rng(seed).bytes(5000), "truncated or no safetensors file")
+    refused(tmp_path / "m.safetensors", np.random.default_rng(seed).bytes(5000), "truncated or not a safetensors file")
 
 
 def test_someone_elses_safetensors_file_is_refused(tmp_path):
@@ -215,9 +215,9 @@ class Trap:
 def test_a_pickle_is_refused_and_not_run(tmp_path):
     """A model file never executes code, whatever is in it."""
     sprung = tmp_path / "sprung"
-    refused(tmp_path / "model.safetensors", pickle.dumps(Trap(sprung)), "truncated or no safetensors file")
+    refused(tmp_path / "model.safetensors", pickle.dumps(Trap(sprung)), "truncated or not a safetensors file")
     torch.save(Trap(sprung), tmp_path / "model.pt")
-    refused(tmp_path / "model.pt", (tmp_path / "model.pt").read_bytes(), "truncated or no safetensors file")
+    refused(tmp_path / "model.pt", (tmp_path / "model.pt").read_bytes(), "truncated or not a safetensors file")
     assert not sprung.exists()
 
 

@@ -187,7 +187,7 @@ def test_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no run folder: it lacks config.yaml and metrics.csv"):
         write_report(tmp_path)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="no run folder"):
+    with pytest.raises(ValueError, match="not a run folder"):
         write_report(tmp_path / "nowhere")
 
 

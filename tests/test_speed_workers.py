@@ -57,7 +57,7 @@ def test_what_a_library_prints_is_no_answer():
     [
         ("raises", 60, "ValueError: no such path"),
         ("dies", 60, "ended with code 3: a last word"),
-        ("is killed", 60, "killed by the system, which does so when memory runs out"),
+        ("is killed", 60, "killed by the system, which happens when memory runs out"),
         ("sleeps", 1, "no answer in 1 s"),
     ],
 )

@@ -1,1 +1,1 @@
-"""benchmarks: experiments of the literature, run again: the N-body task, and the speed of what it needs."""
+"""benchmarks: speed and smoothness of our networks, with other packages for comparison."""

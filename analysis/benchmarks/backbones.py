@@ -17,7 +17,7 @@ __all__ = ["backbone_times"]
 
 SIZES = ("tiny", "small")
 KINDS = ("training", "training, relaxed", "MD")
-LONGEST = 300.0  # seconds that a worker may take for an answer
+LONGEST = 300.0  # seconds that a worker may take to respond
 
 
 def _process(implementation: Implementation) -> Worker:
@@ -32,7 +32,7 @@ def backbone_times(
     tell: Callable[[str], None] = lambda name: None,
     start: Callable[[Implementation], Worker] = _process,
 ) -> pd.DataFrame:
-    """Median milliseconds with quartiles, a row for each potential, preset and kind of step; parameters beside."""
+    """Median milliseconds with quartiles and parameter counts, one row per potential, preset and kind of step."""
     n_atoms = batch_size * len(MOLECULES["ethanol"]())
     cases = [Case(f"ethanol-b{batch_size}", "training", "ethanol", batch_size, n_atoms), CASES["md-ethanol"]]
     names = [f"{potential}-{size}{form}" for potential in PRESETS for size in sizes for form in ("", ":relaxed")]
@@ -40,7 +40,7 @@ def backbone_times(
     table, _ = run_cases(
         cases, [mdrelax_implementation(name)._replace(counted=False) for name in names], start, rules=rules, tell=tell
     )
-    n_parameters = table.groupby("contestant").n_parameters.first()  # of the standard form: free maps do not count
+    n_parameters = table.groupby("contestant").n_parameters.first()  # of the standard form, without free maps
     table["n_parameters"] = [n_parameters[name.partition(":")[0]] for name in table.contestant]
     table["step"] = [_label(name, kind) for name, kind in zip(table.contestant, table.kind, strict=True)]
     columns = ["ms_lower_quartile", "ms_median", "ms_upper_quartile", "n_parameters"]

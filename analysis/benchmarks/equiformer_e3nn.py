@@ -1,8 +1,8 @@
 """Equiformer in the ordinary e3nn way: the same network on flat irreps vectors with o3.Linear and o3.TensorProduct.
 
-It is the oracle of the parity tests, and in the speed benchmark it stands for the published code, which is written like
-this and is on no registry. Every part is made from its fast twin and takes its weights one to one; the numbers agree to
-rounding. What the fast network differs in from the published one (see its module) it has too.
+It is the reference of the parity tests, and represents the published code in the speed benchmark, which is written in
+this way and not available as a package. Every part is built from its fast counterpart and takes its weights one to one;
+the numbers agree to rounding. It shares the fast network's differences from the published one (see its module).
 """
 
 import math
@@ -30,7 +30,7 @@ Maps = dict[o3.Irrep, Tensor]  # a matrix (C_in, C_out) for each irrep
 class E3nnEquiformer(Potential):
     """The plain form of a fast network: same arguments and results of ``forward``, same weights, dtype and cut-off.
 
-    e3nn keeps Clebsch-Gordan coefficients in torch's default dtype: make it float64 where more than seven digits count.
+    e3nn keeps Clebsch-Gordan coefficients in torch's default dtype: make it float64 if more than seven digits matter.
     """
 
     def __init__(self, fast: Equiformer) -> None:
@@ -75,7 +75,7 @@ class E3nnEquiformer(Potential):
 
 
 class E3nnBlock(nn.Module):
-    """Attention and feed-forward network on flat vectors, each behind a norm and beside a residual."""
+    """Attention and feed-forward network on flat vectors, each with a pre-norm and a residual connection."""
 
     def __init__(self, fast: Block, radial: RadialNetworks, number: int) -> None:
         super().__init__()
@@ -87,13 +87,13 @@ class E3nnBlock(nn.Module):
     def forward(
         self, x: Tensor, source: Tensor, target: Tensor, harmonics: Tensor, basis: Tensor, envelope: Tensor
     ) -> Tensor:
-        """Node features of one depth to those of the next."""
+        """Map node features of one block to those of the next."""
         x = x + self.attention(self.norm_1(x), source, target, harmonics, basis, envelope)
         return (x if self.shortcut is None else self.shortcut(x)) + self.feed_forward(self.norm_2(x))
 
 
 class E3nnAttention(nn.Module):
-    """Graph attention on flat vectors, with a radial network of its own."""
+    """Graph attention on flat vectors, with its own radial network."""
 
     def __init__(self, fast: Attention, radial: RadialNetworks, number: int) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class E3nnAttention(nn.Module):
         return raised / (torch.exp(-largest) + _sum(raised, target, n_atoms))[target]
 
     def _heads(self, x: Tensor) -> Tensor:
-        """Flat vectors (E, dim) to heads (E, H, dim / H): the channels of each irrep are shared out."""
+        """Flat vectors (E, dim) to heads (E, H, dim / H): the channels of each irrep are split over the heads."""
         return torch.cat([x[:, where].reshape(len(x), self.n_heads, -1) for where in self.irreps.slices()], dim=2)
 
     def _join(self, x: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ def linear(fast: Linear, irreps_out: o3.Irreps | None = None) -> o3.Linear:
 
 
 def depthwise(basis: EdgeBasis, *, weighted: bool) -> o3.TensorProduct:
-    """The depthwise tensor product: an output for each path, sorted by irrep; one weight a channel from outside."""
+    """The depthwise tensor product: an output for each path, sorted by irrep; external weights, one per channel."""
     paths = [
         (i, j, ir)
         for i, (_, ir_in) in enumerate(basis.irreps_in)
@@ -234,11 +234,11 @@ def depthwise(basis: EdgeBasis, *, weighted: bool) -> o3.TensorProduct:
 
 
 def _fast_paths(basis: EdgeBasis, product: o3.TensorProduct) -> list[tuple[int, int]]:
-    """For each instruction of the plain product: its coupling in the fast one, its number among the paths of that."""
+    """For each instruction of the plain product: its coupling in the fast one, and the index of its path there."""
     place = {(c.source, basis.irreps_out[c.output].ir): k for k, c in enumerate(basis.couplings)}
     seen = [0] * len(basis.couplings)
     paths = []
-    for instruction in product.instructions:  # the degrees of the harmonics rise, as they do in a coupling
+    for instruction in product.instructions:  # in ascending degree of the harmonics, as in a coupling
         coupling = place[instruction.i_in1, product.irreps_out[instruction.i_out].ir]
         paths.append((coupling, seen[coupling]))
         seen[coupling] += 1
@@ -248,7 +248,7 @@ def _fast_paths(basis: EdgeBasis, product: o3.TensorProduct) -> list[tuple[int, 
 def mixing(
     fast: EdgeConvolution, product: o3.TensorProduct, irreps_out: o3.Irreps, scalars: slice = slice(None)
 ) -> o3.Linear:
-    """e3nn's linear map behind the plain product, with the fast layer's weights; ``scalars`` of them are taken."""
+    """e3nn's linear map after the plain product, with the fast layer's weights; ``scalars`` of them are used."""
     plain = o3.Linear(product.irreps_out.simplify(), irreps_out, biases=True)
     rows: dict[o3.Irrep, list[Tensor]] = {}
     paths = _fast_paths(fast.basis, product)

@@ -1,6 +1,6 @@
-"""What a Hessian costs: by automatic differentiation, and by central differences of the forces, in turns.
+"""The cost of a Hessian, by automatic differentiation and by central differences of the forces, timed in turns.
 
-Untrained networks in float64, whose speed is that of trained ones. Rows of a Hessian are what is timed: all of them for
+Untrained networks in float64, which are as fast as trained ones. Rows of a Hessian are timed: all of them for
 a molecule, those of the two atoms of a primitive cell for a crystal, whose other rows are images of these.
 """
 
@@ -22,7 +22,7 @@ from mdrelax.structures.neighbors import build_graph
 __all__ = ["NETWORKS", "STRUCTURES", "finite_rows", "hessian_times"]
 
 NETWORKS = (("equiformer", "tiny"), ("equiformer", "small"), ("segnn", "small"), ("equiformer-pytorch", "tiny"))
-STRUCTURES: dict[str, tuple[Callable[[], Atoms], int]] = {  # and how many atoms have their rows computed
+STRUCTURES: dict[str, tuple[Callable[[], Atoms], int]] = {  # and number of atoms whose rows are computed
     "ethanol": (lambda: molecule("CH3CH2OH"), 9),
     "C60": (lambda: molecule("C60"), 4),
     "silicon, 64 atoms": (lambda: bulk("Si", cubic=True) * (2, 2, 2), 2),
@@ -48,7 +48,7 @@ def finite_rows(force_field: ForceField, atoms: Atoms, n_rows: int, delta: float
 def hessian_times(
     *, networks: Sequence[tuple[str, str]] = NETWORKS, repeats: int = 5, tell: Callable[[str], None] = lambda line: None
 ) -> pd.DataFrame:
-    """Median seconds of both ways and the median of their ratios, a row for each network and structure."""
+    """Median seconds of both ways and the median of their ratios, one row per network and structure."""
     table = []
     for name, size in networks:
         for structure, (build, n_rows) in STRUCTURES.items():

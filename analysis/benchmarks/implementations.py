@@ -32,7 +32,7 @@ WATER_SIDES = (4, 6, 8, 12, 19)  # 192, 648, 1,536, 5,184 and 20,577 atoms
 
 
 class Case(NamedTuple):
-    """Something to do: so many copies of a molecule in a training step, or an MD step of it."""
+    """A task: a training step on a number of copies of a molecule, or an MD step of it."""
 
     name: str
     kind: str  # training, md, nbody or import
@@ -42,7 +42,7 @@ class Case(NamedTuple):
 
 
 class Implementation(NamedTuple):
-    """A network in a process of its own."""
+    """A network in its own process."""
 
     name: str
     command: tuple[str, ...]
@@ -54,7 +54,7 @@ class Implementation(NamedTuple):
 
     @property
     def installed(self) -> bool:
-        """Whether its Python is there."""
+        """Whether its Python exists."""
         return Path(self.command[0]).exists()
 
 
@@ -75,16 +75,16 @@ PEERS = {
     "torchmdnet-tensornet": Peer("torchmdnet", "torchmdnet", "tensornet"),
     "painn-128": Peer("schnetpack", "schnetpack"),
 }
-# What a program imports that runs MD with the package.
+# The imports of a program that runs MD with the package.
 PACKAGES = {
     "mace": "mace.calculators",
     "nequip": "nequip.integrations.ase",
     "torchmdnet": "torchmdnet.calculators",
-    "schnetpack": "peers.schnetpack",  # which puts back the name that it needs
+    "schnetpack": "peers.schnetpack",  # which restores a name that it needs
 }
 MDRELAX_IMPORT = "mdrelax.engines.ase"
 FORMS = ("", ":relaxed", ":relaxed-weight", ":projected")
-NO_NETWORK = "no-network"  # what an MD step costs beside the network
+NO_NETWORK = "no-network"  # the cost of an MD step apart from the network
 MDRELAX = [
     NO_NETWORK,
     *(f"equiformer-{size}{form}" for size in ("tiny", "small", "md17") for form in FORMS),
@@ -123,7 +123,7 @@ CASES = {case.name: case for case in _cases()}
 
 
 def structures_of(case: Case) -> list[Structure]:
-    """What a worker is sent for a case."""
+    """The message to a worker for a case."""
     if case.molecule == "water":
         return [to_structure(water_box(case.size))]
     if not case.molecule:
@@ -161,7 +161,7 @@ def implementations(
 
 
 def thread_settings(threads: int | None) -> dict[str, str]:
-    """Environment variables for so many threads; none: what the user's environment says."""
+    """Environment variables for a number of threads; default: the user's environment."""
     return {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
@@ -179,7 +179,7 @@ def _environment(extra: Mapping[str, str], path: Path | None = None) -> dict[str
 
 
 def _home() -> Path:
-    """The folder that holds mdrelax, in a checkout and in a wheel."""
+    """The folder that contains mdrelax, in a checkout and in a wheel."""
     spec = importlib.util.find_spec("mdrelax")
     if spec is None or spec.origin is None:
         raise ImportError("mdrelax itself was not found.")
@@ -190,12 +190,12 @@ def mdrelax_implementation(name: str, extra: Mapping[str, str] | None = None) ->
     """One of ours, by its name in ``mdrelax_worker``."""
     command = (sys.executable, "-m", "mdrelax.analysis.benchmarks.mdrelax_worker", name)
     kinds = ("nbody",) if "nbody" in name else ("md",) if name == NO_NETWORK else _kinds(name.partition(":")[2])
-    counted = "compiled" not in name and name != NO_NETWORK  # compiled code shows no operations
+    counted = "compiled" not in name and name != NO_NETWORK  # operations of compiled code are not visible
     return Implementation(name, command, HERE, _environment(extra or {}, _home()), kinds, counted=counted)
 
 
 def _kinds(form: str) -> tuple[str, ...]:
-    """What a form of a potential is timed on: free maps are for training, potentials compiled ahead of time for MD."""
+    """The kinds of steps of a form: free maps are for training, potentials compiled ahead of time for MD."""
     if form.startswith("relaxed") or form.endswith("training"):
         return ("training",)
     return ("md",) if form == "compiled" else ("training", "md")

@@ -1,7 +1,7 @@
-"""Interleaved timing: one step of each implementation, round after round, so that a busy machine disturbs all alike.
+"""Interleaved timing: one step of each implementation, round after round, so that a busy machine slows all alike.
 
 Only one worker computes at any time. A slow one stops early: after ``seconds`` of timed steps, but not before three.
-One that fails, or does not answer, loses the case and is told of in one line; the others go on.
+One that fails, or does not respond, is dropped from the case with a one-line message; the others continue.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class Rules(NamedTuple):
     seconds: float = 20.0  # of timed steps for each implementation and case, and a quarter of it at most to warm up
     dtype: str = "float32"
     memory_MB: float = 0.0  # of a worker; 0: its share of what is free
-    together_MB: float = 0.0  # resident in all, above which they are asked to give free memory back; 0: no limit
+    together_MB: float = 0.0  # total resident size above which they are asked to release free memory; 0: no limit
 
 
 class Entry:
@@ -48,7 +48,7 @@ class Entry:
         self.cost: dict[str, Any] = {}
 
     def finished(self, rules: Rules) -> bool:
-        """Whether it has had its repeats, or its seconds and three repeats."""
+        """Whether it has done its repeats, or used its seconds and done three repeats."""
         late = len(self.times) >= FEWEST and sum(self.times) > 1e3 * rules.seconds
         return late or len(self.times) >= rules.repeats
 
@@ -59,7 +59,7 @@ class Entry:
         self.peak, self.resident = answer.get("peak_MB"), answer.get("resident_MB", 0.0)
 
     def rest(self) -> None:
-        """Give free memory back."""
+        """Release free memory."""
         self.resident = self.worker.ask("rest").get("resident_MB", 0.0)
 
     def count(self) -> None:
@@ -86,10 +86,10 @@ def run_cases(
     tell: Tell,
     keep: Keep = lambda table, versions: None,
 ) -> tuple[pd.DataFrame, Versions]:
-    """Time every implementation on the cases of its kinds: a row each, and the versions that each worker named.
+    """Time every implementation on the cases of its kinds; returns one row each, and the versions each worker reported.
 
-    ``start`` makes the worker of an implementation. A worker serves all cases of its implementation, and a fresh one
-    follows one that was lost. ``keep`` is handed the rows so far after every case.
+    ``start`` starts the worker of an implementation. A worker serves all cases of its implementation, and is replaced
+    by a new one if it is lost. ``keep`` is called with the rows so far after every case.
     """
     crew, rows = Crew(start, rules, tell), []
     try:
@@ -104,7 +104,7 @@ def run_cases(
 
 
 class Crew:
-    """The workers at hand."""
+    """The running workers."""
 
     def __init__(self, start: Start, rules: Rules, tell: Tell) -> None:
         self.start, self.rules, self.tell = start, rules, tell
@@ -163,14 +163,14 @@ class Crew:
                     self._make_room(name)
 
     def _make_room(self, name: str) -> None:
-        """Ask a worker to give its free memory back when all together hold too much."""
+        """Ask a worker to release its free memory if all together use too much."""
         limit = self.rules.together_MB
         if 0 < limit < sum(entry.resident for entry in self.entries.values()):
             self.entries[name].rest()
 
     @contextlib.contextmanager
     def _losing(self, name: str, *, keep: bool = False) -> Iterator[None]:
-        """Within it a worker that is lost loses the case (unless ``keep``, for what comes after the timing)."""
+        """Context in which a lost worker is dropped from the case (unless ``keep``, for steps after the timing)."""
         try:
             yield
         except LostWorkerError as error:

@@ -2,20 +2,20 @@
 
 A name is a network, or a network and its form: ``equiformer-md17``, ``equiformer-md17:relaxed``.
 
-| form | what differs |
+| form | difference |
 | --- | --- |
 | (none) | the standard network |
 | plain | the same network in the ordinary e3nn way |
 | relaxed | free maps at theta = 0.5, activation penalty at a few rows |
 | relaxed-weight | the same with the weight penalty |
-| projected | relaxed, then projected; nothing of the free maps is left |
+| projected | relaxed, then projected; without free maps |
 | compiled | compiled ahead of time, for MD (minutes before the first step) |
 | compiled-training | the training step compiled (minutes, too); also ``relaxed-compiled-training`` and so on |
 
-``no-network`` is what an MD step costs beside a network. ``segnn-nbody`` is the published N-body network; its forms
-may end in ``compiled``, through torch.compile. Batches are trained on as the trainer does it with
-``micro_batch_size: 8``: 32 structures are four parts whose gradients are added, by which memory stays that of 8.
-Weights are random: time does not depend on them.
+``no-network`` measures an MD step apart from the network. ``segnn-nbody`` is the published N-body network; its forms
+may end in ``compiled``, through torch.compile. Training is as in the trainer with ``micro_batch_size: 8``: a batch of
+32 structures is evaluated in four parts whose gradients are added, in the memory of 8. Weights are random: the time
+does not depend on them.
 """
 
 import sys
@@ -76,7 +76,7 @@ def prepare(name: str, task: Task) -> Work:
     if task.kind == "md":
         calculator = MDRelaxCalculator(_compiled(name, task.dtype, task.cutoff) if form == "compiled" else model)
         return Work(md_step(to_atoms(task.structures[0]), calculator), n_parameters)
-    if form != "plain":  # which stands for ordinary code
+    if form != "plain":  # which represents ordinary code
         keep_freed_memory()  # as the trainer does
     graphs = [build_graph(s.positions, s.numbers, s.cell, s.pbc, task.cutoff) for s in task.structures]
     parts = [collate(graphs[k : k + MICRO_BATCH]) for k in range(0, len(graphs), MICRO_BATCH)]
@@ -104,7 +104,7 @@ def _compiled(name: str, dtype: str, cutoff: float) -> ForceField:
 
 
 class NoNetwork(Potential):
-    """Energies that are zero wherever the atoms are: everything around it stays to be timed."""
+    """Energies that are always zero, to time everything around a network."""
 
     def __init__(self, cutoff: float) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class NoNetwork(Potential):
 
 
 def force_field(network: str, form: str, dtype: str, cutoff: float) -> ForceField:
-    """A potential of one of the presets in the wanted form."""
+    """A potential of one of the presets in the given form."""
     if network == NO_NETWORK:
         return ForceField(NoNetwork(cutoff), elements=ELEMENTS).to_dtype(getattr(torch, dtype))
     potential, _, size = network.rpartition("-")
@@ -132,7 +132,7 @@ def force_field(network: str, form: str, dtype: str, cutoff: float) -> ForceFiel
 
 
 def _relax(model: nn.Module, form: str) -> None:
-    """Give the model the free maps of its form; a projected one loses them again."""
+    """Add the free maps of a form to the model; for a projected one they are removed again."""
     if not form.startswith(("relaxed", "projected")):
         return
     relax_constraints(model, generator=torch.Generator().manual_seed(0))
@@ -142,7 +142,7 @@ def _relax(model: nn.Module, form: str) -> None:
 
 
 def _penalised(step: Step, model: nn.Module, form: str, rows: int) -> Callable[[], None]:
-    """The step, to which a relaxed model adds its penalty at the inputs of this very step."""
+    """The step, to which a relaxed model adds its penalty at the inputs of the same step."""
     if not form.startswith("relaxed"):
         return step
     kind: PenaltyKind = "weight" if form.startswith("relaxed-weight") else "activation"

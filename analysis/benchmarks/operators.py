@@ -1,7 +1,7 @@
-"""Operators: where the time of a training step goes, by torch operation, before and after what makes it fast.
+"""Operators: the time of a training step by torch operation, in the plain and in the fast form.
 
-torch's profiler counts each operation's own time on the CPU, without what it calls; forward and both backward passes
-together. Profiling slows small operations down, so shares matter and milliseconds do not.
+torch's profiler counts each operation's own time on the CPU, without the operations it calls, for forward and both
+backward passes together. Profiling slows small operations down, so shares matter and milliseconds do not.
 """
 
 import pandas as pd
@@ -17,7 +17,7 @@ WARM_UP = 2
 
 
 def operator_table(implementations: list[str], case: str, *, steps: int = 1, rows: int = 10) -> pd.DataFrame:
-    """The largest operations of a case for each implementation of ours: calls and milliseconds a step, share of all.
+    """The largest operations of a case for each of our implementations: calls and milliseconds per step, share.
 
     Raises ``KeyError`` for an unknown case, ``ValueError`` for an unknown network.
     """

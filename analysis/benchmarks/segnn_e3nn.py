@@ -1,7 +1,7 @@
 """SEGNN in the ordinary e3nn way: the same N-body network on flat irreps vectors with o3.FullyConnectedTensorProduct.
 
-It is the oracle of the parity tests, and in the speed benchmark it stands for the published code, which is written like
-this and is on no registry. Weights map one to one (``from_fast``); the numbers agree to rounding.
+It is the reference of the parity tests, and represents the published code in the speed benchmark, which is written in
+this way and not available as a package. Weights map one to one (``from_fast``); the numbers agree to rounding.
 """
 
 import math
@@ -20,7 +20,7 @@ __all__ = ["E3nnNBodySEGNN", "gate"]
 
 
 class Product(nn.Module):
-    """e3nn's fully connected tensor product plus a bias on the scalars, and the gate where there is one."""
+    """e3nn's fully connected tensor product plus a bias on the scalars, and an optional gate."""
 
     def __init__(self, irreps_in: o3.Irreps, irreps_attribute: o3.Irreps, irreps_out: o3.Irreps, gated: bool) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Product(nn.Module):
 
     @torch.no_grad()
     def copy_from(self, fast: SteerableProduct) -> None:
-        """Take the weights of a fast layer: e3nn's path weight holds sqrt(2 l_o + 1) and 1 / sqrt(fan_in)."""
+        """Take the weights of a fast layer: e3nn's path weight contains sqrt(2 l_o + 1) and 1 / sqrt(fan_in)."""
         for number, instruction in enumerate(self.product.instructions):
             path = next(
                 k
@@ -75,7 +75,7 @@ class E3nnLayer(nn.Module):
         self.update_2 = Product(irreps, attribute, irreps, False)
 
     def forward(self, x: Tensor, edge_index: Tensor, of_edge: Tensor, of_node: Tensor, invariants: Tensor) -> Tensor:
-        """Node features of one depth to those of the next."""
+        """Map node features of one layer to those of the next."""
         source, target = edge_index
         message = self.message_1(self._join([x[target], x[source]], invariants), of_edge)
         message = self.message_2(message, of_edge)
@@ -83,7 +83,7 @@ class E3nnLayer(nn.Module):
         return x + self.update_2(self.update_1(self._join([x, summed]), of_node), of_node)
 
     def _join(self, parts: list[Tensor], invariants: Tensor | None = None) -> Tensor:
-        """Flat vectors side by side, irrep by irrep; invariants behind the scalars."""
+        """Concatenate flat vectors irrep by irrep, with invariants after the scalars."""
         split = [[part[:, where] for part in parts] for where in self.irreps.slices()]
         if invariants is not None:
             split[0].append(invariants)

@@ -1,16 +1,16 @@
-"""Smoothness: force constants of trained networks at a site of high symmetry, against the displacement that gives them.
+"""Smoothness: force constants of trained networks at a site of high symmetry, against the displacement.
 
     k(d) = -(F(d) - F(-d)) / (2 d)
 
 of one atom moved by d along a cube's edge in a perfect fcc crystal of copper. It must not depend on d while d is small:
-phonons, elastic constants and cold crystals hang on it, and no test error shows it. Networks learn 34 frames of 32
-atoms that ASE's EMT potential labels, rattled by 0.003 to 0.1 A, so the right value is known: EMT's own.
+phonons, elastic constants and cold crystals depend on it, and no test error shows it. Networks are trained on 34 frames
+of 32 atoms, rattled by 0.003 to 0.1 A and labelled by ASE's EMT potential, whose own k is the reference.
 
-| file | holds |
+| file | content |
 | --- | --- |
 | copper.extxyz | the frames |
 | NETWORK-NORM-SEED/ | the training runs |
-| smoothness.csv, .json | a row per network: k(d) in eV/A^2, test error, what float32 leaves of forces that vanish |
+| smoothness.csv, .json | a row per network: k(d) in eV/A^2, test error, float32 errors of forces that vanish |
 | smoothness.png | k(d) of all networks |
 """
 
@@ -39,7 +39,7 @@ __all__ = ["DISPLACEMENTS", "NETWORKS", "copper_frames", "draw_smoothness", "for
 DISPLACEMENTS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # A
 N_FRAMES = 34
 RATTLES = (0.003, 0.1)  # A, the smallest and the largest
-SEPARABLE = "norm: separable, norm_eps: 1.0e-2"  # as it was the default before
+SEPARABLE = "norm: separable, norm_eps: 1.0e-2"  # the former default
 NETWORKS = {  # arguments of the preset `tiny`
     "equiformer": "",
     "equiformer:separable": SEPARABLE,
@@ -71,7 +71,7 @@ def copper() -> Atoms:
 
 
 def copper_frames(seed: int = 0) -> list[Atoms]:
-    """The labelled frames: every coordinate moved by normal deviates, from 0.003 to 0.1 A in equal ratios."""
+    """The labelled frames, with normal noise of 0.003 to 0.1 A, in equal ratios, on every coordinate."""
     rng = np.random.default_rng(seed)
     frames = []
     for amplitude in np.geomspace(*RATTLES, N_FRAMES):
@@ -102,7 +102,7 @@ def train_on_copper(
     jobs: int,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[Done]:
-    """Train what is not finished in ``folder``; raises ``ConfigError`` for an unknown network."""
+    """Train the runs that are not finished in ``folder``; raises ``ConfigError`` for an unknown network."""
     source = folder / "copper.extxyz"
     changes = [f"data.source={source.resolve()}", f"training.steps={steps}"]
     runs = STUDY.plan(RECIPE, arms=names, seeds=seeds, overrides=changes)
@@ -114,7 +114,7 @@ def train_on_copper(
 
 
 def smoothness_table(folder: Path, trained: Sequence[Done]) -> pd.DataFrame:
-    """A row for EMT and one for each network of ``train_on_copper``; columns as in the module's table."""
+    """One row for EMT and one for each network of ``train_on_copper``; columns as in the module's table."""
     crystal = copper()
     rows: list[dict[str, Any]] = [{"network": "EMT", **_columns(force_constants(EMT(), crystal))}]
     for run, results in trained:
@@ -140,7 +140,7 @@ def _columns(constants: np.ndarray) -> dict[str, float]:
 
 @styled
 def draw_smoothness(table: pd.DataFrame) -> Figure:
-    """k(d) against d on a log scale; EMT in black. What lies far from EMT's leaves the picture."""
+    """k(d) against d on a log scale, EMT in black; values far from EMT's are outside the figure."""
     figure = Figure(figsize=(0.7 * WIDTH, 3.4), layout="constrained")
     ax = figure.add_subplot()
     colours = dict(zip(NETWORKS, (BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE), strict=True))
@@ -150,7 +150,7 @@ def draw_smoothness(table: pd.DataFrame) -> Figure:
         style: dict[str, Any] = (
             {"color": BLACK, "linestyle": "--"} if emt else {"color": colours[row["network"]], "marker": "o"}
         )
-        label = ("EMT, what was learnt" if emt else row["network"]) if first else None
+        label = ("EMT, reference" if emt else row["network"]) if first else None
         ax.plot(DISPLACEMENTS, [row[c] for c in columns], label=label, markersize=4, **style)
     right = table.loc[table.network == "EMT", columns].to_numpy(dtype=float).max()
     low, high = np.nanmin(table[columns]), np.nanmax(table[columns])

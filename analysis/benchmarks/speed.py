@@ -1,7 +1,7 @@
 """The speed benchmark: training and MD steps of our networks and of other packages, timed in turns in one run.
 
-What is timed stands in ``implementations``, how in ``interleaved``; here the numbers become a table with its ratios,
-with the fractions of what the machine could do, and the files that are kept.
+``implementations`` defines what is timed, ``interleaved`` how; this module makes the table with ratios and fractions of
+the machine's limits, and writes the files.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +31,8 @@ __all__ = [
 ]
 
 LIMITS = "limits"  # the name of the worker that times the machine itself
-LIBRARY = "equiformer-pytorch"  # a network of ours after another package's: a reference too
-TOGETHER = 0.4  # of the memory that is free at the start: what all workers may hold between their steps
+LIBRARY = "equiformer-pytorch"  # one of our networks after another package's: also a reference
+TOGETHER = 0.4  # of the free memory at the start: limit of all workers between steps
 SHOWN = [
     "ms_median", "ms_lower_quartile", "ms_upper_quartile", "repeats", "ms_per_atom", "peak_MB", "n_parameters",
     "matrix_limit_used", "memory_limit_used", "ratio_to_standard", "times_faster_than_plain",
@@ -44,7 +44,7 @@ class Speed(NamedTuple):
 
     table: pd.DataFrame
     versions: dict[str, dict[str, str]]  # of each implementation's packages
-    limits: dict[str, Any]  # what the machine reaches
+    limits: dict[str, Any]  # rates that the machine reaches
     rules: Rules
 
 
@@ -62,7 +62,7 @@ def measure(
     """Time the implementations on the cases; those that are not installed are left out with one line.
 
     ``settings`` are environment variables for the worker that times the machine; a worker may take ``longest``
-    seconds for an answer; ``keep`` is handed what there is after every case.
+    seconds to respond; ``keep`` is called with the results so far after every case.
     """
     here = [each for each in implementations if each.installed]
     for each in implementations:
@@ -76,7 +76,7 @@ def measure(
         return Speed(with_limits(with_ratios(table, peers), limits), dict(versions), dict(limits), rules)
 
     def keep_rows(table: pd.DataFrame, versions: dict[str, dict[str, str]]) -> None:
-        for name, value in machine.ask("limits", dtype=rules.dtype).items():  # the best that was seen in the run
+        for name, value in machine.ask("limits", dtype=rules.dtype).items():  # the best values of the run
             limits[name] = max(value, limits.get(name, 0))
         if len(table):
             keep(finished(table, versions))
@@ -95,7 +95,7 @@ def measure(
 
 
 def with_ratios(table: pd.DataFrame, references: Sequence[str]) -> pd.DataFrame:
-    """Milliseconds an atom and ratios of medians within each case.
+    """Milliseconds per atom and ratios of medians within each case.
 
     ``ratio_to_standard`` compares a relaxed or projected form with the standard one, compiled ones with the compiled;
     ``times_faster_than_plain`` compares with the network's plain e3nn form, ``times_faster_than_X`` with X.
@@ -112,7 +112,7 @@ def with_ratios(table: pd.DataFrame, references: Sequence[str]) -> pd.DataFrame:
 
 
 def _same(reference: str, name: str) -> str:
-    """One implementation as the reference of all."""
+    """One implementation as the reference for all."""
     return reference
 
 
@@ -126,14 +126,14 @@ def _standard(name: str, peers: Sequence[str]) -> str:
 
 
 def _ratios(table: pd.DataFrame, median: "pd.Series[float]", reference: Callable[[str], str]) -> "pd.Series[float]":
-    """Median of the reference in the same case over the row's own; nothing where there is none."""
+    """Median of the reference in the same case divided by the row's own; NaN without a reference."""
     names = zip(table.case, table.contestant, strict=True)
     other = [median.get((case, reference(name))) for case, name in names]
     return pd.Series(other, index=table.index, dtype=float) / table.ms_median
 
 
 def with_limits(table: pd.DataFrame, limits: dict[str, Any]) -> pd.DataFrame:
-    """Operations and bytes a second of what was counted, and the fractions of the machine's limits."""
+    """Counted operations and bytes per second, as fractions of the machine's limits."""
     counted = table.reindex(columns=[*table.columns, *(name for name in ("gflop", "gbyte") if name not in table)])
     seconds = counted.ms_median / 1e3
     return counted.assign(
@@ -143,7 +143,7 @@ def with_limits(table: pd.DataFrame, limits: dict[str, Any]) -> pd.DataFrame:
 
 
 def printed(speed: Speed) -> str:
-    """The table as text, case by case, without the columns that are empty there; the machine's limits below."""
+    """The table as text, case by case, without empty columns, followed by the machine's limits."""
     parts = []
     for case, rows in speed.table.groupby("case", sort=False):
         shown = rows.set_index("contestant").reindex(columns=SHOWN).dropna(axis=1, how="all").sort_values("ms_median")
@@ -158,7 +158,7 @@ def printed(speed: Speed) -> str:
 
 
 def write_speed(speed: Speed, folder: Path, *, command: str) -> list[Path]:
-    """speed.csv, speed.json with all that is needed to check it, speed.md to be read, speed.png where MD was timed."""
+    """speed.csv, speed.json with all data needed to check it, speed.md to read, and speed.png if MD was timed."""
     more = {"rules": speed.rules._asdict(), "limits": speed.limits, "versions": speed.versions}
     work = (
         "training step: energies, forces, squared errors, backward, Adam; MD step: velocity Verlet with ASE; nbody: "
@@ -171,5 +171,5 @@ def write_speed(speed: Speed, folder: Path, *, command: str) -> list[Path]:
 
 
 def memory_rules(most_GB: float | None = None) -> dict[str, float]:
-    """How much a worker may hold (0: whatever its share of the free memory allows), and all together, in MB."""
+    """Memory limits of a worker (0: its share of the free memory) and of all together, in MB."""
     return {"memory_MB": 1e3 * (most_GB or 0.0), "together_MB": TOGETHER * process_memory.available()}

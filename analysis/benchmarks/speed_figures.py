@@ -1,4 +1,4 @@
-"""The picture of the speed benchmark: how the time of an MD step grows with the number of atoms."""
+"""The figure of the speed benchmark: the time of an MD step against the number of atoms."""
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ from mdrelax.analysis.drawing import (
 
 __all__ = ["scaling"]
 
-# The first beginning that fits decides: a colour for each network or package; ours are thicker.
+# The first matching prefix determines the colour, one per network or package; ours are thicker.
 COLOURS = {
     "equiformer-pytorch": SKY,
     "equiformer": BLUE,
@@ -41,9 +41,9 @@ MARKERS = "osD^v"
 
 @styled
 def scaling(table: pd.DataFrame) -> Figure:
-    """Milliseconds an MD step, and microseconds for each atom, against the number of atoms, both log-log.
+    """Milliseconds per MD step, and microseconds per atom, against the number of atoms, both log-log.
 
-    One line for each implementation, those that end highest first. Raises ``NothingToDrawError`` without MD steps.
+    One line per implementation, sorted by their last points. Raises ``NothingToDrawError`` without MD steps.
     """
     left_out = table.contestant.str.endswith(":projected") | (table.contestant == NO_NETWORK)
     steps = table[(table.kind == "md") & ~left_out].sort_values("n_atoms")
@@ -56,7 +56,7 @@ def scaling(table: pd.DataFrame) -> Figure:
         left.plot(rows.n_atoms, rows.ms_median, label=name, **styles[str(name)])
         right.plot(rows.n_atoms, 1e3 * rows.ms_median / rows.n_atoms, label=name, **styles[str(name)])
     left.set(title="MD step", ylabel="milliseconds")
-    right.set(title="MD step, for each atom", ylabel="microseconds per atom")
+    right.set(title="MD step, per atom", ylabel="microseconds per atom")
     for ax in (left, right):
         _log_log(ax, sorted(steps.n_atoms.unique()))
     handles, labels = _slowest_first(right)

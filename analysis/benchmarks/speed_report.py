@@ -1,4 +1,4 @@
-"""The page of a speed benchmark: its table cut into the few that are read; every number is in speed.csv."""
+"""The page of a speed benchmark: the most important tables; every number is in speed.csv."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ TABLES = [  # title, kinds of cases, column, its factor, digits behind the point
 
 
 def report(table: pd.DataFrame, limits: dict[str, Any], *, dtype: str) -> str:
-    """The text of speed.md; an implementation that lost a case has an empty place there."""
+    """The text of speed.md; an implementation that was dropped from a case has an empty cell."""
     parts = ["# Speed benchmark", _machine(limits, dtype)]
     for title, kinds, column, factor, digits in TABLES:
         rows = table[table.kind.isin(kinds)]

@@ -1,8 +1,8 @@
 """The molecules and boxes of the speed benchmark; positions in Angstrom.
 
-Water boxes are made, not equilibrated: molecules of the experimental geometry on a cubic lattice at the density of the
-liquid at 298 K, turned at random from a fixed seed. They have a liquid's number of neighbours, which is what time
-depends on.
+Water boxes are constructed, not equilibrated: molecules of the experimental geometry on a cubic lattice at the density
+of the liquid at 298 K, turned at random from a fixed seed. They have a liquid's number of neighbours, which determines
+the time.
 """
 
 from importlib import resources
@@ -20,7 +20,7 @@ __all__ = ["ELEMENTS", "MOLECULES", "shaken", "to_structure", "water_box"]
 ELEMENTS = (1, 6, 8)
 DENSITY = 0.997  # g/cm^3, water at 298 K (CRC Handbook)
 SHAKE = 0.05  # Angstrom, standard deviation of the displacements in a training batch
-ANGSTROM3 = 1e27 / units.kg  # an atomic mass unit at 1 g/cm^3 takes up so many cubic Angstrom
+ANGSTROM3 = 1e27 / units.kg  # volume of an atomic mass unit at 1 g/cm^3, in cubic Angstrom
 
 
 def ethanol() -> Atoms:
@@ -29,7 +29,7 @@ def ethanol() -> Atoms:
 
 
 def aspirin() -> Atoms:
-    """Twenty-one atoms; where the geometry comes from stands in the file."""
+    """Twenty-one atoms; the file states the origin of the geometry."""
     with resources.as_file(resources.files(__package__) / "aspirin.xyz") as path:
         atoms = read(path, format="xyz")
     return atoms if isinstance(atoms, Atoms) else atoms[-1]

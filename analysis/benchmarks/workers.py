@@ -1,4 +1,4 @@
-"""Workers: the processes of the implementations as the benchmark sees them; each is asked, and answers."""
+"""Workers: the processes of the implementations, which answer the benchmark's questions."""
 
 import contextlib
 import json
@@ -14,18 +14,18 @@ from mdrelax.analysis.benchmarks.implementations import Implementation
 __all__ = ["LostWorkerError", "Process", "Timer", "Worker", "start"]
 
 GRACE = 5.0  # seconds that a worker has to end
-KILLED = -9  # how a process ends that the system stopped
+KILLED = -9  # exit code of a process that the system killed
 
 
 class LostWorkerError(RuntimeError):
-    """A worker failed, died or did not answer in time; the message says so in one line."""
+    """A worker failed, died or did not respond in time; the message is one line."""
 
 
 class Worker(Protocol):
-    """What the benchmark needs of an implementation at work."""
+    """The interface that the benchmark needs."""
 
     def ask(self, do: str, **details: Any) -> dict[str, Any]:
-        """The answer to a question; raises ``LostWorkerError`` when there is none."""
+        """The answer to a question; raises ``LostWorkerError`` if there is none."""
         ...
 
     def close(self) -> None:
@@ -34,7 +34,7 @@ class Worker(Protocol):
 
 
 class Process:
-    """A worker in its own process; ``longest`` is how many seconds an answer may take."""
+    """A worker in its own process; ``longest`` is the time limit of an answer in seconds."""
 
     def __init__(self, implementation: Implementation, *, longest: float) -> None:
         self.longest = longest
@@ -86,7 +86,7 @@ class Process:
         self.lines.put(b"")
 
     def _line(self, question: str) -> bytes:
-        """The next line of answer; raises ``LostWorkerError`` when the process ends or takes too long."""
+        """The next line of answer; raises ``LostWorkerError`` if the process ends or takes too long."""
         if self.process.stdin is not None:
             with contextlib.suppress(OSError):  # it ended: the empty line below says so
                 self.process.stdin.write(question.encode() + b"\n")
@@ -104,30 +104,30 @@ class Process:
         """How the process ended, and the last line that it wrote."""
         code = self.process.wait()
         if code == KILLED:
-            return "killed by the system, which does so when memory runs out"
+            return "killed by the system, which happens when memory runs out"
         self.complaints.seek(0)
         lines = [line.strip() for line in self.complaints.read().splitlines() if line.strip()]
         return f"ended with code {code}: {lines[-1] if lines else 'without a word'}"
 
 
 class Timer:
-    """A command that is started anew for every step, and timed from its start to its end."""
+    """A command that is started for every step, and timed from start to exit."""
 
     def __init__(self, implementation: Implementation, *, longest: float) -> None:
         self.implementation, self.longest = implementation, longest
 
     def ask(self, do: str, **details: Any) -> dict[str, Any]:
-        """Only ``step`` does anything."""
+        """Answer a question; only ``step`` does anything."""
         if do == "step":
             start = time.perf_counter()
             self._run()
             return {"ms": 1e3 * (time.perf_counter() - start)}
         if do == "prepare":
-            self._run()  # files come into the cache, bytecode is written
+            self._run()  # files are cached, bytecode is written
         return {}
 
     def close(self) -> None:
-        """Nothing goes on between steps."""
+        """Do nothing: there is no process between steps."""
 
     def _run(self) -> None:
         try:
@@ -147,7 +147,7 @@ class Timer:
 
 
 def start(implementation: Implementation, *, longest: float) -> Worker:
-    """The worker of an implementation: a lasting process, or for imports one that is started for every step."""
+    """The worker of an implementation: a persistent process, or for imports one that is started for every step."""
     if "import" in implementation.kinds:
         return Timer(implementation, longest=longest)
     return Process(implementation, longest=longest)

@@ -1,1 +1,1 @@
-"""studies: several arms over several seeds, compared in pairs: tables, figures and one page."""
+"""studies: paired comparisons of several arms over several seeds: tables, figures and one page."""

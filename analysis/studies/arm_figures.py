@@ -1,4 +1,4 @@
-"""Figures of arms: training runs of several kinds with their seeds beside each other, and their free maps.
+"""Figures of arms: training runs of several arms and seeds, and their free maps.
 
 An arm has one colour and one marker everywhere. A figure without anything to show raises ``NothingToDrawError``.
 """
@@ -59,12 +59,12 @@ ARM_STYLES: dict[str, tuple[str, str]] = {  # colour and marker, in the order in
     "egnn": (BLACK, "X"),
 }
 OTHER_STYLES = [(GREEN, "<"), (PURPLE, ">"), (ORANGE, "h"), (SKY, "*"), (GREY, "d"), (BLACK, "p")]
-MOST_PANELS = 3  # of errors against a factor, beside each other; more would be too small to read
-LIE_ARMS = ("relaxed", "relaxed-weight")  # the paper's penalty and the one of the weights; others only without these
+MOST_PANELS = 3  # of errors against a factor, in a row; more would be too small to read
+LIE_ARMS = ("relaxed", "relaxed-weight")  # the paper's penalty and that of the weights; others only without these
 
 
 class RunTables(NamedTuple):
-    """The tables of one run: metrics.csv, and layers.csv where the network was relaxed."""
+    """The tables of one run: metrics.csv, and layers.csv if the network was relaxed."""
 
     arm: str
     seed: int
@@ -82,9 +82,9 @@ def errors_of_arms(
     setting: Sequence[Any] | None = None,
     published: Mapping[str, float] | None = None,
 ) -> Figure:
-    """The arms at one setting, that of most runs unless given: a panel for each measure; ``table`` has a row per run.
+    """The arms at one setting (default: that of most runs), one panel per measure; ``table`` has one row per run.
 
-    Measures are those on test data, or on validation data where no run has any of the first. Every dot is a seed, dots
+    Measures are those on test data, or on validation data if no run has test data. Every dot is a seed, dots
     of one seed are joined by a line, a bar is the arm's mean. ``published`` are values of the first measure to compare
     with, by name, dashed.
     """
@@ -114,8 +114,8 @@ def errors_of_arms(
 def errors_against(table: pd.DataFrame, by: str, measure: Measure, factors: Mapping[str, Factor]) -> Figure:
     """A measure on test data of arms at several values of a factor (the paper's Figure 4); ``table``: a row per run.
 
-    Markers are means over seeds with the sample standard deviation, small dots the single seeds; arms stand a little
-    beside each other. One panel for each setting of the other factors at which ``by`` takes several values.
+    Markers are means over seeds with the sample standard deviation, small dots the single seeds; arms are
+    slightly shifted. One panel for each setting of the other factors at which ``by`` takes several values.
     """
     if by not in factors:
         raise ValueError(f"`by` must be {' or '.join(factors)}, got `{by}`.")
@@ -143,7 +143,7 @@ def errors_against(table: pd.DataFrame, by: str, measure: Measure, factors: Mapp
 def learning_curves(runs: Sequence[RunTables], column: str, label: str, *, scale: float = 1.0) -> Figure:
     """A column of metrics.csv against the step: seeds thin, their mean thick, theta filled; one scale for all panels.
 
-    ``label`` names the column and its unit after it was multiplied by ``scale``.
+    ``label`` gives the column and its unit after multiplication by ``scale``.
     """
     shown = [run for run in runs if has_numbers(run.metrics, column)]
     titles = list(dict.fromkeys(run.panel for run in shown))
@@ -169,7 +169,7 @@ def learning_curves(runs: Sequence[RunTables], column: str, label: str, *, scale
 
 @styled
 def lie_derivatives(runs: Sequence[RunTables]) -> Figure:
-    """The Lie derivative of every relaxed layer while it is trained (the paper's Figure 3), a row of panels an arm.
+    """The Lie derivative of every relaxed layer during training (the paper's Figure 3), one row of panels per arm.
 
     Left at activations, sqrt(mean over rows x of sum_A ||drho_out(A) W x - W drho_in(A) x||^2); in the middle of the
     weights, sqrt(LD(W)); right both where theta was largest. Lines are means over seeds.
@@ -203,7 +203,7 @@ def lie_derivatives(runs: Sequence[RunTables]) -> Figure:
 
 
 def in_order(arms: Iterable[str]) -> list[str]:
-    """The arms that occur, each once: those of ``ARM_STYLES`` in its order, then the others in theirs."""
+    """The arms that occur: those of ``ARM_STYLES`` in its order, then the others in order of appearance."""
     found = list(dict.fromkeys(arms))
     return [arm for arm in ARM_STYLES if arm in found] + [arm for arm in found if arm not in ARM_STYLES]
 
@@ -234,7 +234,7 @@ def mean_text(errors: "pd.Series[float]") -> str:
 
 
 def arm_rows(ax: Axes, errors: "Mapping[str, pd.Series[float]]") -> None:
-    """A row an arm, from above: every seed a dot, a bar the mean; below the arm's name stands ``mean_text``."""
+    """One row per arm, from the top: a dot per seed, a bar for the mean; ``mean_text`` is below the arm's name."""
     arms = list(errors)
     for place, (arm, values) in enumerate(errors.items()):
         colour, marker = arm_style(arm, arms)
@@ -266,7 +266,7 @@ def _curves(table: pd.DataFrame, by: str, others: Sequence[str]) -> list[tuple[t
 
 
 def _scaled(ax: Axes, values: Any) -> Any:
-    """Values as they are spaced on the horizontal axis."""
+    """Positions of the values on the horizontal axis."""
     return np.log(values) if ax.get_xscale() == "log" else np.asarray(values, dtype=float)
 
 
@@ -276,7 +276,7 @@ def _moved(ax: Axes, values: Any, shift: float) -> Any:
 
 
 def _arm_against(ax: Axes, rows: pd.DataFrame, arm: str, shift: float, gap: float) -> None:
-    """One arm, moved to the side by ``shift``: means with bars joined by a line, and the seeds as dots beside them."""
+    """One arm, shifted horizontally by ``shift``: means with bars joined by a line, and the seeds as dots."""
     if not len(rows):
         return
     colour, marker = arm_style(arm, [arm])
@@ -291,7 +291,7 @@ def _arm_against(ax: Axes, rows: pd.DataFrame, arm: str, shift: float, gap: floa
 
 
 def _value_axis(ax: Axes, ticks: Sequence[Any], *, log: bool) -> None:
-    """Ticks where there are runs, and nowhere else."""
+    """Ticks only at values with runs."""
     if log:
         ax.set_xscale("log")
     ax.xaxis.set_major_locator(FixedLocator(ticks))
@@ -301,7 +301,7 @@ def _value_axis(ax: Axes, ticks: Sequence[Any], *, log: bool) -> None:
 
 
 def _layer_means(tables: Sequence[pd.DataFrame | None]) -> pd.DataFrame:
-    """Means over the seeds of both Lie derivatives, a row a layer and step; layers stay in their order."""
+    """Means over the seeds of both Lie derivatives, one row per layer and step; layers keep their order."""
     table = pd.concat([t for t in tables if t is not None])
     table = table.assign(activation_lie=np.sqrt(table["activation_lie_square"]))
     return table.groupby(["layer", "step"], sort=False)[["activation_lie", "lie"]].mean().reset_index()
@@ -320,7 +320,7 @@ def _layer_styles(names: Sequence[str]) -> list[tuple[Any, str]]:
 
 
 def _lie_lines(ax: Axes, mean: pd.DataFrame, column: str, metrics: pd.DataFrame) -> None:
-    """One line a layer, theta behind."""
+    """One line per layer, with theta in the background."""
     fill_theta(ax, metrics, label="θ (right axis)")
     names = list(mean["layer"].unique())
     for name, (colour, dash) in zip(names, _layer_styles(names), strict=True):
@@ -330,7 +330,7 @@ def _lie_lines(ax: Axes, mean: pd.DataFrame, column: str, metrics: pd.DataFrame)
 
 
 def _lie_at_peak(ax: Axes, mean: pd.DataFrame, metrics: pd.DataFrame) -> None:
-    """A row a layer, drawn as its lines: the two values at the last validation at which theta was largest."""
+    """One row per layer, in the style of its lines: the two values at the last validation with the largest theta."""
     step = int(metrics.loc[metrics["theta"] == metrics["theta"].max(), "step"].max())
     rows = mean[mean["step"] == step]
     names = list(rows["layer"])

@@ -1,7 +1,7 @@
 """The study of force fields: runs of `mdrelax train`, compared by `mdrelax compare` and by the benchmarks on molecules.
 
-Errors are mean absolute ones, forces over components. Arms are judged by the test frames, or by the validation frames
-where runs have no test frames (``data.test=0``), as in a search.
+Errors are mean absolute ones, forces over components. Arms are compared on the test frames, or on the validation frames
+if runs have no test frames (``data.test=0``), as in a search.
 """
 
 from collections.abc import Sequence
@@ -37,9 +37,9 @@ def _resolve(base: Config, changes: Sequence[str]) -> dict[str, Any]:
 
 
 def _read(place: Path, config: Config) -> Results | None:
-    """The results of a run with this config that has finished, report and all; None for others.
+    """The results of a run with this config that has finished, including its report; None for others.
 
-    A run of another budget or recipe may not stand among these.
+    A run with another budget or recipe is not included.
     """
     saved = place / "config.yaml"
     if not (saved.is_file() and (place / "report.html").is_file()) or changed_keys(read_saved(saved), config):
@@ -48,7 +48,7 @@ def _read(place: Path, config: Config) -> Results | None:
 
 
 def _start(place: Path, config: Config) -> list[str]:
-    """A copy of the config beside the folder; training itself refuses a folder with another one."""
+    """A copy of the config next to the folder; training itself refuses a folder with another one."""
     path = place.parent / "configs" / f"{place.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, yaml.safe_dump(dict(config), sort_keys=False).encode())

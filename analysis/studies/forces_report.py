@@ -85,7 +85,7 @@ def unstable(table: pd.DataFrame) -> list[str]:
 
 @styled
 def projection_gaps(gaps: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
-    """Validation error of the last, unprojected networks against theta: each arm's runs thin, their mean thick.
+    """Validation error of the last, unprojected networks against theta; single runs thin, the mean of each arm thick.
 
     A table has the columns ``theta``, ``forces`` (meV/A) and ``energy`` (meV). At theta = 0 the network is equivariant.
     """
@@ -107,7 +107,7 @@ def projection_gaps(gaps: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
 
 @styled
 def simulations(table: pd.DataFrame) -> Figure:
-    """Energy drift of the NVE runs, net force and net torque on test frames: every dot is a run, a bar their mean."""
+    """Energy drift of the NVE runs, net force and net torque on test frames: a dot per run, a bar for the mean."""
     shown = {name: label for name, label in BEHAVIOUR.items() if has_numbers(table, name)}
     arms = in_order(table.arm) if len(table) else []
     figure, axes = panels(len(shown), "no run has an NVE drift, net force or torque", height=1.4 + 0.4 * len(arms))

@@ -1,4 +1,4 @@
-"""What a study varies and compares: factors and measures, the difference of two arms, and how these are told."""
+"""Factors and measures of a study, paired differences of arms, and their text form."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -32,28 +32,28 @@ class Measure(NamedTuple):
     name: str
     label: str
     unit: str = ""
-    scale: float = 1.0  # numbers are shown times this
-    digits: int = 0  # significant ones that a mean is shown with at least; it has two decimals anyway
+    scale: float = 1.0  # factor for display
+    digits: int = 0  # least number of significant digits of a mean, which has at least two decimals
     higher_is_better: bool = False
 
     @property
     def axis(self) -> str:
-        """Label and unit as they stand in a figure."""
+        """Label and unit as in a figure."""
         unit = self.unit.replace("/A", "/Å").replace("1e-3", "10⁻³")
         return f"{self.label} ({unit})" if unit else self.label
 
     def text(self, value: float, *, like: float | None = None, sign: str = "") -> str:
-        """A value as it is shown, with as many decimals as ``like`` has."""
+        """A value as text, with as many decimals as ``like``."""
         shown = abs(self.scale * (value if like is None else like))
         decimals = max(2, self.digits - 1 - int(np.floor(np.log10(shown)))) if 0 < shown < np.inf else 2
         return f"{self.scale * value:{sign}.{decimals}f}"
 
 
 class Factor(NamedTuple):
-    """What is varied besides arm and seed. A value sets the config's key of that name, or ``keys`` says which."""
+    """A quantity varied besides arm and seed. A value sets the config key of that name, or those of ``keys``."""
 
-    nouns: tuple[str, str] = ("", "")  # one layer, several layers; none: the value is a name
-    known: Sequence[Any] = ()  # the values that there are, in the order of tables; empty: any number
+    nouns: tuple[str, str] = ("", "")  # singular and plural; none: the value is a name
+    known: Sequence[Any] = ()  # allowed values, in the order of tables; empty: any number
     keys: Callable[[Any], Sequence[str]] | None = None  # section.key=value, which the user may override
     log: bool = False  # the axis of figures
 
@@ -66,7 +66,7 @@ class Factor(NamedTuple):
 
 
 def judged_by(table: pd.DataFrame, measures: Sequence[Measure]) -> str:
-    """`test`, or `validation` where no run has a test error, as in a search; ``table`` has one row per run."""
+    """`test`, or `validation` if no run has a test error, as in a search; ``table`` has one row per run."""
     names = [f"test_{measure.name}" for measure in measures]
     return "test" if table.reindex(columns=names).notna().any(axis=None) else "validation"
 
@@ -83,7 +83,7 @@ def paired_difference(table: pd.DataFrame, column: str, arm: str, first: str) ->
     """A column of an arm minus that of the first one, seed by seed; ``table`` has one row per run of one setting.
 
     ``pairs`` (seeds that both have), ``mean``, ``std`` (sample standard deviation), and ``low`` and ``high``, Student's
-    95 % interval of the mean; NaN where there are too few pairs.
+    95 % interval of the mean; NaN with too few pairs.
     """
     values = table.pivot_table(index="seed", columns="arm", values=column).reindex(columns=[arm, first])
     difference = (values[arm] - values[first]).dropna()
@@ -93,7 +93,7 @@ def paired_difference(table: pd.DataFrame, column: str, arm: str, first: str) ->
 
 
 def verdict(summary: pd.DataFrame, measure: Measure) -> str:
-    """A sentence for each arm after the first: how it compares, and whether chance explains it."""
+    """A sentence for each arm after the first: its difference, and whether its interval excludes zero."""
     first, sentences = summary.iloc[0], []
     kind = "" if first["judged_by"] == "test" else f"{first['judged_by']} "
     for _, row in summary.iloc[1:].iterrows():
@@ -122,7 +122,7 @@ def plain(name: str, form: str = "", scale: float = 1.0) -> Cell:
 
 
 def mean(measure: Measure, part: str | None = None) -> Cell:
-    """Mean +- sample standard deviation of a measure, on test or validation data; the default is what judges."""
+    """Mean +- sample standard deviation of a measure, on test or validation data; default: the data compared."""
 
     def cell(row: Mapping[Any, Any]) -> str:
         name = f"{part or row['judged_by']}_{measure.name}"

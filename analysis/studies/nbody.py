@@ -92,9 +92,9 @@ STUDY = Study(
 
 
 def finished_runs(folder: Path) -> tuple[list[Done], list[str]]:
-    """Every finished run below a folder, those to be compared together, and the names of those that have only begun.
+    """Every finished run below a folder, sorted by setting, and the names of unfinished ones.
 
-    Raises ``ValueError`` when a file of a run cannot be read.
+    Raises ``ValueError`` if a file of a run cannot be read.
     """
     done, begun = [], []
     for place in sorted({path.parent for name in ("run.yaml", "results.json") for path in folder.glob(f"*/{name}")}):
@@ -113,7 +113,7 @@ def finished_runs(folder: Path) -> tuple[list[Done], list[str]]:
 def write_study(folder: Path, *, command: str = "") -> list[Path]:
     """Tables, record and figures of the finished runs below a folder; returns the paths written.
 
-    Raises ``ValueError`` when no run has finished, or when a file of a run cannot be read.
+    Raises ``ValueError`` if no run has finished, or if a file of a run cannot be read.
     """
     done, begun = finished_runs(folder)
     written = STUDY.write(folder, done, unfinished=begun, command=command)

@@ -3,8 +3,8 @@
 The same starts are run by ASE's velocity Verlet (order 2) with the model and with the exact potential. At each time t
 
     divergence      d(t) = sqrt( mean over particles of |x_model - x_exact|^2 )
-    energy drift    (E(t) - E(0)) of either run in its own energy, a particle
-    sensitivity     d(t) of an exact run whose start was moved by a random 1e-3: what chaos alone does to a small error
+    energy drift    (E(t) - E(0)) of either run in its own energy, per particle
+    sensitivity     d(t) of an exact run whose start was moved by a random 1e-3: growth of a small error by chaos alone
 
 Lengths are in Angstrom, energies in eV, times in the simulator's unit (``datasets.nbody_frames``).
 """
@@ -31,13 +31,13 @@ __all__ = ["compare_dynamics", "dynamics_figure", "starts", "write_comparison"]
 
 PERTURBATION = 1e-3  # Angstrom, of every coordinate
 TIME = 0.1  # the simulator records a frame every 0.1
-TEST_STREAM = 77  # of random numbers: trajectories that no training set holds
+TEST_STREAM = 77  # of random numbers: trajectories that are in no training set
 
 Array = npt.NDArray[np.float64]
 
 
 def starts(system: str, n_starts: int, *, frame: int = 10, seed: int = 0) -> list[Atoms]:
-    """States of the softened system in a frame of trajectories of their own, as atoms of mass 1 with velocities."""
+    """States of the softened system from new trajectories, as atoms of mass 1 with velocities."""
     protocol = PROTOCOLS[system]._replace(softening=SOFTENING[system], largest_force=None, half_kick=True)
     generator = np.random.default_rng([seed, TEST_STREAM])
     found = simulate(
@@ -62,7 +62,7 @@ def compare_dynamics(
     timestep: float = 0.005,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """One row a start and recorded time; see the module for the columns. A run that explodes gives infinities."""
+    """One row per start and recorded time; see the module for the columns. A run that explodes gives infinities."""
     exact, rng, rows = NBodyCalculator(system), np.random.default_rng(seed), []
     every = max(1, round(TIME / timestep))
     n_records = round(duration / timestep) // every
@@ -90,7 +90,7 @@ def compare_dynamics(
 def write_comparison(
     calculator: Calculator, system: str, folder: Path, *, n_starts: int, duration: float, command: str, seed: int = 0
 ) -> list[str]:
-    """dynamics.csv, dynamics.json and dynamics.png in ``folder``; returns lines that say what was found."""
+    """dynamics.csv, dynamics.json and dynamics.png in ``folder``; returns lines that summarise the results."""
     table = compare_dynamics(calculator, system, n_starts=n_starts, duration=duration, seed=seed)
     at = {time: rows for time, rows in table.groupby(table.time.round(6)) if time > 0}
     medians = {
@@ -139,7 +139,7 @@ def _distance(a: Array, b: Array) -> float:
 
 @styled
 def dynamics_figure(table: pd.DataFrame) -> Figure:
-    """Divergence against time beside what chaos does and how far particles move; energy drifts of model and exact run.
+    """Divergence, sensitivity and displacement against time; energy drifts of model and exact run.
 
     Lines are medians over the starts, bands the middle half. Raises ``NothingToDrawError`` for an empty table.
     """
@@ -154,7 +154,7 @@ def dynamics_figure(table: pd.DataFrame) -> Figure:
     axes[0].set(yscale="log", title="distance of positions (Å, RMS over particles)", xlabel="time (simulator's unit)")
     for name, label, colour in (("energy_drift_model", "", VERMILION), ("energy_drift_exact", "", BLUE)):
         _band(axes[1], table.assign(**{name: 1e3 * table[name]}), name, label, colour)
-    axes[1].set(title="total energy − start (meV a particle)", xlabel="time (simulator's unit)")
+    axes[1].set(title="total energy − start (meV per particle)", xlabel="time (simulator's unit)")
     shared_legend(figure)
     return figure
 

@@ -1,4 +1,4 @@
-"""N-body figures: the paths of a few simulated systems, with the two moments that the learning task is about."""
+"""N-body figures: the paths of a few simulated systems, with the input and target frames of the learning task."""
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ __all__ = ["nbody_trajectories"]
 Array = npt.NDArray[np.float64]
 
 AXES = "xyz"
-MOST_PANELS = 4  # beside each other; more would be too small to read
+MOST_PANELS = 4  # in a row; more would be too small to read
 
 
 @styled
@@ -27,8 +27,8 @@ def nbody_trajectories(
 ) -> Figure:
     """The paths of the first ``n_shown`` systems, projected on a plane, one panel each, coloured by charge.
 
-    The stretch from the input frame (filled circle) to the target frame (star) is thick: what comes before is known,
-    what comes after (dotted) is not asked for. Open circles are the first recorded frame, bars the last. Raises
+    The stretch from the input frame (filled circle) to the target frame (star) is thick; the path before is known,
+    the path after (dotted) is not part of the task. Open circles are the first recorded frame, bars the last. Raises
     ``NothingToDrawError`` without trajectories, ``ValueError`` for frames or a plane that do not exist.
     """
     n_frames = trajectories.positions.shape[1]
@@ -59,7 +59,7 @@ def _check(n_frames: int, input_frame: int, target_frame: int, plane: str) -> No
 
 
 def _draw_path(ax: Axes, path: Array, colour: str, start: int, end: int) -> None:
-    """One particle: before, during and after the stretch of the task, and its four marks; ``path`` is (2, T)."""
+    """One particle: before, during and after the segment of the task, and its four marks; ``path`` is (2, T)."""
     ax.plot(*path[:, : start + 1], color=colour, linewidth=0.9, alpha=0.55)
     ax.plot(*path[:, start : end + 1], color=colour, linewidth=2.6, solid_capstyle="round")
     ax.plot(*path[:, end:], ":", color=colour, linewidth=1.0, alpha=0.8)
@@ -70,7 +70,7 @@ def _draw_path(ax: Axes, path: Array, colour: str, start: int, end: int) -> None
 
 
 def _explain(ax: Axes, charges: Array, start: int, end: int) -> None:
-    """Entries of the legend: drawn without points, so that the panels stay as they are."""
+    """Entries of the legend, drawn without points, so that the panels do not change."""
     none: list[float] = []
     if (charges < 0).any():
         ax.plot(none, none, color=VERMILION, linewidth=2.6, label="charge +1")

@@ -1,8 +1,8 @@
 """The rMD17 study: does relaxation pay on molecules? Every arm with every seed on each molecule, at one budget.
 
-Runs are those of ``mdrelax compare``: paired, resumable, one thread each. What a finished run found is kept as one
-small file MOLECULE-ARM-SEED.json (config, errors, cost, certificate, curves, versions, machine, date, command), and a
-run whose file is there is not run again: a study of days goes on anywhere from that folder alone.
+Runs are those of ``mdrelax compare``: paired, resumable, one thread each. The result of a finished run is stored
+as one small file MOLECULE-ARM-SEED.json (config, errors, cost, certificate, curves, versions, machine, date, command),
+and runs with a file are skipped, so that a study of days can be resumed anywhere from that folder alone.
 """
 
 import json
@@ -28,7 +28,7 @@ __all__ = ["MOLECULES", "STUDY", "read_study", "run_study", "store", "study_of",
 
 # Optimiser steps of a run: about an hour on one core, compiled. A step of aspirin takes twice as long.
 MOLECULES = {"ethanol": 50_000, "malonaldehyde": 50_000, "uracil": 50_000, "aspirin": 25_000}
-CURVES = {  # what is kept of a run's tables
+CURVES = {  # stored columns of a run's tables
     "curve": ("metrics.csv", ("step", "theta", "val_forces_mae_meV_per_A", "val_energy_mae_meV",
                               "train_forces_mae_meV_per_A")),
     "layers": ("layers.csv", ("step", "layer", "norm", "distance")),
@@ -116,15 +116,15 @@ def run_study(
     command: str,
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Train what has no result file, in ``folder``, and keep each result in ``results`` as soon as it is there.
+    """Train the runs without a result file in ``folder``, and store each result in ``results`` when it is finished.
 
-    Raises ``ConfigError`` where a result file is of another recipe than the one planned.
+    Raises ``ConfigError`` if a result file has another recipe than the planned one.
     """
     STUDY.refuse_mixtures(runs, read_study(results))
     waiting = [run for run in runs if not _path(results, run).is_file()]
 
     def keep(line: str) -> None:
-        store(waiting, folder, results, command=command)  # first: telling may fail
+        store(waiting, folder, results, command=command)  # first, because printing may fail
         tell(line)
 
     store(waiting, folder, results, command=command)
@@ -132,7 +132,7 @@ def run_study(
 
 
 def store(runs: Sequence[Run], folder: Path, results: Path, *, command: str) -> None:
-    """Write the result file of every run that has finished in its folder and has none yet."""
+    """Write the result file of every finished run that has none yet."""
     missing = [run for run in runs if not _path(results, run).is_file()]
     for run, found in STUDY.finished(missing, folder):
         document = {**run.factors, "command": command, "config": portable_config(run.config), **found}
@@ -149,7 +149,7 @@ def _path(results: Path, run: Run) -> Path:
 
 
 def read_study(results: Path) -> list[Done]:
-    """The runs of all result files in a folder, by molecule, arm and seed; none where there is no folder."""
+    """The runs of all result files in a folder, by molecule, arm and seed; none if there is no folder."""
     done = []
     for path in results.glob("*-*-*.json"):
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -159,7 +159,7 @@ def read_study(results: Path) -> list[Done]:
 
 
 def write_study(results: Path) -> list[Path]:
-    """Tables, page and figure of the result files in a folder; raises ``ValueError`` where there are none."""
+    """Tables, page and figure of the result files in a folder; raises ``ValueError`` if there are none."""
     done = read_study(results)
     written = STUDY.write(results, done)
     column, label, scale = STUDY.curve

@@ -1,4 +1,4 @@
-"""Files of a study: its runs and what they say, what is comparable of their configs, the record, and pictures."""
+"""Files of a study: its runs and their results, the comparable part of their configs, the record, and figures."""
 
 import contextlib
 import json
@@ -29,14 +29,14 @@ class Run(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A finished run, and what it says of itself."""
+    """A finished run and its results."""
 
     run: Run
     results: Results
 
 
 def read_results(path: Path, needs: Sequence[str]) -> dict[str, Any] | None:
-    """A run's results.json; None without the file. Raises ``ValueError`` for one that lacks what it must hold."""
+    """A run's results.json; None without the file. Raises ``ValueError`` if required keys are missing."""
     found: dict[str, Any] | None = read_optional(path, read_json, remedy="Delete it and run again.")
     if found is not None and (lacking := [name for name in needs if name not in found]):
         raise ValueError(f"`{path}` lacks {', '.join(lacking)}; delete it and run again.")
@@ -44,7 +44,7 @@ def read_results(path: Path, needs: Sequence[str]) -> dict[str, Any] | None:
 
 
 def draw(drawings: Mapping[str, Callable[[], Figure]], folder: Path) -> dict[Path, bytes]:
-    """Every figure that has something to show, as a PNG in a folder of their own; older pictures there are removed."""
+    """Every figure that is not empty, as a PNG in its own folder; older figures there are removed."""
     for path in folder.glob("*.png"):
         path.unlink()
     contents = {folder / f"{name}.png": save(folder / f"{name}.png", drawing) for name, drawing in drawings.items()}
@@ -52,21 +52,21 @@ def draw(drawings: Mapping[str, Callable[[], Figure]], folder: Path) -> dict[Pat
 
 
 def portable_config(config: Any) -> Any:
-    """A config whose files have lost the path to them, which means nothing on another machine."""
+    """A config with file names instead of paths, which mean nothing on another machine."""
     if isinstance(config, Mapping):
         return {key: portable_config(value) for key, value in config.items()}
     return Path(config).name if isinstance(config, str) and Path(config).is_absolute() else config
 
 
 def recipe(config: Config) -> dict[str, Any]:
-    """What all runs of an arm share: the config without the seed, and without how fast the machine steps."""
+    """The settings shared by all runs of an arm: the config without seed and settings that affect only speed."""
     known = {key: value for key, value in with_defaults(portable_config(config)).items() if key != "compile"}
     training = {key: value for key, value in known["training"].items() if key not in ("seed", "compile")}
     return {**known, "training": training}
 
 
 def record(path: Path, done: Sequence[Done], unfinished: Sequence[str], summary: pd.DataFrame, command: str) -> str:
-    """The JSON with all that is needed to check a number; commands that an older one names are kept, each once."""
+    """The JSON with all that is needed to check a number; commands in an existing file are kept, each once."""
     known: list[str | None] = []
     with contextlib.suppress(OSError, ValueError, AttributeError):  # none yet, or none of ours
         old = json.loads(path.read_text(encoding="utf-8"))

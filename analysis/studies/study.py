@@ -1,16 +1,16 @@
 """One study: arms, seeds and other factors give runs, which are planned, run, collected, summarised and compared.
 
-A task's own study is a table, a ``Study``: its arms, factors, measures and columns, how a run's result is read, which
-command trains a run. All arms of a setting and seed share data, split, order of batches, initial weights, optimiser and
-number of steps; only their own keys differ. Runs are resumable and go side by side.
+The study of a task is a ``Study``: its arms, factors, measures and columns, a function that reads the result of a run,
+and the command that trains it. All arms of a setting and seed share data, split, order of batches, initial weights,
+optimiser and number of steps; only their own keys differ. Runs are resumable and run in parallel.
 
-| file | holds |
+| file | content |
 | --- | --- |
 | runs.csv | one row per run: its factors, and the study's columns |
 | summary.csv | one row per setting and arm: mean and spread over seeds, paired difference from the first arm |
 | study.json | commands, and config and results of every run, to check every number with |
-| study.md | the summary, to be read |
-| figures/*.png | those that have something to show |
+| study.md | the summary as text |
+| figures/*.png | all figures that are not empty |
 """
 
 import math
@@ -57,20 +57,20 @@ class Written(NamedTuple):
 
 
 class Study(NamedTuple):
-    """What is a task's own in a study of it; the rest is the same for all."""
+    """The part of a study that is specific to a task."""
 
     title: str
     arms: Mapping[str, Sequence[str]]  # section.key=value that each changes
     measures: Sequence[Measure]
     columns: Mapping[str, str | Callable[[Results], Any]]  # of runs.csv: place in the results, as test.mae, or a rule
     resolve: Callable[[Config, Sequence[str]], dict[str, Any]]  # base and changes -> config; raises ConfigError
-    read: Callable[[Path, Config], Results | None]  # the results of a run in its folder; None: it has not finished
+    read: Callable[[Path, Config], Results | None]  # the results of a run in its folder; None: not finished
     start: Callable[[Path, Config], Sequence[str]]  # prepares a run's folder; returns the words that follow `command`
     command: Sequence[str] = (sys.executable, "-m", "mdrelax", "train")
     factors: Mapping[str, Factor] = {}
     name: str = "{arm}-{seed}"  # of a run's folder
     first: str | None = None  # the arm that others are compared with; none: the first of each setting
-    own_arms: bool = False  # whether users may write arms of their own
+    own_arms: bool = False  # whether users may define their own arms
     budget: Sequence[str] = ("data", "training.steps")  # keys that all arms of a setting share
     aggregates: Mapping[str, tuple[str, Callable[["pd.Series[Any]"], Any]]] = {}  # of summary.csv: column and rule
     shown: Mapping[str, Cell] = {}  # header of a column, with {first} and {judged}, and its cells
@@ -93,7 +93,7 @@ class Study(NamedTuple):
         """Every combination, seeds outermost, so that a first comparison is there early; ``levels`` are the factors'.
 
         An arm is a name of ``arms`` or, with ``own_arms``, ``name:key=value;key=value``. Raises ``ConfigError`` for an
-        unknown arm or value, one that is named twice, a config that cannot be used, two arms that are one, and when
+        unknown arm or value, one that is named twice, an invalid config, two identical arms, and if
         there is nothing to run.
         """
         changes, levels = dict(self._arm(text) for text in arms), levels or {}
@@ -138,7 +138,7 @@ class Study(NamedTuple):
     def run(
         self, runs: Sequence[Run], folder: Path, *, jobs: int, tell: Callable[[str], None] = lambda line: None
     ) -> None:
-        """Train what is not finished, ``jobs`` at a time, with one thread each; raises as ``run_side_by_side``."""
+        """Train the unfinished runs, ``jobs`` at a time, with one thread each; raises as ``run_side_by_side``."""
         configs = {folder / run.name: run.config for run in runs}
         words = {place: self.start(place, config) for place, config in configs.items()}
 
@@ -149,18 +149,18 @@ class Study(NamedTuple):
         run_side_by_side(list(configs), lambda p: [*self.command, *words[p]], finished=finished, jobs=jobs, tell=tell)
 
     def _line(self, results: Results) -> str:
-        """What a finished run found."""
+        """The result of a finished run as a line."""
         row = self.row(results)
         errors = [f"{m.label} {m.text(row[f'validation_{m.name}'])} {m.unit}".strip() for m in self.measures]
         return f"validation {', '.join(errors)} after {row['cpu_seconds'] / 60:.1f} CPU-min"
 
     def finished(self, runs: Sequence[Run], folder: Path) -> list[Done]:
-        """Those of some runs that have finished in their folders, with their results."""
+        """The finished ones of some runs, with their results."""
         found = ((run, self.read(folder / run.name, run.config)) for run in runs)
         return [Done(run, results) for run, results in found if results is not None]
 
     def refuse_mixtures(self, runs: Sequence[Run], done: Sequence[Done]) -> None:
-        """Raise ``ConfigError`` where a finished run is of another recipe than the runs planned in its setting.
+        """Raise ``ConfigError`` if a finished run has another recipe than the runs planned in its setting.
 
         Runs of one arm share everything but the seed and whether they are compiled, runs of all arms the ``budget``.
         """
@@ -183,7 +183,7 @@ class Study(NamedTuple):
     # --- collect and summarise ---
 
     def row(self, results: Results) -> dict[str, Any]:
-        """The columns of a run; NaN for what its results lack."""
+        """The columns of a run; NaN for missing results."""
         return {
             name: _at(results, rule, math.nan) if isinstance(rule, str) else rule(results)
             for name, rule in self.columns.items()
@@ -194,7 +194,7 @@ class Study(NamedTuple):
         return pd.DataFrame([{**each.run.factors, **self.row(each.results)} for each in done])
 
     def ordered(self, done: Sequence[Done]) -> list[Done]:
-        """The runs by setting, arm and seed, so that those to be compared stand together."""
+        """The runs sorted by setting, arm and seed, so that runs to be compared are adjacent."""
         arms = in_order(each.run.factors["arm"] for each in done)
 
         def place(each: Done) -> tuple[Any, ...]:
@@ -207,7 +207,7 @@ class Study(NamedTuple):
     def summarize(self, table: pd.DataFrame) -> pd.DataFrame:
         """One row per setting and arm, in the order of ``collect``'s table: means, spreads, paired differences.
 
-        A measure has its mean and sample standard deviation (``_std``; NaN of one seed) on test and validation data.
+        A measure has its mean and sample standard deviation (``_std``; NaN for one seed) on test and validation data.
         ``NAME_minus_first``, ``_std``, ``_low`` and ``_high`` are its ``paired_difference`` from the first arm, over
         ``pairs`` common seeds, on the data that ``judged_by`` names.
         """
@@ -234,13 +234,13 @@ class Study(NamedTuple):
     # --- write ---
 
     def rows(self, summary: pd.DataFrame) -> list[list[str]]:
-        """The summary as it is shown: the header, and a row per setting and arm."""
+        """The summary as text: the header, and one row per setting and arm."""
         words = {"first": self.first_arm(summary), "judged": summary["judged_by"].iloc[0]}
         cells = {title.format(**words): cell for title, cell in self.shown.items()}  # equal titles are one column
         return [list(cells), *([cell(row) for cell in cells.values()] for row in summary.to_dict("records"))]
 
     def first_arm(self, summary: pd.DataFrame) -> str:
-        """The name of the arm that others are compared with; `first arm` where settings differ in it."""
+        """The name of the arm that others are compared with; `first arm` if settings differ in it."""
         names = {self.first or str(rows["arm"].iloc[0]) for _, rows in self._settings(summary)}
         return names.pop() if len(names) == 1 else "first arm"
 
@@ -254,18 +254,18 @@ class Study(NamedTuple):
     def write(
         self, folder: Path, done: Sequence[Done], *, unfinished: Sequence[str] = (), command: str = ""
     ) -> Written:
-        """Page, tables and record of finished runs; ``command`` is kept with those given before for the same folder.
+        """Page, tables and record of finished runs; ``command`` is added to those already recorded for the folder.
 
-        Raises ``ValueError`` without any run, and when one is there twice.
+        Raises ``ValueError`` without any run, and if one occurs twice.
         """
         if not done:
             begun = f": {len(unfinished)} have begun" if unfinished else ""
-            raise ValueError(f"`{folder}` holds no finished run of the {self.title}{begun}.")
+            raise ValueError(f"`{folder}` contains no finished run of the {self.title}{begun}.")
         table = self.collect(done)
         twice = table.duplicated([*self.factors, "arm", "seed"])
         if twice.any():
             which = ", ".join(f"{name} {table.loc[twice, name].iloc[0]}" for name in [*self.factors, "arm", "seed"])
-            raise ValueError(f"`{folder}` holds the run with {which} twice; move the copy somewhere else.")
+            raise ValueError(f"`{folder}` contains the run with {which} twice; move the copy somewhere else.")
         summary = self.summarize(table)
         contents = {} if self.page is None else {self.page: self.report(summary, unfinished=unfinished)}
         contents |= {"summary.csv": summary.to_csv(index=False), "runs.csv": table.to_csv(index=False)}
@@ -302,7 +302,7 @@ def split_arms(text: str) -> list[str]:
 
 
 def _at(document: Mapping[str, Any], place: str, default: Any = None) -> Any:
-    """What stands at a place such as test.forces_mae."""
+    """The value at a path such as test.forces_mae."""
     found: Any = document
     for key in place.split("."):
         found = found.get(key) if isinstance(found, Mapping) else None

@@ -1,7 +1,7 @@
-"""Memory: how much a process has held, and that what one step frees stays in it for the next one.
+"""Memory: the largest size of the process, and reuse of freed memory by the next step.
 
-After each step the C library (glibc) hands the largest free block back to the system, and the next step gets its pages
-again, one fault and one clearing each. A training step frees all it used, so that costs a tenth to a third of its time.
+After each step the C library (glibc) returns the largest free block to the system, and the next step faults in and
+clears its pages again. A training step frees all the memory it used, so this costs a tenth to a third of its time.
 """
 
 import ctypes
@@ -18,9 +18,9 @@ LARGEST = 32 << 20  # bytes; blocks up to here come from the heap, which is kept
 
 @cache
 def keep_freed_memory() -> bool:
-    """Let the process keep what it frees, up to what it needed at most; True where the C library can be asked.
+    """Let the process retain freed memory, up to its peak; returns True if the C library supports this.
 
-    Training and the calculator call this. It changes no number, and does nothing without glibc.
+    Called by training and the calculator. It changes no results, and does nothing without glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -30,7 +30,7 @@ def keep_freed_memory() -> bool:
 
 
 def peak_memory() -> float:
-    """The largest resident size of this process so far, in MB; NaN where the system has no /proc (Linux)."""
+    """The largest resident size of this process so far, in MB; NaN on systems without /proc (other than Linux)."""
     status = Path("/proc/self/status")
     if not status.exists():
         return math.nan

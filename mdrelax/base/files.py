@@ -1,7 +1,7 @@
-"""Files that are whole or not there at all, whatever stops the process that writes them; and places with one writer.
+"""Atomic files: complete or absent, however the writing process ends; and locks that admit one writer.
 
-A file is written beside its place, synced to the disk and moved over the old one, which stays until then. A folder (or
-a file that grows) is locked while a process works in it; the system releases the lock when the process ends in any way.
+A file is written under another name, synced to the disk and moved over the old one, which stays until then. A folder
+(or a file that grows) is locked while a process works in it; the system releases the lock however the process ends.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _held_guard = threading.Lock()
 
 
 class InUseError(RuntimeError):
-    """A place in which another process works; the message names it."""
+    """Another process is working there; the message names it."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -43,9 +43,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 def whole_file(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
     """A binary file that replaces ``path`` when the block ends, and is on the disk by then.
 
-    On any failure (a full disk, Ctrl-C) the old file stays and nothing is left beside it; an ``OSError`` says why in
-    its ``strerror``, a sentence. The file beside ``path`` always has the same name, so that what a killed process
-    leaves is overwritten; with ``shared`` it has a name of its own, so that several processes may write ``path``.
+    On any failure (a full disk, Ctrl-C) the old file stays and no temporary file remains; the ``strerror`` of an
+    ``OSError`` is a sentence with the reason. The temporary file always has the same name, so that the remains of a
+    killed process are overwritten; with ``shared`` its name is unique, so that several processes may write ``path``.
     """
     own = f".{secrets.token_hex(4)}" if shared else ""
     part = path.with_name(f".{path.name}{own}.part")
@@ -62,7 +62,7 @@ def whole_file(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             reason = error.strerror or str(error)
             raise OSError(
-                error.errno, f"`{path}` could not be written ({reason}); an older one is untouched."
+                error.errno, f"`{path}` could not be written ({reason}); an older one is unchanged."
             ) from error
         raise
 
@@ -71,9 +71,9 @@ def whole_file(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
 def locked_folder(folder: Path) -> Iterator[None]:
     """Make ``folder`` and keep every other process and thread out of it; raises ``InUseError`` when one is inside.
 
-    A thread may lock what it has locked already. The lock is advisory (``flock`` of the file ``.lock``): it keeps out
-    those who ask for it, and readers need none. A file system without locks gives a warning and no protection;
-    a folder that cannot be written to is an ``OSError`` whose ``strerror`` is a sentence.
+    A thread may lock a folder again that it has locked already. The lock is advisory (``flock`` of the file ``.lock``):
+    it keeps out processes that request it, and readers need none. A file system without locks gives a warning and no
+    protection. Raises an ``OSError`` whose ``strerror`` is a sentence if the folder cannot be written to.
     """
     is_new = not folder.exists()
     try:
@@ -87,7 +87,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked_file(path: Path) -> Iterator[None]:
-    """The same for one file, which need not exist; its lock file stands beside it."""
+    """The same for one file, which need not exist; its lock file is next to it."""
     with _locked(path.with_name(f".{path.name}.lock"), f"`{path}`", "another file"):
         yield
 
@@ -110,12 +110,12 @@ def _locked(path: Path, name: str, other: str) -> Iterator[None]:
             del _held[key]
         if file is not None:
             with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)  # before the lock goes: whoever waits sees that his file is another one
+                path.unlink(missing_ok=True)  # before unlocking: a waiting process sees that its file is gone
             file.close()
 
 
 def _acquire(path: Path, name: str, other: str) -> BinaryIO | None:
-    """The open, locked lock file; None where the system has no locks."""
+    """The open, locked lock file; None if the system has no locks."""
     while HAS_LOCKS:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def _is_still_there(file: BinaryIO, path: Path) -> bool:
 
 
 def _sign(file: BinaryIO) -> None:
-    """Write who holds the lock; on a full disk it holds without a name."""
+    """Record who holds the lock; on a full disk it holds without a name."""
     start = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     with contextlib.suppress(OSError):
         file.truncate(0)
@@ -162,5 +162,5 @@ def _holder(file: BinaryIO) -> str:
         file.seek(0)
         who = json.loads(file.read())
         return f"process {who['pid']} on host {who['host']} since {who['start']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has not signed yet
+    except (OSError, ValueError, KeyError, TypeError):  # it has not written its name yet
         return "another process"

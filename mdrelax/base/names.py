@@ -1,4 +1,4 @@
-"""Names: what an error says of a misspelt one."""
+"""Names: suggestions for misspelt ones in error messages."""
 
 import difflib
 from collections.abc import Iterable

@@ -1,13 +1,13 @@
-"""What we use of ``e3nn.o3``, of any version since 0.4.4, imported without the wait for torch's compiler.
+"""The parts of ``e3nn.o3`` that we use, from any version since 0.4.4, imported without loading torch's compiler.
 
 e3nn decorates one function with ``torch.compiler.disable``, and that decorator loads all of ``torch._dynamo``: a
 third of the time that a calculator takes to import, in a process that compiles nothing. Here, while e3nn is imported,
-the decorator only marks its function as one that Dynamo must not trace, and the function is disabled in earnest when
-it is called in a process that has the compiler. (e3nn 0.5.6 loads the compiler in another place, too.) Every module of
+the decorator only marks its function as one that Dynamo must not trace; the function is actually disabled when it is
+called in a process that has loaded the compiler. (e3nn 0.5.6 loads the compiler in another place, too.) Every module of
 the package takes o3 from here.
 
-e3nn below 0.5.6 reads its Clebsch-Gordan coefficients from a file that holds Python's slices, which ``torch.load``
-refuses since torch 2.6; while e3nn is imported, slices may be loaded.
+e3nn below 0.5.6 reads its Clebsch-Gordan coefficients from a file that contains Python slices, which ``torch.load``
+refuses since torch 2.6; while e3nn is imported, slices are allowed.
 """
 
 import functools
@@ -48,7 +48,7 @@ def _disable_when_compiling(fn: Any = None, recursive: bool = True, *, reason: s
 
 @contextmanager
 def _compiler_left_alone() -> Iterator[None]:
-    """Within, ``torch.compiler.disable`` does not load the compiler."""
+    """Inside the context, ``torch.compiler.disable`` does not load the compiler."""
     disable = torch.compiler.disable
     torch.compiler.disable = _disable_when_compiling
     try:
@@ -58,7 +58,7 @@ def _compiler_left_alone() -> Iterator[None]:
 
 
 def _slices_are_data() -> AbstractContextManager[None]:
-    """Within, ``torch.load`` takes slices, as afterwards only where the user allowed them before."""
+    """Inside the context, ``torch.load`` accepts slices; afterwards only if the user had allowed them before."""
     if slice in torch.serialization.get_safe_globals():
         return nullcontext()
     return torch.serialization.safe_globals([slice])

@@ -1,4 +1,4 @@
-"""Provenance: what a number needs beside it to be checked: versions, machine, date, threads and seed."""
+"""Provenance: the record that makes a number reproducible: versions, machine, date, threads and seed."""
 
 import datetime
 import os
@@ -13,16 +13,16 @@ import torch
 
 __all__ = ["command_line", "environment", "portable", "software_versions"]
 
-PACKAGES = ("mdrelax", "torch", "e3nn", "ase", "numpy", "torch-geometric", "vesin")  # those that decide numbers
+PACKAGES = ("mdrelax", "torch", "e3nn", "ase", "numpy", "torch-geometric", "vesin")  # those that affect numbers
 
 
 def software_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide numbers."""
+    """Versions of Python and of the libraries that affect numbers."""
     return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
 def environment(*, device: str, seed: int) -> dict[str, Any]:
-    """Everything a stored result says of where it was made."""
+    """The provenance that is stored with every result."""
     return {
         **software_versions(),
         "platform": platform.platform(),
@@ -36,12 +36,12 @@ def environment(*, device: str, seed: int) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """The `mdrelax` command that runs, as ``portable`` writes it."""
+    """The `mdrelax` command of this process, in the form of ``portable``."""
     return portable(shlex.join(["mdrelax", *sys.argv[1:]]))
 
 
 def portable(command: str) -> str:
-    """A command whose absolute paths are cut down to their last names: they mean nothing on another machine."""
+    """A command with absolute paths reduced to their last component: they mean nothing on another machine."""
     words = []
     for word in shlex.split(command):
         option, equals, value = word.rpartition("=")

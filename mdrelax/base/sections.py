@@ -35,11 +35,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"The config `{path}` cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"The config `{path}` is no text file ({error.reason}).") from error
+        raise ConfigError(f"The config `{path}` is not a text file ({error.reason}).") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"The config `{path}` is not valid YAML: {_yaml_problem(error)}.") from error
     if not isinstance(document, dict):
-        raise ConfigError(f"The config `{path}` is empty or no mapping; `mdrelax config template` prints one.")
+        raise ConfigError(f"The config `{path}` is empty or not a mapping; `mdrelax config template` prints one.")
     return document
 
 
@@ -62,7 +62,7 @@ def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> di
 def load(model: type[Model], document: Mapping[str, Any], *, overrides: Sequence[str] = (), place: str = "") -> Model:
     """A document as typed settings, with ``section.key=value`` overrides (values in YAML); raises ``ConfigError``.
 
-    ``place`` is the section of a larger document that this one stands in.
+    ``place`` is the section of the larger document that contains this one.
     """
     try:
         return model.model_validate(apply_overrides(document, overrides))
@@ -71,8 +71,8 @@ def load(model: type[Model], document: Mapping[str, Any], *, overrides: Sequence
 
 
 def explain(error: ValidationError, model: type[BaseModel], *, place: str = "") -> ConfigError:
-    """What pydantic found in a document for ``model``, one sentence per key, as an error to raise."""
-    first = {_place(e): e for e in reversed(error.errors())}  # alternatives of a type fail one by one
+    """Pydantic's findings on a document for ``model`` as an error to raise, one sentence per key."""
+    first = {_place(e): e for e in reversed(error.errors())}  # the alternatives of a union type fail separately
     return ConfigError("\n".join(_sentence(e, model, place) for e in reversed(first.values())))
 
 
@@ -85,7 +85,7 @@ def _override(document: dict[str, Any], override: str) -> None:
         document[parent] = {} if document.get(parent) is None else document[parent]
         document = document[parent]
         if not isinstance(document, dict):
-            raise ConfigError(f"`{path}` cannot be set: `{parent}` is no section.")
+            raise ConfigError(f"`{path}` cannot be set: `{parent}` is not a section.")
     try:
         document[leaf] = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -93,7 +93,7 @@ def _override(document: dict[str, Any], override: str) -> None:
 
 
 def _place(error: Any) -> tuple[str, ...]:
-    """Section and key; pydantic adds which alternative of a type it tried."""
+    """Section and key, without the alternative of a union type that pydantic appends."""
     return tuple(str(part) for part in error["loc"] if part not in ("int", "float"))
 
 

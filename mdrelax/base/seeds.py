@@ -1,10 +1,10 @@
-"""Seeds: one independent random stream for each (seed, purpose, index), whatever is drawn from the others.
+"""Seeds: one random stream for each (seed, purpose, index), independent of all others.
 
-The full state of a generator is the SHAKE-256 digest of the three, so two of them never begin alike: the order of
-frames of epoch 7 has nothing in common with the rotations of step 7. (``torch.Generator().manual_seed`` keeps 32 bits
-of its seed, too few to tell a long run's steps apart.)
+The full state of a generator is the SHAKE-256 digest of the three, so no two streams coincide: the order of
+frames in epoch 7 has nothing in common with the rotations of step 7. (``torch.Generator().manual_seed`` keeps only
+32 bits of its seed, too few for the steps of a long run.)
 
-Streams older than this module keep their seeds, because published data and splits came out of them: the initial
+Streams older than this module keep their seeds, because published data and splits were made with them: the initial
 weights (``torch.manual_seed(seed)``), random splits (``default_rng(seed)``), simulated N-body systems
 (``default_rng([seed, part])``) and sampled geometries (``default_rng([seed, frame])``).
 """
@@ -23,24 +23,24 @@ from mdrelax.base.names import nearest_name
 __all__ = ["PURPOSES", "Purpose", "default_stream", "generator", "numpy_generator"]
 
 Purpose = Literal[
-    "angles",  # axes of the rotations that `audit` turns by a known angle
-    "dropout",  # what a network draws in a training step from torch's own generators
+    "angles",  # axes of the rotations by known angles in `audit`
+    "dropout",  # numbers that a network draws from torch's own generators in a training step
     "dynamics",  # momenta and thermostat of molecular dynamics
     "free maps",  # initial free maps
-    "noise",  # deviates added to the input of a training batch
-    "operations",  # symmetry operations that equivariance is measured with
+    "noise",  # noise added to the input of a training batch
+    "operations",  # symmetry operations for measuring equivariance
     "order",  # order of the frames in an epoch
     "rotations",  # rotations of a training batch
-    "structures",  # structures made up where none are given
+    "structures",  # structures generated if none are given
 ]
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
 STATE_WORDS = 624  # of the Mersenne twister, 32 bits each
-STATE_START = 24  # where they stand in torch's state, 8 bytes each, after its seed and counters
+STATE_START = 24  # their position in torch's state, 8 bytes each, after its seed and counters
 
 
 def generator(seed: int, purpose: Purpose, index: int = 0) -> torch.Generator:
-    """A torch generator on the CPU; ``index`` counts what is drawn once each: epochs, steps, ...
+    """A torch generator on the CPU; ``index`` numbers the epoch, step, ... that the numbers are drawn for.
 
     Raises ``ValueError`` for an unknown purpose, naming the nearest one.
     """
@@ -48,7 +48,7 @@ def generator(seed: int, purpose: Purpose, index: int = 0) -> torch.Generator:
 
 
 def numpy_generator(seed: int, purpose: Purpose, index: int = 0) -> np.random.Generator:
-    """The same for numpy: another stream than that of ``generator`` with the same arguments."""
+    """The same for numpy; its stream differs from that of ``generator`` with the same arguments."""
     return np.random.default_rng(int.from_bytes(_digest(seed, purpose, index, 32), "little"))
 
 
@@ -58,7 +58,7 @@ def default_stream(
 ) -> Iterator[None]:
     """Inside the ``with`` statement torch's own generators draw from a stream: those of the CPU and of ``device``.
 
-    For code that takes no generator, such as ``nn.Dropout``. Afterwards they stand where they stood before.
+    For code that takes no generator, such as ``nn.Dropout``. Afterwards their previous state is restored.
     """
     device = torch.device(device)
     gpus = []

@@ -1,6 +1,6 @@
-"""The front door: the command `mdrelax` and its verbs. Nothing heavy is imported before a verb is chosen.
+"""The command line: `mdrelax` and its subcommands. Heavy imports are deferred until a subcommand is chosen.
 
-Exit codes: 0 done, 1 anything unforeseen, 2 config, 3 data, 4 certificate refused.
+Exit codes: 0 success, 1 unexpected error, 2 config, 3 data, 4 certificate refused.
 """
 
 import contextlib
@@ -63,14 +63,14 @@ CONFIG, DATA, CERTIFICATE, OTHER = 2, 3, 4, 1
 
 
 def main() -> None:
-    """Run the command line; the message of an error comes last and alone, the traceback only with MDRELAX_DEBUG=1."""
+    """Run the command line; an error prints its message only, with the traceback if MDRELAX_DEBUG=1."""
     stop_when_terminated()
     end_with_parent()
     try:
         with home_left_alone(), warnings_in_words():
             app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("Interrupted; a training run goes on with `--restart auto`.", OTHER)
+        _fail("Interrupted; `--restart auto` resumes a training run.", OTHER)
     except Exception as error:
         if hasattr(error, "show"):  # click's own usage errors
             error.show()
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def stop_when_terminated() -> None:
-    """Let a polite kill (SIGTERM) end like Ctrl-C: processes that were started for this one are ended too."""
+    """Let SIGTERM end the process like Ctrl-C, so that its child processes are ended too."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -89,7 +89,7 @@ def stop_when_terminated() -> None:
 
 @contextlib.contextmanager
 def warnings_in_words() -> Iterator[None]:
-    """Print a warning as its sentence alone: the line of code that raised it means nothing to a user."""
+    """Print only the message of a warning; the line of code that raised it means nothing to a user."""
     shown = warnings.showwarning
     warnings.showwarning = lambda message, *_, **__: typer.echo(f"Warning: {message}", err=True)
     try:
@@ -100,7 +100,7 @@ def warnings_in_words() -> Iterator[None]:
 
 @contextlib.contextmanager
 def home_left_alone() -> Iterator[None]:
-    """Keep matplotlib from putting its list of fonts into a home that has none yet; it goes when the command ends."""
+    """Keep matplotlib from writing its font cache into the home directory; it is removed when the command ends."""
     home = Path.home()
     places = [Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "matplotlib", home / ".matplotlib"]
     if "MPLCONFIGDIR" in os.environ or any(place.is_dir() for place in places):
@@ -135,16 +135,16 @@ def _explain(error: Exception) -> None:
         _fail(f"There is no file `{error.filename}`.", DATA)
     if isinstance(error, FileNotFoundError) or (isinstance(error, ValueError) and is_sentence(error)):
         _fail(str(error), DATA)
-    if isinstance(error, OSError) and error.strerror and error.filename is None:  # a sentence of our own
+    if isinstance(error, OSError) and error.strerror and error.filename is None:  # our own message
         _fail(error.strerror, OTHER)
     own = (CheckpointError, CompileError, ExplodedError, InUseError, ModelFileError, NotRelaxedError, TrainingError)
     _fail(str(error) if isinstance(error, own) else f"{type(error).__name__}: {error}", OTHER)
 
 
 def is_sentence(error: BaseException) -> bool:
-    """True of an error that a ``raise`` of this package made, with words for the user.
+    """True for an error raised by this package with a message for the user.
 
-    All others (numpy's, torch's, an unpacking that fails) are mistakes in a program, ours or the user's, not in data.
+    All others (numpy's, torch's, failed unpacking) are mistakes in a program, ours or the user's, not in the data.
     """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

@@ -1,4 +1,4 @@
-"""`mdrelax audit`: measure a model's equivariance anew; of a run in training, how far it is from it."""
+"""`mdrelax audit`: measure the equivariance of a model again, or of a run during training."""
 
 import json
 from pathlib import Path
@@ -21,21 +21,21 @@ def audit(
     ],
     data: Annotated[
         str | None,
-        typer.Argument(help="Structures that it is measured on, labels not needed; none: embedded or random ones."),
+        typer.Argument(help="Structures to measure on, without labels; default: embedded or random ones."),
     ] = None,
-    structures: Annotated[int, typer.Option(help="How many of them, spread over the file.")] = 8,
+    structures: Annotated[int, typer.Option(help="Number of structures, spread over the file.")] = 8,
     operations: Annotated[int, typer.Option(help="Operations of each kind.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the operations.")] = 1,
     theta: Annotated[
-        float, typer.Option(help="Of a run folder: theta of the free maps; 0: the equivariant part.")
+        float, typer.Option(help="For a run folder: theta of the free maps; 0: the equivariant part.")
     ] = 1.0,
     output: Annotated[Path | None, typer.Option(help="Write the new certificate as JSON.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for audit.json, tables and pictures of every layer.")] = None,
 ) -> None:
-    """Measure equivariance anew, independently of what a file says of itself: the whole network and each layer.
+    """Measure equivariance again, independently of the file's own certificate: the whole network and each layer.
 
-    A model file is compared with its certificate, and the command fails when it does not pass. Of a run folder, the
-    last checkpoint is measured with its free maps at the given theta, and what projection would take away is said.
+    A model file is compared with its certificate, and the command fails if it does not pass. For a run folder, the
+    last checkpoint is measured with its free maps at the given theta, and the part that projection removes is printed.
     """
     if model.name == "last.pt" and model.parent.name == "checkpoints":
         model = model.parent.parent
@@ -54,11 +54,11 @@ def audit(
 def _of_file(
     path: Path, data: str | None, structures: int, operations: int, seed: int
 ) -> "tuple[ForceField, Graph, dict[str, Any]]":
-    """A finished model beside its certificate."""
+    """A finished model compared with its certificate."""
     from mdrelax.forces.symmetry import certify
     from mdrelax.modelfile import load_model
 
-    loaded = load_model(path, certified=False)  # it is measured here, and refused below
+    loaded = load_model(path, certified=False)  # measured here, and refused below
     graph = _graph(loaded.force_field, data, structures, seed)
     fresh = certify(loaded.force_field, graph, layers=loaded.certificate.layers, n_operations=operations, seed=seed)
     _say_errors(
@@ -72,7 +72,7 @@ def _of_file(
 def _of_run(
     folder: Path, data: str | None, structures: int, operations: int, seed: int, theta: float
 ) -> "tuple[ForceField, Graph, dict[str, Any]]":
-    """The last checkpoint of a run with its free maps, beside what remains when they are projected."""
+    """The last checkpoint of a run with its free maps, compared with its projection."""
     from mdrelax import potentials
     from mdrelax.forces.loader import join
     from mdrelax.forces.symmetry import certify, equivariance_error
@@ -185,30 +185,30 @@ def _read(data: str) -> "list[Atoms]":
 
 
 def _made_for(elements: tuple[int, ...], number: int, seed: int) -> "list[Atoms]":
-    """Structures that a model knows: the embedded ethanol, else shaken crystals of one element, else clusters."""
+    """Structures of the model's elements: the embedded ethanol, else rattled crystals of one element, else clusters."""
     from ase.data import chemical_symbols
 
     from mdrelax.datasets.structure_files import spread
 
     if {1, 6, 8} <= set(elements):
-        typer.echo("No data were named: measured on the embedded sample:ethanol.")
+        typer.echo("No data were given: measured on the embedded sample:ethanol.")
         return spread(_read("sample:ethanol"), number)
     names = ", ".join(chemical_symbols[z] for z in elements)
     crystals = _shaken_crystals(names, number, seed) if len(elements) == 1 else []
     what = "shaken crystals" if crystals else "random clusters"
-    typer.echo(f"No data were named: measured on {what} of {names}, seed {seed}.")
+    typer.echo(f"No data were given: measured on {what} of {names}, seed {seed}.")
     return crystals or _random_clusters(elements, number, seed)
 
 
 def _shaken_crystals(symbol: str, number: int, seed: int) -> "list[Atoms]":
-    """Eight cells of the element's own lattice, every atom displaced; none where ASE knows no lattice."""
+    """Eight cells of the element's lattice with displaced atoms; None if ASE does not know the lattice."""
     from ase.build import bulk
 
     from mdrelax.base.seeds import numpy_generator
 
     try:
         perfect = bulk(symbol) * (2, 2, 2)
-    except (ValueError, RuntimeError):  # ASE's words for a lattice it does not know or cannot build
+    except (ValueError, RuntimeError):  # ASE's errors for a lattice it does not know or cannot build
         return []
     rng = numpy_generator(seed, "structures")
     crystals = [perfect.copy() for _ in range(number)]
@@ -218,7 +218,7 @@ def _shaken_crystals(symbol: str, number: int, seed: int) -> "list[Atoms]":
 
 
 def _random_clusters(elements: tuple[int, ...], number: int, seed: int) -> "list[Atoms]":
-    """Clusters of 12 atoms of the given elements on a shaken grid of 2 Angstrom: no clashes, no symmetry."""
+    """Clusters of 12 atoms of the given elements on a rattled grid of 2 Angstrom: no clashes, no symmetry."""
     import numpy as np
     from ase import Atoms
 

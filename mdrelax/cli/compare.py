@@ -1,4 +1,4 @@
-"""`mdrelax compare`: paired runs of several arms, and one report about them."""
+"""`mdrelax compare`: paired runs of several arms, and a report on them."""
 
 import contextlib
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from mdrelax.analysis.studies.run_files import Done, Run
 
-QUICK = [  # a miniature that learns something
+QUICK = [  # short but meaningful runs
     "training.epochs=null", "training.steps=300", "training.validate_every=100", "training.warmup_steps=20",
     "training.ema=0.98", "training.compile=false", "potential.preset=tiny", "md_picoseconds=0.05",
     "data.validation=20", "data.test=50",
@@ -25,7 +25,7 @@ THETAS = [k / 10 for k in range(10, -1, -1)]
 def compare(
     config: Annotated[str, typer.Argument(help="A YAML file or the name of a preset, such as rmd17-ethanol.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder; default: runs/compare-NAME, of --quick runs/compare-NAME-quick.")
+        Path | None, typer.Option(help="Folder; default: runs/compare-NAME, with --quick runs/compare-NAME-quick.")
     ] = None,
     arms: Arms = "standard,relaxed",
     seeds: Seeds = "0,1,2",
@@ -34,9 +34,9 @@ def compare(
     quick: Annotated[bool, typer.Option(help="In miniature: two seeds of a few hundred steps, in minutes.")] = False,
     only_report: OnlyReport = False,
 ) -> None:
-    """Train arms that differ in chosen keys only, with the same seeds, data and steps, and report what differs.
+    """Train arms that differ in chosen keys only, with the same seeds, data and steps, and report the differences.
 
-    Killed at any time, the same command goes on.
+    If interrupted, the same command resumes.
     """
     from mdrelax.analysis.studies.forces import STUDY
     from mdrelax.analysis.studies.study import split_arms
@@ -54,12 +54,12 @@ def compare(
         try:
             if not only_report:
                 STUDY.run(runs, folder, jobs=jobs or cores(), tell=typer.echo)
-        finally:  # also where some failed, or the user stops: what the others found is not lost
+        finally:  # also if some failed or the user interrupts: report the others
             _write(folder, runs)
 
 
 def _write(folder: Path, runs: "list[Run]") -> None:
-    """Tables and report of what has finished; says the verdict and the files."""
+    """Tables and report of the finished runs; prints the verdict and the files."""
     from mdrelax.analysis.studies.forces import FORCES, STUDY
     from mdrelax.analysis.studies.forces_report import unstable, write_report
     from mdrelax.analysis.studies.measures import verdict
@@ -67,7 +67,7 @@ def _write(folder: Path, runs: "list[Run]") -> None:
 
     done = STUDY.finished(runs, folder)
     if not done:
-        typer.echo("No run of this plan has finished yet; the same command goes on.")
+        typer.echo("No run of this plan has finished yet; the same command resumes it.")
         return
     names = {each.run.name for each in done}
     unfinished = [run.name for run in runs if run.name not in names]
@@ -84,7 +84,7 @@ def _write(folder: Path, runs: "list[Run]") -> None:
 
 
 def _gaps(folder: Path, done: "list[Done]") -> "dict[str, list[pd.DataFrame]]":
-    """The projection gap of every relaxed run among the finished ones; each is measured once and kept in its folder."""
+    """The projection gap of every finished relaxed run; each is measured once and stored in its folder."""
     import pandas as pd
 
     from mdrelax import potentials

@@ -1,4 +1,4 @@
-"""`mdrelax config`: a template with every key explained, a check of one's own file, and the JSON schema."""
+"""`mdrelax config`: a template that explains every key, a check of a config file, and the JSON schema."""
 
 import json
 from typing import Annotated
@@ -33,7 +33,7 @@ def template(
 
 
 def _line(name: str, field: object, value: object = None) -> str:
-    """One key of the template, with its default or another value; keys that must be chosen are comments without one."""
+    """One key of the template with its default or another value; keys that must be set have none."""
     import yaml
     from pydantic.fields import FieldInfo
     from pydantic_core import PydanticUndefined

@@ -1,4 +1,4 @@
-"""`mdrelax data`: fetch public sets, make one's own, look at them and check them."""
+"""`mdrelax data`: fetch public data sets, generate your own, describe and check them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -84,7 +84,7 @@ def check(
     stress_sign: StressSign = None,
     format: Format = None,
 ) -> None:
-    """Compare lengths, forces, stress and energies with each other; exit code 3 when a check fails."""
+    """Compare lengths, forces, stress and energies with each other; exit code 3 if a check fails."""
     from mdrelax import datasets
 
     frames = datasets.load_frames(
@@ -114,7 +114,7 @@ def generate(
     grid_level: Annotated[int, typer.Option(help="pyscf's integration grid, 0 to 9.")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:
-    """Make a data set of one's own molecule; an interrupted run goes on when the command is given again."""
+    """Generate a data set of your own molecule; an interrupted run resumes if the command is repeated."""
     from rich.progress import Progress
 
     from mdrelax import datasets

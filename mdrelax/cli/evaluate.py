@@ -1,4 +1,4 @@
-"""`mdrelax eval`: the errors of a finished model on labelled structures, and how its dynamics behaves."""
+"""`mdrelax eval`: the errors of a finished model on labelled structures, and the behaviour of its dynamics."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ Out = Annotated[
 ]
 ReferenceTrajectory = Annotated[
     Path | None,
-    typer.Option(help="A trajectory of the same atoms with velocities: its vibrations are drawn beside."),
+    typer.Option(help="A trajectory of the same atoms with velocities: its vibrations are shown for comparison."),
 ]
 ReferenceInterval = Annotated[
     float | None, typer.Option(help="fs between the frames of `--reference`; default: by its time_fs.")
@@ -57,17 +57,19 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="A model file (.safetensors).")],
     data: Annotated[str, typer.Argument(help="Labelled structures: a file, `sample:ethanol`, `rmd17:ethanol`, ...")],
     out: Out = None,
-    frames: Annotated[int | None, typer.Option(help="At most so many structures, spread over the set.")] = None,
-    worst: Annotated[int, typer.Option(help="Structures that go to worst.extxyz, with the largest force errors.")] = 10,
+    frames: Annotated[int | None, typer.Option(help="Largest number of structures, spread over the set.")] = None,
+    worst: Annotated[
+        int, typer.Option(help="Number of structures in worst.extxyz, with the largest force errors.")
+    ] = 10,
     nve: Annotated[float, typer.Option(help="ps of NVE dynamics from the first structure; 0: none.")] = 0.0,
     temperature: Annotated[float, typer.Option(help="K, of the dynamics.")] = 300.0,
     seed: Annotated[int, typer.Option(help="Seed of the dynamics' momenta and noise.")] = 0,
     reference: ReferenceTrajectory = None,
     reference_interval: ReferenceInterval = None,
     harmonic: Harmonic = None,
-    compile: Annotated[bool, typer.Option("--compile", help="Compile first (minutes), then step faster.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older evaluation in the folder.")] = False,
-    format: Annotated[str | None, typer.Option(help="`extxyz` or `md17`, when the ending does not tell.")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile first (minutes) for faster steps.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing evaluation.")] = False,
+    format: Annotated[str | None, typer.Option(help="`extxyz` or `md17`, if the file name does not show it.")] = None,
     labels: Annotated[str | None, typer.Option(help="rMD17 files: `revised` or `original` labels.")] = None,
     energy_key: EnergyKey = None,
     forces_key: ForcesKey = None,
@@ -104,7 +106,7 @@ def evaluate(
     calculator = MDRelaxCalculator.from_file(model, compile=compile)
     _enter(folder, overwrite=overwrite)
     summary["errors"] = _errors(folder, calculator, structures, worst)
-    _write(folder / "eval.json", json.dumps(summary, indent=2))  # what is known, before dynamics that may take hours
+    _write(folder / "eval.json", json.dumps(summary, indent=2))  # before dynamics that may take hours
     if wanted is not None:
         summary["harmonic"] = compare_vibrations(folder, model, wanted)
         _write(folder / "eval.json", json.dumps(summary, indent=2))
@@ -124,24 +126,24 @@ def _enter(folder: Path, *, overwrite: bool) -> None:
 
 
 def _check(folder: Path, *, frames: int | None, overwrite: bool, reference: Path | None, nve: float) -> None:
-    """Raise ``ConfigError`` for what cannot be, before anything takes time."""
+    """Raise ``ConfigError`` for invalid options before any computation."""
     from mdrelax.base.sections import ConfigError
 
     if frames is not None and frames < 1:
         raise ConfigError(f"`--frames` must be at least 1, got {frames}.")
     if reference is not None and nve <= 0:
-        raise ConfigError("`--reference` has vibrations to compare with those of `--nve`; give both.")
+        raise ConfigError("`--reference` is compared with the dynamics of `--nve`; give both.")
     if not overwrite:
         refuse_existing(folder / "eval.json")
 
 
 def _name(model: Path) -> str:
-    """Of the file, or of its folder where the file is called as every run calls it."""
+    """The name of the file, or of its folder if the file has the default name of a run."""
     return model.resolve().parent.name if model.stem == "model" else model.stem
 
 
 def _identity(model: Path) -> dict[str, Any]:
-    """Which network it is: the hash of its content, and seed and schedule of its training where the file says them."""
+    """The identity of the network: its content hash, and seed and schedule of its training if recorded."""
     from mdrelax.modelfile import load_model
 
     header = load_model(model).header
@@ -151,7 +153,7 @@ def _identity(model: Path) -> dict[str, Any]:
 
 
 def _recorded(path: Path, interval_fs: float | None, like: "Atoms") -> "pd.DataFrame":
-    """The velocity spectrum of a trajectory that somebody else ran; raises ``ConfigError`` where it has none."""
+    """The velocity spectrum of a reference trajectory; raises ``ConfigError`` if it has no velocities."""
     from mdrelax.analysis.spectra import velocity_spectrum
     from mdrelax.base.sections import ConfigError
     from mdrelax.datasets.structure_files import read_structures
@@ -162,7 +164,7 @@ def _recorded(path: Path, interval_fs: float | None, like: "Atoms") -> "pd.DataF
     times = [frame.info["time_fs"] for frame in frames[:2] if "time_fs" in frame.info]
     if interval_fs is None:
         if len(times) < 2:
-            raise ConfigError(f"`{path}` does not say when its frames were taken; give `--reference-interval` in fs.")
+            raise ConfigError(f"`{path}` does not contain the times of its frames; give `--reference-interval` in fs.")
         interval_fs = times[1] - times[0]
     if not any(frame.has("momenta") for frame in frames):
         raise ConfigError(f"`{path}` has no velocities; write them with the trajectory (ASE: momenta).")
@@ -170,7 +172,7 @@ def _recorded(path: Path, interval_fs: float | None, like: "Atoms") -> "pd.DataF
 
 
 def _errors(folder: Path, calculator: "MDRelaxCalculator", structures: "list[Data]", worst: int) -> dict[str, float]:
-    """The errors, told, with their tables, pictures and worst structures in the folder."""
+    """Print the errors, and write their tables, figures and worst structures to the folder."""
     from mdrelax.forces import metrics
     from mdrelax.forces.loader import frames_from_data
     from mdrelax.forces.predict import predictions_of
@@ -242,7 +244,7 @@ def _dynamics(
     folder: Path, calculator: "MDRelaxCalculator", data: "list[Atoms]", recorded: "pd.DataFrame | None", *,
     picoseconds: float, temperature: float, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """NVE after a short NVT, and the files ``OF_DYNAMICS`` as far as it came."""
+    """NVE after a short NVT, and the files ``OF_DYNAMICS`` up to its end."""
     from ase.io import iread
 
     from mdrelax.analysis import figures, spectra
@@ -294,7 +296,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _picture(path: Path, draw: "Callable[[], Figure]") -> None:
-    """Draw into a file what there is to draw."""
+    """Draw the available data into a file."""
     from mdrelax.analysis.drawing import save
 
     save(path, draw)

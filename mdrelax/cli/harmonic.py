@@ -1,4 +1,4 @@
-"""`mdrelax eval --harmonic`: the vibrations of a model beside those of a file or of a level of theory."""
+"""`mdrelax eval --harmonic`: the vibrations of a model compared with those of a file or of a level of theory."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -22,7 +22,7 @@ FMAX = 1e-4  # eV/A, of the model's own minimum
 
 
 class Wanted(NamedTuple):
-    """A reference that was read, or the level of theory that is to be computed."""
+    """A reference that was read, or the level of theory to compute."""
 
     name: str
     start: "Atoms"
@@ -31,7 +31,7 @@ class Wanted(NamedTuple):
 
 
 def wanted_reference(reference: str, start: "Atoms") -> Wanted:
-    """What ``--harmonic`` names, checked before anything takes time; ``ConfigError`` or ``ValueError`` otherwise."""
+    """The reference of ``--harmonic``, checked before any computation; ``ConfigError`` or ``ValueError`` otherwise."""
     from mdrelax.analysis.geometry import bare
     from mdrelax.analysis.harmonic import level_of_theory, read_reference
     from mdrelax.datasets.labelling import XTB
@@ -39,7 +39,7 @@ def wanted_reference(reference: str, start: "Atoms") -> Wanted:
     if start.pbc.any() or len(start) < 2:
         raise ValueError(
             "`--harmonic` compares the vibrations of a molecule, and the first structure of the data "
-            f"({start.symbols}, pbc = {start.pbc.tolist()}) is none."
+            f"({start.symbols}, pbc = {start.pbc.tolist()}) is not one."
         )
     atoms, path = bare(start), Path(reference)
     if path.is_file():

@@ -1,4 +1,4 @@
-"""Verbs about finished models: project, export, predict, info."""
+"""Subcommands for finished models: project, export, predict, info."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,9 +9,9 @@ from mdrelax.cli.output import refuse
 
 
 def info(
-    model: Annotated[Path | None, typer.Argument(help="A model file; none: the installation.")] = None,
+    model: Annotated[Path | None, typer.Argument(help="A model file; default: the installation.")] = None,
 ) -> None:
-    """Show what a model file says of itself, or the versions that are installed."""
+    """Show the header of a model file, or the installed versions."""
     import json
 
     from mdrelax.base.provenance import software_versions
@@ -43,9 +43,9 @@ def export(
     out: Annotated[Path | None, typer.Option(help="The file to write; the default is the model's name, .pt2.")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or float64; the default is the model's own.")] = "",
 ) -> None:
-    """Compile a model for this machine (minutes, a C++ compiler): the same numbers, checked here, at more speed.
+    """Compile a model for this machine (takes minutes, needs a C++ compiler): same numbers, checked, but faster.
 
-    A .pt2 file holds machine code, which runs when the file is loaded: load only files that you made or trust.
+    A .pt2 file contains machine code, which runs when the file is loaded: load only files that you made or trust.
     """
     import time
 
@@ -71,7 +71,7 @@ def predict(
     data: Annotated[Path, typer.Argument(help="Structures that ASE reads; labels are not needed.")],
     output: Annotated[Path, typer.Argument(help="The extxyz to write.")],
 ) -> None:
-    """Write structures with mdrelax_energy, mdrelax_forces and, for cells, mdrelax_stress beside what they carry."""
+    """Add mdrelax_energy, mdrelax_forces and, for cells, mdrelax_stress to structures and write them."""
     from ase.stress import voigt_6_to_full_3x3_stress
 
     from mdrelax.datasets import write_predictions

@@ -1,4 +1,4 @@
-"""What verbs tell and keep: tables on the screen and in files, and the refusal of options that cannot be."""
+"""Output of subcommands: tables on the screen and in files, and errors for invalid options."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -10,19 +10,19 @@ if TYPE_CHECKING:
 
 
 def refuse(sentence: str) -> NoReturn:
-    """Raise ``ConfigError``, from the error that is handled where there is one."""
+    """Raise ``ConfigError``, chained to the error that is being handled, if any."""
     from mdrelax.base.sections import ConfigError
 
     raise ConfigError(sentence)
 
 
 def tell_table(table: "pd.DataFrame", form: str = ".4g", *, missing: str = "NaN") -> None:
-    """Say a table, its decimal numbers in a format."""
+    """Print a table, with a format for its decimal numbers."""
     typer.echo(table.to_string(index=False, float_format=lambda value: format(value, form), na_rep=missing))
 
 
 def keep_table(table: "pd.DataFrame", folder: Path, *, work: str, name: str) -> None:
-    """Write NAME.csv, and NAME.json with command, versions and machine; ``work`` says what the rows are of."""
+    """Write NAME.csv, and NAME.json with command, versions and machine; ``work`` describes the rows."""
     from mdrelax.analysis.tables import write_table
     from mdrelax.base.provenance import command_line
 
@@ -31,7 +31,7 @@ def keep_table(table: "pd.DataFrame", folder: Path, *, work: str, name: str) -> 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     from mdrelax.base.files import write_atomically
 
     write_atomically(path, text.encode())

@@ -1,4 +1,4 @@
-"""`mdrelax phonons`: bands, density of states, sound and heat of a crystal, by way of phonopy."""
+"""`mdrelax phonons`: bands, density of states, sound velocities and heat capacity of a crystal, through phonopy."""
 
 import json
 import math
@@ -37,7 +37,7 @@ Size = tuple[int, int, int]
 def phonons(
     model: ModelFile,
     structure: Annotated[Path, typer.Argument(help="A crystal that ASE reads; the last of several.")],
-    out: Annotated[Path | None, typer.Option(help="Folder; default: runs/phonons-NAME of the structure.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: runs/phonons-STRUCTURE.")] = None,
     supercell: Annotated[
         str | None, typer.Option(help="Such as 3,3,3; default: at least 10 A and twice the cut-off wide.")
     ] = None,
@@ -50,7 +50,7 @@ def phonons(
     temperature: Annotated[str, typer.Option(help="K, first,last,step of thermal.csv.")] = "0,1000,10",
     overwrite: Overwrite = False,
 ) -> None:
-    """Relax a crystal and compute its phonons; imaginary modes are named. Needs the extra `phonons`."""
+    """Relax a crystal and compute its phonons; imaginary modes are reported. Needs the extra `phonons`."""
     from mdrelax.analysis.phonon_properties import check_path
     from mdrelax.analysis.phonons import drift, make_phonopy, moving_atom, require_phonopy, supercell_atoms
 
@@ -75,7 +75,7 @@ def phonons(
     phonon.symmetrize_force_constants(show_drift=False)
     typer.echo(
         f"{len(phonon.primitive)} atoms in the primitive cell, {len(phonon.supercell)} in the supercell. The force "
-        f"constants violated the acoustic sum rule by {before:.1e} eV/A^2; now they keep it."
+        f"constants violated the acoustic sum rule by {before:.1e} eV/A^2; now they satisfy it."
     )
     summary = provenance(model, structure, found, method=method, delta=delta) | {
         "supercell": list(repeats), "atoms_in_primitive_cell": len(phonon.primitive),
@@ -146,7 +146,7 @@ def _analyse(
     folder: Path, phonon: "Phonopy", summary: dict[str, Any], *, path: str | None, mesh: Size | None,
     temperatures: list[float],
 ) -> None:  # fmt: skip
-    """Tables and picture; the JSON comes last, so that it stands for a whole folder."""
+    """Tables and figure; the JSON is written last, so that its presence marks a complete folder."""
     import numpy as np
 
     from mdrelax.analysis import drawing, harmonic_figures

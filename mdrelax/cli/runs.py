@@ -9,7 +9,7 @@ from mdrelax.cli.output import keep_table, tell_table, write_text
 
 
 def runs(
-    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some at any depth.")],
+    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that contain some at any depth.")],
     out: Annotated[Path | None, typer.Option(help="Folder for runs.csv, runs.json and layers.csv.")] = None,
 ) -> None:
     """List training runs, best validation error first, with the settings in which they differ."""

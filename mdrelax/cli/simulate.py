@@ -18,7 +18,7 @@ def md(
     model: Annotated[Path, typer.Argument(help="A model file (.safetensors).")],
     structure: Annotated[Path, typer.Argument(help="A structure that ASE reads.")],
     ensemble: Annotated[str, typer.Option(help="nve or nvt (Langevin).")] = "nve",
-    temperature: Annotated[float, typer.Option(help="K; for NVE that of the initial momenta.")] = 300.0,
+    temperature: Annotated[float, typer.Option(help="K; for NVE, of the initial momenta.")] = 300.0,
     picoseconds: Annotated[float, typer.Option("--ps", help="Length of the run in ps.")] = 10.0,
     timestep: Annotated[float, typer.Option(help="fs.")] = 0.5,
     friction: Annotated[float, typer.Option(help="Langevin friction, 1/fs.")] = 0.01,
@@ -29,7 +29,7 @@ def md(
     trajectory: Annotated[Path, typer.Option(help="Output (.traj, .extxyz).")] = Path("md.traj"),
     log: Annotated[Path, typer.Option(help="CSV with units in the column names.")] = Path("md.csv"),
     plot: Annotated[Path | None, typer.Option(help="A picture of energy drift and temperature.")] = None,
-    compile: Annotated[bool, typer.Option("--compile", help="Compile first (minutes), then step faster.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile first (minutes) for faster steps.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace trajectory and log of an older run.")] = False,
     keep_velocities: Annotated[bool, typer.Option("--keep-velocities", help="Keep those of the structure.")] = False,
 ) -> None:
@@ -94,7 +94,7 @@ def _say_what_moves(path: Path, atoms: "Atoms", temperature: float, *, keep: boo
 
 @contextlib.contextmanager
 def _outputs(*paths: Path, overwrite: bool) -> "Iterator[None]":
-    """Keep other runs from the files of this one; raises ``ConfigError`` where they exist and may not be replaced."""
+    """Lock the files of this run; raises ``ConfigError`` if they exist and may not be replaced."""
     from mdrelax.base.files import locked_file
 
     with contextlib.ExitStack() as stack:
@@ -113,7 +113,7 @@ def refuse_existing(*outputs: Path) -> None:
 
 
 def _say_what_broke(trajectory: Path, start: "Atoms") -> None:
-    """A line about the first bond of the starting structure that is half as long again in a frame, if there is one."""
+    """A line on the first bond of the initial structure that is 1.5 times as long in some frame, if any."""
     from ase.io import iread
 
     from mdrelax.analysis.trajectory import broken_bonds

@@ -24,7 +24,7 @@ def train(
     config: Annotated[str, typer.Argument(help="A YAML file or the name of a preset, such as ethanol-tiny.")],
     out: Annotated[Path | None, typer.Option(help="Run folder; the default is runs/NAME.")] = None,
     override: Annotated[list[str] | None, typer.Option("-r", help="section.key=value, any number of times.")] = None,
-    restart: Annotated[str, typer.Option(help="`auto` goes on from the last checkpoint; `never` refuses.")] = "never",
+    restart: Annotated[str, typer.Option(help="`auto` resumes from the last checkpoint; `never` refuses.")] = "never",
     tensorboard: Annotated[bool, typer.Option(help="Write logs for TensorBoard (extra `tensorboard`).")] = False,
 ) -> None:
     """Train a potential, project it to exact equivariance, certify, test and report it."""
@@ -43,7 +43,7 @@ def train(
         except ConfigError:
             raise
         except Exception:
-            log.keep(traceback.format_exc())  # the user sees the sentence, the log has the whole story
+            log.keep(traceback.format_exc())  # the user sees the message, the log has the traceback
             raise
 
 
@@ -52,7 +52,7 @@ def _train(settings: "Config", folder: Path, *, restart: str, tensorboard: bool,
     from mdrelax.runs.experiment import write_results
     from mdrelax.runs.inputs import check_folder
 
-    check_folder(settings, folder, restart=restart == "auto")  # refuses before anything is started
+    check_folder(settings, folder, restart=restart == "auto")  # raises before anything is started
     with _standard_arm(settings, folder, restart=restart) as standard, _progress_bar(folder, tensorboard) as listener:
         outcome = mdrelax.train(settings, folder=folder, restart=restart == "auto", tell=log, listener=listener)
         standard_results = standard()
@@ -62,7 +62,7 @@ def _train(settings: "Config", folder: Path, *, restart: str, tensorboard: bool,
     log(_certificate_text(outcome))
     log(_errors_text(results))
     if settings.md_picoseconds > 0:
-        with _threads(1):  # the fastest for a molecule; more only wait for each other where the machine is busy
+        with _threads(1):  # fastest for a molecule; on a busy machine more threads only wait for each other
             results["md"] = _molecular_dynamics(settings, folder, outcome)
         log(_md_text(results["md"]))
     write_results(folder, results)
@@ -82,7 +82,7 @@ def write_report(folder: Path) -> Path:
 
 
 class _Log:
-    """Says a line and keeps it in train.log."""
+    """Prints a line and writes it to train.log."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "train.log"
@@ -92,7 +92,7 @@ class _Log:
         self.keep(line)
 
     def keep(self, line: str) -> None:
-        """Keep a line without saying it; a disk that is full costs the line only."""
+        """Write a line to the log without printing it; on a full disk only the line is lost."""
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
@@ -101,7 +101,7 @@ class _Log:
 
 @contextlib.contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """So many threads inside, as many as before outside."""
+    """Set the number of threads inside the context, and restore it afterwards."""
     import torch
 
     before = torch.get_num_threads()
@@ -114,7 +114,7 @@ def _threads(number: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _standard_arm(config: "Config", folder: Path, *, restart: str) -> Iterator["Callable[[], dict[str, Any] | None]"]:
-    """Run the same config without relaxation as a process of its own; gives a function that waits for its results.
+    """Run the same config without relaxation in another process; returns a function that waits for its results.
 
     The two processes share the cores evenly, so that both get the same budget in steps and in time.
     """
@@ -159,7 +159,7 @@ def _standard_arm(config: "Config", folder: Path, *, restart: str) -> Iterator["
 
 @contextlib.contextmanager
 def _progress_bar(folder: Path, tensorboard: bool) -> Iterator["Callable[[Progress], None]"]:
-    """A bar with the time left and the four numbers that matter: force and energy MAE, theta, penalty."""
+    """A progress bar with the remaining time and four numbers: force and energy MAE, theta, penalty."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -171,7 +171,7 @@ def _progress_bar(folder: Path, tensorboard: bool) -> Iterator["Callable[[Progre
     task = bar.add_task("first validation to come", total=None)
 
     def listen(progress: "Progress") -> None:
-        bar.start()  # at the first step: errors before it stand alone
+        bar.start()  # at the first step, so that errors before it are shown alone
         text = None
         if progress.row is not None:
             text = _numbers(progress.row)
@@ -230,7 +230,7 @@ def _certificate_text(outcome: "Outcome") -> str:
 
 
 def _errors_text(results: dict[str, Any]) -> str:
-    """Test errors beside the baselines."""
+    """Test errors compared with the baselines."""
     if "test" not in results:
         return "There are no test frames; validation errors are in results.json."
     rows = {"this model": results["test"], "mean of the training set": results["baselines"]["mean"]}

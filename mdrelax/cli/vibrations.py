@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def vibrations(
     model: ModelFile,
     structure: Annotated[Path, typer.Argument(help="A molecule that ASE reads; the last of several.")],
-    out: Annotated[Path | None, typer.Option(help="Folder; default: runs/vibrations-NAME of the structure.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: runs/vibrations-STRUCTURE.")] = None,
     relax: Relax = True,
     fmax: Fmax = 1e-4,
     method: Method = "exact",
@@ -41,7 +41,7 @@ def vibrations(
     temperature: Annotated[float, typer.Option(help="K, of the harmonic thermochemistry.")] = 298.15,
     overwrite: Overwrite = False,
 ) -> None:
-    """Relax a molecule and compute its vibrations: wavenumbers, modes, zero-point energy; imaginary modes are named."""
+    """Relax a molecule and compute its vibrations: wavenumbers, modes, zero-point energy; reports imaginary modes."""
     from mdrelax.analysis.vibrations import exact_vibrations, finite_vibrations, normal_modes, write_hessian
 
     folder = out or Path("runs") / f"vibrations-{structure.stem}"
@@ -92,7 +92,7 @@ def _results(modes: "NormalModes", temperature: float) -> dict[str, Any]:
 
 
 def _write(folder: Path, modes: "NormalModes", summary: dict[str, Any]) -> None:
-    """Everything but the Hessian; the JSON comes last, so that it stands for a whole folder."""
+    """All results except the Hessian; the JSON is written last, so that its presence marks a complete folder."""
     from mdrelax.analysis import drawing, harmonic_figures
     from mdrelax.analysis.vibrations import mode_table, write_modes
 

@@ -1,8 +1,8 @@
-"""compiled: a force field in the form that simulations run fastest, compiled ahead of time to machine code.
+"""compiled: force fields compiled ahead of time to machine code, the fastest form for simulations.
 
 `compile_force_field` compiles in memory for one process, `export_model` writes a `.pt2` file and `load_compiled` reads
-one. Only the network's energies and their gradient are compiled; forces, stress, reference energies and the refusal of
-unknown elements stay the force field's.
+one. Only the network's energies and their gradient are compiled; forces, stress, reference energies and the check for
+unknown elements remain in the force field.
 """
 
 from mdrelax.compiled.export import compile_force_field, export_model

@@ -17,12 +17,12 @@ __all__ = ["compile_force_field", "export_model"]
 
 
 def compile_force_field(force_field: ForceField, *, dtype: str | None = None) -> ForceField:
-    """A force field with the same numbers whose network is compiled for this process; the original stays as it is.
+    """A force field with the same numbers whose network is compiled for this process; the original is not changed.
 
-    ``dtype`` is ``"float32"`` or ``"float64"``; ``None`` keeps the model's own. It takes a minute or so and a C++
-    compiler, and nothing is kept on disk but torch's own cache.
+    ``dtype`` is ``"float32"`` or ``"float64"``; ``None`` keeps the model's own. It takes about a minute and needs a
+    C++ compiler; nothing is stored on disk except torch's own cache.
 
-    Raises ``CompileError`` where the network cannot be compiled or the compiled one differs, ``ValueError`` for
+    Raises ``CompileError`` if the network cannot be compiled or the compiled one differs, ``ValueError`` for
     relaxed layers and an unknown ``dtype``.
     """
     with tempfile.TemporaryDirectory(prefix="mdrelax-") as folder:
@@ -30,10 +30,10 @@ def compile_force_field(force_field: ForceField, *, dtype: str | None = None) ->
 
 
 def export_model(model: LoadedModel, output: str | Path, *, dtype: str | None = None) -> dict[str, Any]:
-    """Compile a loaded model into a `.pt2` file with all that a calculator needs; the document that it carries.
+    """Compile a loaded model into a `.pt2` file with all that a calculator needs; returns its document.
 
-    Raises the errors of ``compile_force_field``, ``ValueError`` for an output of another name and ``OSError`` when the
-    disk is full (an old file stays).
+    Raises the errors of ``compile_force_field``, ``ValueError`` for an output with another suffix and ``OSError`` if
+    the disk is full (an old file stays).
     """
     output = Path(output)
     if output.suffix != ".pt2":
@@ -47,7 +47,7 @@ def export_model(model: LoadedModel, output: str | Path, *, dtype: str | None = 
 
 
 def _compile(force_field: ForceField, package: Path, dtype: str | None) -> tuple[ForceField, Parity]:
-    """Write the compiled network to ``package`` and check it; the force field that runs on it."""
+    """Write the compiled network to ``package`` and check it; returns the force field that uses it."""
     original = _frozen(force_field, dtype)
     graphs = example_graphs(original.elements, original.cutoff)
     compile_potential(original.potential, arguments_of(original, graphs[0]), package)
@@ -64,7 +64,7 @@ def _compile(force_field: ForceField, package: Path, dtype: str | None) -> tuple
 
 
 def _frozen(force_field: ForceField, dtype: str | None) -> ForceField:
-    """A copy to compile, on the CPU; refuses what cannot be compiled."""
+    """A copy to compile, on the CPU; raises for networks that cannot be compiled."""
     if is_relaxed(force_field):
         raise ValueError("The network still has free maps; `project` it before it is compiled.")
     if not force_field.conservative:

@@ -1,21 +1,22 @@
-"""Package: a compiled model as one `.pt2` file, which RUNS THE CODE IT HOLDS when it is loaded.
+"""Package: a compiled model as one `.pt2` file, which RUNS THE CODE IN IT when it is loaded.
 
 The file is torch's archive of a shared library with one document of ours in it, `mdrelax.json`:
 
 | key | content |
 | --- | --- |
 | format_version | 3; others are refused |
-| elements, reference_energies, scale, binding, cutoff, dtype | what makes energies in eV of the library's numbers |
-| takes_table | whether the library wants the neighbour table |
-| roughness | why its energy is not smooth; null where it is |
+| elements, reference_energies, scale, binding, cutoff, dtype | converts the library's output to energies in eV |
+| takes_table | whether the library needs the neighbour table |
+| roughness | why its energy is not smooth; null if it is smooth |
 | certificate, card, citation, versions, units | as in the model file it was made from, whose hash is `source` |
 | built_for | torch's version and the processor that it was compiled with; it runs nowhere else |
-| threads | how many the loops were compiled for; matrix products follow torch's setting |
+| threads | number of threads that loops were compiled for; matrix products follow torch's setting |
 | parity | differences from the uncompiled model, measured when it was made |
 | sha256 | over everything else in the file |
 
-The hash tells a damaged file, not a harmful one: whoever changes the library can change the hash, too. Load files that
-you made yourself, or give the SHA-256 of the whole file that its maker tells you (``load_compiled(path, sha256=...)``).
+The hash detects a damaged file, not a harmful one: whoever changes the library can change the hash, too. Load files
+that you made yourself, or give the SHA-256 of the whole file that its author published (``load_compiled(path,
+sha256=...)``).
 """
 
 import hashlib
@@ -39,7 +40,7 @@ FROM_THE_MODEL = ("certificate", "card", "citation", "versions", "units")
 
 
 def seal(package: Path, compiled: ForceField, model: dict[str, Any], parity: dict[str, float]) -> dict[str, Any]:
-    """Add our document to torch's archive, in place; ``model`` is the header of the model file. The document."""
+    """Add our document to torch's archive, in place, and return it; ``model`` is the header of the model file."""
     network = cast(CompiledPotential, compiled.potential)
     header: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -68,8 +69,8 @@ def load_compiled(path: str | Path, *, sha256: str | None = None) -> LoadedModel
     """Read a compiled model, which RUNS ITS CODE: load only what you made yourself or got from someone you trust.
 
     ``sha256`` is that of the file you trust, as ``mdrelax export`` and ``sha256sum`` print it; any other file is
-    refused before its code is touched. Raises ``ModelFileError`` for a file that is missing, damaged, foreign, of
-    another format version, torch or processor, and ``CertificateError`` when its certificate did not pass.
+    refused before any of its code is loaded. Raises ``ModelFileError`` for a file that is missing, damaged, foreign, of
+    another format version, torch or processor, and ``CertificateError`` if its certificate did not pass.
     """
     path = Path(path)
     header = _read(path)
@@ -105,7 +106,7 @@ def file_hash(path: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Our document, once it is whole and its hash fits the rest of the file; nothing of it is run."""
+    """Our document, after checking that it is complete and that its hash matches; no code is run."""
     if not path.is_file():
         raise ModelFileError(f"There is no compiled model `{path}`.")
     try:
@@ -115,18 +116,18 @@ def _read(path: Path) -> dict[str, Any]:
             if header["format_version"] != FORMAT_VERSION:
                 raise ModelFileError(
                     f"`{path}` has format version {header['format_version']}, this mdrelax reads {FORMAT_VERSION}; "
-                    "export the model anew."
+                    "export the model again."
                 )
             found, stated = _digest(archive, header), header["sha256"]
     except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ModelFileError(f"`{path}` is damaged, or no compiled model of mdrelax ({error}).") from error
+        raise ModelFileError(f"`{path}` is damaged, or not a compiled model of mdrelax ({error}).") from error
     if found != stated:
         raise ModelFileError(f"`{path}` was altered after it was exported: its content does not match its hash.")
     return header
 
 
 def _digest(archive: zipfile.ZipFile, header: dict[str, Any]) -> str:
-    """SHA-256 over the document, its own hash left out, and every other entry with its name."""
+    """SHA-256 over the document, without its own hash, and every other entry with its name."""
     stated = {key: value for key, value in header.items() if key != "sha256"}
     digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode())
     for name in sorted(archive.namelist()):
@@ -137,7 +138,7 @@ def _digest(archive: zipfile.ZipFile, header: dict[str, Any]) -> str:
 
 
 def this_machine() -> dict[str, str]:
-    """What a compiled library depends on."""
+    """The versions and processor that a compiled library depends on."""
     from torch._inductor.codecache import get_device_information
 
     return {"torch": torch.__version__, **get_device_information("cpu")}
@@ -149,5 +150,5 @@ def _refuse_other_machines(path: Path, header: dict[str, Any]) -> None:
     if made != here:
         raise ModelFileError(
             f"`{path}` was compiled for {made} and this is {here}: compiled code runs on like machines only. Export "
-            "the model file anew here (`mdrelax export`)."
+            "the model file here again (`mdrelax export`)."
         )

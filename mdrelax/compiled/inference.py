@@ -2,10 +2,10 @@
 
     network  --make_fx-->  graph of energies and gradient  --torch.export-->  program  --AOTInductor-->  shared library
 
-The network runs once on an example with symbols in place of N and E; the graph that is recorded holds the forward pass
-and the derivative by the edge vectors, and no Python. torch takes symbols to be at least 2: ``CompiledPotential`` adds
-a pair of atoms out of reach of each other where there are fewer atoms or edges. The neighbour table of networks that
-work on one is made outside of the graph, since its width depends on the structure.
+The network runs once on an example with symbols in place of N and E; the recorded graph contains the forward pass
+and the derivative with respect to the edge vectors, but no Python. torch assumes symbols of at least 2, so
+``CompiledPotential`` adds a pair of atoms out of reach of each other if there are fewer atoms or edges. The neighbour
+table of networks that use one is made outside of the graph, since its width depends on the structure.
 """
 
 import warnings
@@ -27,11 +27,11 @@ __all__ = ["Arguments", "CompileError", "CompiledPotential", "compile_potential"
 class CompiledPotential(Potential):
     """A potential that is one compiled function; it cannot be trained, cast or moved.
 
-    ``run`` takes the ``Arguments`` as a list, with at least two atoms and two edges, and where ``takes_table`` the
-    neighbour table; it gives energies (N,) and gradient (E, 3).
+    ``run`` takes the ``Arguments`` as a list, with at least two atoms and two edges, and if ``takes_table`` the
+    neighbour table; it returns energies (N,) and gradient (E, 3).
     """
 
-    precision: Tensor  # empty, of the dtype and on the device that were compiled for
+    precision: Tensor  # empty, of the compiled dtype and on the compiled device
 
     differentiable_twice = False
 
@@ -69,10 +69,10 @@ class CompiledPotential(Potential):
         return energies[:n_atoms], gradient[:n_edges]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledPotential":
-        return self  # nothing in it can change
+        return self  # its parameters cannot change
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CompiledPotential":
-        """Where ``to``, ``double`` and ``cuda`` come together."""
+        """Called by ``to``, ``double`` and ``cuda``."""
         wanted = fn(self.precision)
         if (wanted.dtype, wanted.device) != (self.precision.dtype, self.precision.device):
             raise ValueError(
@@ -83,7 +83,7 @@ class CompiledPotential(Potential):
 
 
 def _with_a_pair_out_of_reach(species: Tensor, edge_index: Tensor, edge_vectors: Tensor, length: float) -> Arguments:
-    """Two atoms more, joined by two edges longer than the cut-off: they change nothing."""
+    """Add two atoms joined by two edges longer than the cut-off, which do not change the results."""
     first, second = len(species), len(species) + 1
     pair = edge_vectors.new_tensor([[length, 0.0, 0.0], [-length, 0.0, 0.0]])
     return (
@@ -94,7 +94,7 @@ def _with_a_pair_out_of_reach(species: Tensor, edge_index: Tensor, edge_vectors:
 
 
 def _table(arguments: Arguments) -> Tensor:
-    """The neighbour table, at least two places wide."""
+    """The neighbour table, at least two entries wide."""
     species, edge_index, _ = arguments
     table = neighbor_table(edge_index[1], len(species))
     return functional.pad(table, (0, max(0, SMALLEST - table.shape[1])), value=edge_index.shape[1])
@@ -103,8 +103,7 @@ def _table(arguments: Arguments) -> Tensor:
 def compile_potential(potential: Potential, example: Arguments, path: Path) -> None:
     """Write the compiled network to ``path`` (``.pt2``); the example needs more edges than atoms, and two atoms.
 
-    Raises ``CompileError`` where there is no C++ compiler that works, and for a network that asks its data what to
-    compute.
+    Raises ``CompileError`` without a working C++ compiler, and for a network whose operations depend on its data.
     """
     require_compiler()
     with warnings.catch_warnings():
@@ -112,12 +111,12 @@ def compile_potential(potential: Potential, example: Arguments, path: Path) -> N
         program = _capture(potential, example)
         try:
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
-        except Exception as error:  # torch's own types, and the compiler's words
+        except Exception as error:  # torch's own types, and the compiler's messages
             raise CompileError(f"torch or the C++ compiler failed ({first_line(error)}).") from error
 
 
 def load_library(path: Path) -> Callable[[list[Tensor]], Sequence[Tensor]]:
-    """The compiled function of a package. This runs the code that the package holds."""
+    """The compiled function of a package. This runs the code in the package."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch._inductor.aoti_load_package(str(path)).loader.boxed_run

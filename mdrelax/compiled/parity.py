@@ -1,8 +1,8 @@
-"""Parity: a compiled force field must give the numbers of the one it was made from, or it is refused.
+"""Parity: a compiled force field must give the same numbers as the original, or it is refused.
 
-Both are asked for structures that differ in all that a compiler could have taken for granted: a cluster, the cluster
-beside an atom without neighbours, a pair, a crystal with more edges an atom, and a lone atom. None of their atoms is a
-centre of inversion: features that vanish by symmetry are rounding errors, which norms raise to any size.
+Both are evaluated on structures that differ in everything a compiler could have assumed: a cluster, the cluster with
+an atom without neighbours, a pair, a crystal with more edges per atom, and a lone atom. None of their atoms is a centre
+of inversion: features that vanish by symmetry would be rounding errors, which norms amplify to any size.
 """
 
 from typing import NamedTuple
@@ -23,14 +23,14 @@ LATTICE = 0.8  # of the crystal
 MOTIF = [[0.05, 0.1, 0.0], [0.45, 0.5, 0.1], [0.2, 0.55, 0.6]]  # its three atoms, in lattice vectors
 
 
-ROUNDING_ERRORS = 2  # of the original's own: what the compiled form may differ by where that is more than the limit
+ROUNDING_ERRORS = 2  # of the original's own rounding: allowed difference of the compiled form if above the limit
 
 
 class Parity(NamedTuple):
     """Largest differences between compiled and uncompiled, relative to the root mean square of the latter."""
 
     energies: float
-    gradient: float  # by the edge vectors, from which forces and stress are made
+    gradient: float  # with respect to the edge vectors, from which forces and stress are computed
 
 
 def example_graphs(elements: tuple[int, ...], cutoff: float) -> list[Graph]:
@@ -51,21 +51,21 @@ def example_graphs(elements: tuple[int, ...], cutoff: float) -> list[Graph]:
 
 
 def arguments_of(force_field: ForceField, graph: Graph) -> Arguments:
-    """What the network is called with for a graph."""
+    """The arguments of the network for a graph."""
     return force_field.species_of(graph.numbers), graph.edge_index, edge_vectors(graph).to(force_field.dtype)
 
 
 def measure_parity(compiled: ForceField, original: ForceField, graphs: list[Graph]) -> Parity:
-    """The differences over all structures together, of what the networks give."""
+    """The differences of the networks' outputs over all structures together."""
     ours, theirs = ([_output(model, graph) for graph in graphs] for model in (compiled, original))
     return Parity(*(_difference([o[k] for o in ours], [t[k] for t in theirs]) for k in range(2)))
 
 
 def require_parity(parity: Parity, dtype: torch.dtype, *, rounding: Parity | None = None) -> Parity:
-    """The measured differences themselves where they are small; raises ``CompileError`` where they are not.
+    """Return the measured differences if they are small; otherwise raise ``CompileError``.
 
-    ``rounding`` is how far the original is from itself in a higher precision: a sharp network, far from its training
-    data, rounds by more than the usual limit, and its compiled form may differ by twice as much as that.
+    ``rounding`` is the difference of the original from itself in a higher precision: the rounding errors of a sharp
+    network, far from its training data, exceed the usual limit, and its compiled form may differ by twice as much.
     """
     limit = LARGEST_DIFFERENCE[dtype]
     limits = [limit] * len(parity) if rounding is None else [max(limit, ROUNDING_ERRORS * own) for own in rounding]

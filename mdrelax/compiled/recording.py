@@ -19,23 +19,23 @@ __all__ = [
 
 Arguments = tuple[Tensor, Tensor, Tensor]  # species (N,), edge_index (2, E), edge_vectors (E, 3)
 LARGEST_DIFFERENCE = {torch.float32: 1e-4, torch.float64: 1e-10}  # from the uncompiled network, relative
-SMALLEST = 2  # atoms and edges: torch compiles sizes of 0 and 1 apart
+SMALLEST = 2  # atoms and edges: torch compiles sizes of 0 and 1 separately
 
 
 class CompileError(RuntimeError):
-    """A network that cannot be compiled, or whose compiled form gives other numbers."""
+    """A network cannot be compiled, or its compiled form gives other numbers."""
 
 
 def record(function: Callable[..., Any], arguments: tuple[Any, ...], *, symbolic: bool, network: str) -> fx.GraphModule:
     """The operations of a call as a graph, with symbols in place of sizes or with the example's own sizes.
 
-    Raises ``CompileError``, naming the ``network``, where it asks its data what to compute.
+    Raises ``CompileError``, naming the ``network``, if its operations depend on its data.
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
     mode: Literal["symbolic", "real"] = "symbolic" if symbolic else "real"
     try:
-        with torch.backends.opt_einsum.flags(enabled=False):  # it would choose an order by the example's sizes
+        with torch.backends.opt_einsum.flags(enabled=False):  # it would order operations by the example's sizes
             return make_fx(function, tracing_mode=mode, _allow_non_fake_inputs=True)(*arguments)
     except Exception as error:  # torch raises many types here, none of them public
         raise CompileError(
@@ -45,9 +45,9 @@ def record(function: Callable[..., Any], arguments: tuple[Any, ...], *, symbolic
 
 
 def keep_second_derivatives(module: fx.GraphModule) -> None:
-    """Take out where autograd detached what it saved for the backward pass: a second derivative goes through it.
+    """Remove the detach operations of autograd's saved tensors, which a second derivative must go through.
 
-    Our own are kept: of the relaxed layers' inputs, and of maxima, which only keep exponentials from overflowing.
+    Our own are kept: those of the relaxed layers' inputs, and of maxima that keep exponentials from overflowing.
     """
     for node in list(module.graph.nodes):
         if node.target is torch.ops.aten.detach.default:
@@ -60,7 +60,7 @@ def keep_second_derivatives(module: fx.GraphModule) -> None:
 
 
 def require_compiler() -> None:
-    """Raise ``CompileError`` where torch finds no C++ compiler."""
+    """Raise ``CompileError`` if torch finds no C++ compiler."""
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     try:
@@ -73,5 +73,5 @@ def require_compiler() -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The first line of an error message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

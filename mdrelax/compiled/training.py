@@ -5,8 +5,8 @@ its backward pass are recorded once as a plain function of the parameters,
 
     (parameters, theta, species, edge_index, edge_vectors)  ->  energies, gradient, inputs of the relaxed layers
 
-which torch.compile differentiates and fuses as any other (NequIP's way, Tan et al., arXiv 2504.16068). The numbers are
-those of the uncompiled network, to rounding; both are compared before the first step.
+which torch.compile differentiates and fuses like any other (as in NequIP, Tan et al., arXiv 2504.16068). The numbers
+are those of the uncompiled network, to rounding; both are compared before the first step.
 """
 
 import itertools
@@ -35,7 +35,7 @@ from mdrelax.structures.graph import Edges
 
 __all__ = ["CompiledTrainingStep"]
 
-PROBE_THETA = 0.5  # of relaxed layers while both forms are compared: at 0 the free maps would not be seen
+PROBE_THETA = 0.5  # of relaxed layers while both forms are compared; at 0 the free maps would have no effect
 
 
 class CompiledTrainingStep(Potential):
@@ -43,12 +43,12 @@ class CompiledTrainingStep(Potential):
 
     It shares the parameters of the network it was made from.
 
-    With ``edge_index`` (2, E), the code is for those very edges, which is fastest; batches with other edges run
-    uncompiled. Without it, the code is for any number of atoms and edges, and what has fewer than two runs uncompiled.
+    With ``edge_index`` (2, E), the code is specialised to these edges, which is fastest; batches with other edges run
+    uncompiled. Without it, the code is for any number of atoms and edges, and fewer than two run uncompiled.
     Parameters keep their identity, device and dtype after the first call. ``backend`` is torch.compile's.
 
-    The first call takes minutes, and raises ``CompileError`` where there is no C++ compiler that works, where the
-    network cannot be recorded, and where energies, gradient or the derivatives by the parameters differ.
+    The first call takes minutes, and raises ``CompileError`` if there is no working C++ compiler, if the network cannot
+    be recorded, or if energies, gradient or the derivatives with respect to the parameters differ.
     """
 
     def __init__(self, potential: Potential, edge_index: Tensor | None = None, *, backend: str = "inductor") -> None:
@@ -67,7 +67,7 @@ class CompiledTrainingStep(Potential):
     def energies_and_gradient(
         self, species: Tensor, edges: Edges, *, create_graph: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """See ``Potential``; compiled where ``create_graph`` is on and the edges are those it was compiled for."""
+        """See ``Potential``; compiled if ``create_graph`` is set and the edges are those it was compiled for."""
         arguments = species, edges.index, edges.vectors
         if not create_graph or not self._covers(*arguments):
             return self.potential.energies_and_gradient(species, edges, create_graph=create_graph)
@@ -92,7 +92,7 @@ class CompiledTrainingStep(Potential):
         return energies, gradient
 
     def _inputs(self, arguments: Arguments) -> tuple[Any, ...]:
-        """What the graph is called with; the edges are part of it where they are fixed."""
+        """The arguments of the graph; fixed edges are part of it."""
         species, edge_index, edge_vectors = arguments
         theta = edge_vectors.new_tensor(self.layers[0].theta if self.layers else 0.0)
         edges = () if self.edge_index is not None else (edge_index,)
@@ -102,7 +102,7 @@ class CompiledTrainingStep(Potential):
         """Record, compile and compare with the uncompiled network, which also fills its caches of constants."""
         if arguments[2].device.type == "cpu":
             require_compiler()
-        with self._theta(PROBE_THETA), record_inputs(self.potential):  # what the comparison computes is in no penalty
+        with self._theta(PROBE_THETA), record_inputs(self.potential):  # the comparison must not enter the penalty
             species, edge_index, vectors = arguments
             edges = Edges(edge_index, vectors)
             wanted = self._probe(self.potential.energies_and_gradient(species, edges, create_graph=True))
@@ -112,7 +112,7 @@ class CompiledTrainingStep(Potential):
                 graph = record(self._function(), self._inputs(arguments), symbolic=symbolic, network=name)
                 keep_second_derivatives(graph)
                 module: Any = torch.compile(graph, fullgraph=True, dynamic=symbolic, backend=self.backend)
-                self.compiled = module.forward  # the function: the module is no part of this one
+                self.compiled = module.forward  # the function only, not a submodule of this one
                 try:
                     found = self._probe(self._run(arguments))
                 except Exception as error:  # torch's own types, and the compiler's words
@@ -121,7 +121,7 @@ class CompiledTrainingStep(Potential):
         return self.compiled
 
     def _function(self) -> Callable[..., tuple[Tensor, ...]]:
-        """What is recorded, of ``_inputs``."""
+        """The recorded function of ``_inputs``."""
         names = [name for name, _ in self.potential.named_parameters()]
 
         def function(parameters: list[Tensor], theta: Tensor, species: Tensor, vectors: Tensor, *edges: Tensor) -> Any:
@@ -139,7 +139,7 @@ class CompiledTrainingStep(Potential):
         return function
 
     def _probe(self, output: tuple[Tensor, Tensor]) -> list[Tensor]:
-        """Both outputs, and the derivatives of a fixed combination of their entries by all parameters, as one."""
+        """Both outputs, and the derivatives of a fixed combination of their entries with respect to all parameters."""
         combined = torch.stack([(y * torch.linspace(-1, 1, y.numel()).to(y).view_as(y)).sum() for y in output]).sum()
         parameters = list(self.potential.parameters())
         slopes = torch.autograd.grad(combined, parameters, materialize_grads=True, allow_unused=True)
@@ -147,7 +147,7 @@ class CompiledTrainingStep(Potential):
 
     @contextmanager
     def _theta(self, theta: Any) -> Iterator[None]:
-        """Another theta in all relaxed layers; a tensor is recorded as an input."""
+        """Set theta in all relaxed layers; a tensor is recorded as an input."""
         before = [layer.theta for layer in self.layers]
         for layer in self.layers:
             layer.theta = theta

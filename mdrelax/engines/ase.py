@@ -1,7 +1,7 @@
 """MDRelaxCalculator: a projected model as an ASE calculator.
 
-    atoms.calc = MDRelaxCalculator.from_file("model.safetensors")  # compile=True: slow to make, faster to call
-    atoms.calc = MDRelaxCalculator.from_compiled("model.pt2")  # of `mdrelax export`; RUNS THE CODE in the file
+    atoms.calc = MDRelaxCalculator.from_file("model.safetensors")  # compile=True: slow start, faster steps
+    atoms.calc = MDRelaxCalculator.from_compiled("model.pt2")  # from `mdrelax export`; RUNS THE CODE in the file
 
 Energies in eV, forces in eV/A, stress in eV/A^3 (ASE's sign and Voigt order xx, yy, zz, yz, xz, xy). Only a model that
 is exactly equivariant may drive a simulation, so a model with relaxed layers, or without its certificate, is refused.
@@ -50,15 +50,15 @@ class MDRelaxCalculator(Calculator):
 
     A model with direct forces warns that they are not conservative, and has no stress.
 
-    With ``keep_memory`` the first calculator changes one setting of the whole process: the C library (glibc) keeps the
-    memory that a step frees for the next one, up to the largest need so far, in place of handing it back to the system.
-    Steps are a tenth to a third faster; no number changes. ``False`` leaves the process as it is. Nothing else outside
-    the calculator is touched: neither torch's default dtype, nor its threads, nor any random generator.
+    With ``keep_memory`` the first calculator changes one setting of the whole process: the C library (glibc) retains
+    the memory that a step frees for the next one, up to the peak so far, instead of returning it to the system. Steps
+    are a tenth to a third faster, and no result changes. With ``False`` the process is not changed. Nothing else
+    outside the calculator is changed: neither torch's default dtype, nor its threads, nor any random generator.
 
     Raises ``UnprojectedModelError`` for a model with relaxed layers, ``ValueError`` for a device or ``dtype`` that
-    cannot be used. Asked for results it raises ``ValueError`` for no
-    atoms, positions that are not finite, two atoms at one point and singular periodic cells, ``UnknownElementError``
-    for an element without training data, ``PropertyNotImplementedError`` for the stress of what has no volume.
+    cannot be used. Calculations raise ``ValueError`` for no
+    atoms, positions that are not finite, coinciding atoms and singular periodic cells, ``UnknownElementError`` for an
+    element without training data, and ``PropertyNotImplementedError`` for the stress of a system without volume.
     """
 
     # ASE's interface: mutable, and declared on the instance.
@@ -100,8 +100,9 @@ class MDRelaxCalculator(Calculator):
     ) -> "MDRelaxCalculator":
         """The calculator of a finished model file, whose certificate holds; raises the errors of ``load_model``.
 
-        ``compile=True`` compiles the network for this process, which takes a minute or more and a C++ compiler, and
-        raises ``CompileError`` where that fails or the numbers differ (see ``mdrelax.compiled.compile_force_field``).
+        ``compile=True`` compiles the network for this process, which takes a minute or more and needs a C++
+        compiler, and raises ``CompileError`` if that fails or the numbers differ (see
+        ``mdrelax.compiled.compile_force_field``).
         """
         if compile and torch.device(device).type != "cpu":
             raise ValueError(f"Models are compiled for the CPU only, got the device `{device}`; leave out `compile`.")
@@ -115,15 +116,16 @@ class MDRelaxCalculator(Calculator):
     def from_compiled(
         cls, path: str | Path, *, sha256: str | None = None, skin: float = 0.5, keep_memory: bool = True
     ) -> "MDRelaxCalculator":
-        """The calculator of a `.pt2` file, which RUNS THE CODE IT HOLDS: take only files that you made or trust.
+        """The calculator of a `.pt2` file, which RUNS THE CODE IN IT: use only files that you made or trust.
 
-        ``sha256`` names the one file that is accepted. Raises the errors of ``mdrelax.compiled.load_compiled``.
+        ``sha256`` is the hash of the only file that is accepted. Raises the errors of
+        ``mdrelax.compiled.load_compiled``.
         """
         model = load_compiled(path, sha256=sha256)
         return cls(model.force_field, skin=skin, certificate=model.certificate, keep_memory=keep_memory)
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
-        """What has changed since the last calculation, to the bit: ASE's comparison costs more than a small network."""
+        """The changes since the last calculation, bitwise: ASE's comparison costs more than a small network."""
         old = self.atoms
         if old is None:
             return list(all_changes)
@@ -141,23 +143,23 @@ class MDRelaxCalculator(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
-        """Everything the model offers for ``atoms``, into ``self.results``; ASE's cache decides when this is called."""
+        """Calculate all properties of ``atoms`` into ``self.results``; ASE's cache decides when this is called."""
         structure = self.atoms if atoms is None else atoms
         if structure is None:
-            raise ValueError("`calculate` needs a structure: pass `atoms`, or set `atoms.calc` and ask `atoms`.")
+            raise ValueError("`calculate` needs a structure: pass `atoms`, or set `atoms.calc` and use `atoms`.")
         _refuse_empty(structure, "The structure")
         if "stress" in properties and not _has_volume(structure):
             raise PropertyNotImplementedError(
                 f"Stress needs a cell with a volume, got the lattice vectors {structure.cell.array.tolist()} A; energy "
                 "and forces are available."
             )
-        self.atoms = structure.copy()  # what ``check_state`` compares with
-        self.results = {}  # an error below must not leave the results of another structure behind
+        self.atoms = structure.copy()  # reference of ``check_state``
+        self.results = {}  # so that an error below does not leave the results of another structure
         graph = self.neighbors.graph(structure.positions, structure.numbers, structure.cell.array, structure.pbc)
         (self.results,) = self._evaluate(graph, [structure])
 
     def calculate_many(self, structures: Sequence[Atoms], *, batch_size: int = 32) -> list[Results]:
-        """The results of many structures, ``batch_size`` of them in one pass of the network; a dict for each.
+        """The results of many structures, ``batch_size`` per pass of the network; a dict for each.
 
         Leaves the cache alone. Errors as in ``calculate``, each with the number of its structure, counted from 0.
         """
@@ -171,9 +173,9 @@ class MDRelaxCalculator(Calculator):
         return results
 
     def get_hessian(self, atoms: Atoms | None = None) -> npt.NDArray[np.float64]:
-        """Exact second derivatives (N, 3, N, 3) of the energy by the positions, in eV/A^2, whatever the ``dtype``.
+        """Exact second derivatives (N, 3, N, 3) of the energy with respect to positions, in eV/A^2 and float64.
 
-        ``VibrationsData(atoms, calculator.get_hessian(atoms))`` gives frequencies, and ``.reshape(3 * N, 3 * N)`` a
+        ``VibrationsData(atoms, calculator.get_hessian(atoms))`` gives frequencies, ``.reshape(3 * N, 3 * N)`` a
         matrix. Constraints are not considered. Raises ``ValueError`` for models with direct forces and compiled models.
         """
         structure = self.atoms if atoms is None else atoms
@@ -231,7 +233,7 @@ def _refuse_empty(atoms: Atoms, name: str) -> None:
 
 
 def _own_copy(force_field: ForceField, dtype: str | None, device: str | torch.device) -> ForceField:
-    """A frozen copy in evaluation mode, of the wanted precision, on the wanted device."""
+    """A frozen copy in evaluation mode, in the given precision, on the given device."""
     own = frozen_copy(force_field, dtype)
     try:
         return own.to(device)

@@ -3,7 +3,8 @@
     H[k, a, l, b] = d2E / dx_ka dx_lb = -dF_ka / dx_lb            eV/A^2, float64
 
 A potential is a function of the edge vectors r = x_j - x_i + S h, which are linear in the positions. So a row of H is
-the gradient of one force component by the edge vectors (a second backward pass), summed over the edges of each atom.
+the gradient of one force component with respect to the edge vectors (a second backward pass), summed over the edges of
+each atom.
 
     symbol   argument   shape
     k, a     ``rows``   (R,), and its three directions
@@ -11,8 +12,8 @@ the gradient of one force component by the edge vectors (a second backward pass)
     r        vectors    (E, 3)
 
 One row costs about as much as two evaluations of the forces, as central differences do, and has no step size. So does
-the product of H with any one direction. Several rows of a small structure share a pass, which saves the time that
-Python takes; docs/vibrations.md has timings.
+the product of H with any one direction. Several rows of a small structure share a pass, which saves Python
+overhead; `mdrelax bench hessians` measures both.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,19 +30,19 @@ from mdrelax.structures.graph import Edges, Graph, edge_vectors
 
 __all__ = ["hessian", "hessian_products"]
 
-ROWS_TIMES_EDGES = 2048  # that share a pass; measured: larger batches gain nothing, and memory grows with them
+ROWS_TIMES_EDGES = 2048  # that share a pass; larger batches were measured to be no faster, and need more memory
 
 Array = npt.NDArray[np.float64]
 
 
 def hessian(force_field: ForceField, graph: Graph, rows: Sequence[int] | None = None) -> Array:
-    """Second derivatives (R, 3, N, 3) of the energy by the positions, in eV/A^2, for the atoms ``rows`` (default: all).
+    """Second derivatives (R, 3, N, 3) of the energy for the atoms ``rows`` (default: all), in eV/A^2.
 
     Computed in a float64 copy of the network. In a periodic structure ``x_l`` moves every image of atom l, so this is
     the sum over images that a phonon calculation of a supercell needs.
 
-    Raises ``ValueError`` for a batch of several structures, for rows that are no atoms, and for a model whose second
-    derivatives cannot be had: one with direct forces, or a compiled one. ``UnknownElementError`` as in ``ForceField``.
+    Raises ``ValueError`` for a batch of several structures, for rows that are not atoms, and for a model without
+    second derivatives: one with direct forces, or a compiled one. ``UnknownElementError`` as in ``ForceField``.
     """
     n_atoms = len(graph.numbers)
     chosen = list(range(n_atoms)) if rows is None else [int(row) for row in rows]
@@ -52,7 +53,7 @@ def hessian(force_field: ForceField, graph: Graph, rows: Sequence[int] | None = 
 
 
 def hessian_products(force_field: ForceField, graph: Graph, directions: npt.ArrayLike) -> Array:
-    """Products H u (R, N, 3) with directions u (R, N, 3): minus the forces, per length, when all atoms move along u.
+    """Products H u (R, N, 3) with directions u (R, N, 3): minus the derivative of the forces along u.
 
     In eV/A^2; errors as in ``hessian``.
     """
@@ -77,7 +78,7 @@ def _minus_gradients(force_field: ForceField, graph: Graph, combine: Callable[[T
 def _check(force_field: ForceField, graph: Graph) -> None:
     if not force_field.conservative:
         raise ValueError(
-            "This model predicts forces directly (`forces: direct`): they are the gradient of no energy, so there is "
+            "This model predicts forces directly (`forces: direct`): they are no gradient of an energy, so there is "
             "no Hessian. Use finite differences (`--method finite`), or train with `forces: gradient`."
         )
     if not force_field.potential.differentiable_twice:
@@ -90,7 +91,7 @@ def _check(force_field: ForceField, graph: Graph) -> None:
 
 
 def _differentiable_forces(force_field: ForceField, graph: Graph) -> tuple[Tensor, Tensor | None]:
-    """Forces (N, 3) and the edge vectors (E, 3) that they can be differentiated by; None where there are no edges."""
+    """Forces (N, 3) as a differentiable function of the edge vectors (E, 3), and these; None without edges."""
     species, vectors = force_field.species_of(graph.numbers), edge_vectors(graph).requires_grad_()
     energies = force_field.potential(species, Edges(graph.edge_index, vectors))
     if not len(vectors) or not energies.requires_grad:
@@ -100,7 +101,7 @@ def _differentiable_forces(force_field: ForceField, graph: Graph) -> tuple[Tenso
 
 
 def _slopes(wanted: Tensor, vectors: Tensor) -> Iterator[Tensor]:
-    """Gradients (r, E, 3) of combinations of forces (R,) by the edge vectors, few at a time."""
+    """Gradients (r, E, 3) of combinations of forces (R,) with respect to the edge vectors, a few at a time."""
     at_once = max(1, ROWS_TIMES_EDGES // len(vectors))
     for part in wanted.split(at_once):
         if len(part) == 1:

@@ -1,11 +1,11 @@
-"""Molecular dynamics: what ``mdrelax md`` runs, NVE or NVT, with a log, a trajectory and a guard against explosions.
+"""Molecular dynamics, NVE or NVT, with a log, a trajectory and detection of explosions; used by ``mdrelax md``.
 
     NVE   velocity Verlet: conserves the energy, so its drift measures the smoothness of the potential
     NVT   Langevin (Vanden-Eijnden and Ciccotti 2006, as ASE has it): every atom feels friction and noise
 
 Times are in fs (ps where a name says so), energies in eV, temperatures in K. Temperatures count the degrees of freedom
-that move: without the six of total momentum and rotation for a molecule in NVE, three in a cell; momenta that were kept
-and that move or turn the whole system count with all 3N.
+that move: without the six of total momentum and rotation for a molecule in NVE, three in a cell; if given momenta
+translate or rotate the whole system, all 3N count.
 """
 
 import math
@@ -62,7 +62,7 @@ class ExplodedError(RuntimeError):
 
 
 class MDResult(NamedTuple):
-    """What a run leaves: ``log`` has the columns of ``LOG_COLUMNS``; ``reason`` is empty unless it exploded."""
+    """The result of a run: ``log`` has the columns of ``LOG_COLUMNS``; ``reason`` is empty unless it exploded."""
 
     log: pd.DataFrame
     drift_meV_per_atom_ps: float  # slope of the total energy; NaN for NVT, which does not conserve it
@@ -88,13 +88,13 @@ def run_md(
     log_interval: int = 10,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> MDResult:
-    """Run molecular dynamics of ``atoms`` (which must have a calculator and is left as it was).
+    """Run molecular dynamics of ``atoms`` (which must have a calculator and is not changed).
 
     Momenta are drawn at ``temperature_K`` from ``seed``, without total momentum and rotation, unless ``keep_momenta``:
-    then they stay as they are, and where they move or turn the system as a whole, the temperature counts 3N.
-    ``log`` is a CSV file and ``trajectory`` a ``.traj`` or ``.extxyz`` file; both are begun anew and grow while the run
-    goes on, a line and a frame every ``log_interval`` and ``trajectory_interval`` steps. ``progress(done, total)``
-    hears of each logged step. A run that explodes stops, and the result says why.
+    then they are kept, and if they translate or rotate the whole system, the temperature counts 3N degrees of freedom.
+    ``log`` is a CSV file and ``trajectory`` a ``.traj`` or ``.extxyz`` file; existing ones are replaced. They grow by a
+    line and a frame every ``log_interval`` and ``trajectory_interval`` steps. ``progress(done, total)``
+    is called after each logged step. A run that explodes stops, and the result has the reason.
     Raises ``ValueError`` for settings that make no sense, ``InUseError`` for files that another run writes, and the
     calculator's own errors.
     """
@@ -136,8 +136,8 @@ def run_md(
 def thermal_momenta(atoms: Atoms, temperature_K: float, rng: np.random.Generator) -> Array:
     """Momenta (N, 3) in ASE's unit sqrt(amu eV), drawn from the Maxwell-Boltzmann distribution of a temperature.
 
-    The total momentum is taken out and, where nothing is periodic, the total angular momentum; the other degrees of
-    freedom keep kT/2 each. Constrained atoms (``atoms.constraints``) are left to ASE, and nothing is taken out then.
+    The total momentum is removed and, if no direction is periodic, the total angular momentum; the other degrees of
+    freedom have kT/2 each. Constraints (``atoms.constraints``) are left to ASE, and then nothing is removed.
     """
     masses = atoms.get_masses()[:, None]  # (N, 1) amu
     momenta = rng.standard_normal((len(atoms), 3)) * np.sqrt(masses * units.kB * temperature_K)
@@ -147,10 +147,10 @@ def thermal_momenta(atoms: Atoms, temperature_K: float, rng: np.random.Generator
 
 
 def degrees_of_freedom(atoms: Atoms, ensemble: str) -> int:
-    """How many degrees of freedom carry kinetic energy, at least 1.
+    """The number of degrees of freedom with kinetic energy, at least 1.
 
-    Langevin noise (``"nvt"``) reaches all of them; in ``"nve"`` the conserved total momentum (3) and, where nothing is
-    periodic, the rotations (3, or 2 for a linear molecule) stay at rest. ASE's constraints are counted out.
+    Langevin noise (``"nvt"``) reaches all of them; in ``"nve"`` the conserved total momentum (3) and, if no direction
+    is periodic, the rotations (3, or 2 for a linear molecule) are excluded, and so are ASE's constraints.
     """
     free = int(atoms.get_number_of_degrees_of_freedom())
     if ensemble == "nve" and not atoms.constraints:
@@ -190,7 +190,7 @@ def _integrator(
 ) -> VelocityVerlet | Langevin:
     if ensemble == "nve":
         return VelocityVerlet(system, timestep)
-    # `fixcm=True` would not sample the canonical distribution (ASE 3.28 deprecates it): the centre may wander.
+    # `fixcm=True` would not sample the canonical distribution (ASE 3.28 deprecates it): the centre may drift.
     return Langevin(system, timestep, temperature_K=temperature_K, friction=friction, fixcm=False, rng=rng)
 
 
@@ -202,7 +202,7 @@ def _measure(system: Atoms, step: int, timestep_fs: float, freedom: int) -> Row:
 
 
 def _explosion(row: Row, usual_K: float) -> str:
-    """Why the run must stop, as a sentence; empty when all is well.
+    """The reason why the run must stop, as a sentence; empty if there is none.
 
     ``usual_K`` is the largest of the target, the temperature at the start and 300 K.
     """
@@ -219,7 +219,7 @@ def _explosion(row: Row, usual_K: float) -> str:
 
 
 def _drift(atoms: Atoms, momenta: Array) -> Array:
-    """The part of the momenta (N, 3) that moves and, where nothing is periodic, turns the system as a whole."""
+    """The part of the momenta (N, 3) that translates and, if no direction is periodic, rotates the whole system."""
     masses = atoms.get_masses()[:, None]  # (N, 1) amu
     drift = masses * momenta.sum(axis=0) / masses.sum()
     if not atoms.pbc.any():
@@ -231,7 +231,7 @@ def _drift(atoms: Atoms, momenta: Array) -> Array:
 
 
 def _drifts(atoms: Atoms) -> bool:
-    """Whether more than rounding (a millionth of the kinetic energy) is motion of the system as a whole."""
+    """Whether motion of the whole system has more than rounding, a millionth, of the kinetic energy."""
     momenta, masses = atoms.get_momenta(), atoms.get_masses()[:, None]
     return bool((_drift(atoms, momenta) ** 2 / masses).sum() > 1e-6 * (momenta**2 / masses).sum())
 
@@ -264,7 +264,7 @@ def _check_positive(**settings: float) -> None:
 
 
 class _Journal:
-    """The files of a run. Each line and frame is appended and closed, so that a killed run leaves what it had."""
+    """The files of a run. Files are closed after each line and frame, so that a killed run loses nothing."""
 
     def __init__(self, log: str | Path | None, trajectory: str | Path | None) -> None:
         self._log = None if log is None else Path(log)
@@ -295,7 +295,7 @@ class _Journal:
                 file.write(",".join(f"{row[name]:.12g}" for name in LOG_COLUMNS) + "\n")
 
     def frame(self, system: Atoms, time_fs: float) -> None:
-        """One frame; in extxyz under this package's own keys, the first frame naming the units."""
+        """One frame; in extxyz under this package's own keys, with the units in the first frame."""
         if self._trajectory is None:
             return
         energy, forces = system.get_potential_energy(), system.get_forces()

@@ -1,4 +1,4 @@
-"""How a model's energy is measured to drift: NVE from where a short Langevin run has come."""
+"""The energy drift of a model: NVE from the final state of a short Langevin run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,9 +23,9 @@ def nve_after_langevin(
     trajectory_interval: int = 20,
     seed: int = 0,
 ) -> "MDResult":
-    """The result of the NVE run; where the warm-up explodes, its own result, and no NVE is run.
+    """The result of the NVE run; if the warm-up explodes, its result, and NVE is not run.
 
-    Log and trajectory are of the NVE run alone, and older ones are removed.
+    Log and trajectory are those of the NVE run only, and older ones are removed.
     """
     from mdrelax.engines.md import run_md
 

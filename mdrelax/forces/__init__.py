@@ -1,1 +1,1 @@
-"""forces: from per-atom energies to energy, forces and stress, and how they are fitted, measured and certified."""
+"""forces: from per-atom energies to energy, forces and stress; fitting, errors and certificate."""

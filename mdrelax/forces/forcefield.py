@@ -14,11 +14,11 @@ which is nearly constant among the neighbours of a molecule or a solid, and goes
 A potential is a function of the edge vectors r only, so both derivatives follow from one gradient with respect to r.
 The stress is the derivative with respect to a homogeneous strain over the volume, in ASE's sign (tension positive).
 
-The network's own part, energies and dE/dr, is ``Potential.energies_and_gradient``; ``ForceField.finish`` makes eV,
-forces and stress of them, and every engine shares it.
+The network's own part, energies and dE/dr, is ``Potential.energies_and_gradient``; ``ForceField.finish`` converts them
+to energies in eV, forces and stress, and is shared by every engine.
 
 A potential that is not ``conservative`` predicts forces itself (``energies_and_forces``): F_k = scale * f_k. They are
-the gradient of nothing, so energy is not conserved, forces need not sum to zero, and there is no stress.
+not the gradient of an energy, so energy is not conserved, forces need not sum to zero, and there is no stress.
 """
 
 import copy
@@ -53,7 +53,7 @@ class Prediction(NamedTuple):
     stress: Tensor | None  # (G, 3, 3), zero for graphs without a cell
 
     def detach(self) -> "Prediction":
-        """The same numbers without their history."""
+        """The same numbers, detached."""
         return Prediction(*(None if tensor is None else tensor.detach() for tensor in self))  # type: ignore[arg-type]
 
     @classmethod
@@ -64,9 +64,9 @@ class Prediction(NamedTuple):
 
 
 class Magnitudes(NamedTuple):
-    """How large the terms are that a prediction is the sum of: what its rounding, and any other error, compares with.
+    """The sizes of the terms that a prediction is summed from, to which rounding and other errors are relative.
 
-    They do not vanish where forces do by symmetry, nor grow with reference energies.
+    They do not vanish if forces vanish by symmetry, nor grow with reference energies.
     """
 
     energy: Tensor  # (G,) eV: sum over atoms of |scale * e_i|
@@ -78,7 +78,7 @@ class UnknownElementError(ValueError):
 
 
 class ForceField(nn.Module):
-    """A potential with its elements, reference energies and scale: everything that makes a number in eV.
+    """A potential with its elements, reference energies and scale: all that is needed for energies in eV.
 
     ``reference_energies`` (eV, one per element) and ``scale`` (eV) are kept in float64 whatever the network's dtype.
     ``binding`` is the mean binding energy of an atom in eV, see above. ``exact_lone_atoms`` costs a second, tiny
@@ -113,7 +113,7 @@ class ForceField(nn.Module):
             raise ValueError(f"`elements` must be distinct atomic numbers in rising order, got {elements}.")
         self.potential = potential
         self.elements, self.exact_lone_atoms = elements, exact_lone_atoms
-        species = torch.full((max(elements) + 2,), -1)  # the last place stands for every number that is no index
+        species = torch.full((max(elements) + 2,), -1)  # the last entry is for all numbers that are not an element's
         species[list(elements)] = torch.arange(len(elements))
         references = torch.zeros(len(elements)) if reference_energies is None else reference_energies
         self.register_buffer("species", species, persistent=False)
@@ -166,7 +166,7 @@ class ForceField(nn.Module):
 
     @property
     def roughness(self) -> str | None:
-        """Why the energy is not smooth, as the second half of a sentence; None where it is."""
+        """Why the energy is not smooth, as the second half of a sentence; None if it is smooth."""
         return self.potential.roughness
 
     @property
@@ -183,8 +183,8 @@ class ForceField(nn.Module):
         """Energy, forces and (on request) stress of each structure.
 
         ``create_graph=True`` keeps the result differentiable, as training on forces needs. Works under ``no_grad``.
-        Raises ``UnknownElementError`` for an element the model does not know, ``ValueError`` when stress is asked of
-        direct forces. Numbers do not depend on ``torch.inference_mode`` and ``torch.autocast`` around the call.
+        Raises ``UnknownElementError`` for an element the model does not know, ``ValueError`` if stress is requested
+        with direct forces. Numbers do not depend on ``torch.inference_mode`` and ``torch.autocast`` around the call.
         """
         if is_disturbed(graph.positions.device):
             with undisturbed(graph.positions.device):
@@ -203,7 +203,7 @@ class ForceField(nn.Module):
     def finish(
         self, graph: Graph, species: Tensor, vectors: Tensor, energies: Tensor, gradient: Tensor, *, stress: bool
     ) -> Prediction:
-        """The prediction for whole structures whose network output is known, however an engine came by it.
+        """The prediction for whole structures whose network output has already been computed by an engine.
 
         An engine with ghosts, which has no ``Graph``, calls ``in_eV`` and adds up forces and virial itself.
 
@@ -213,7 +213,7 @@ class ForceField(nn.Module):
             vectors: (E, 3) float64, the edge vectors in Angstrom.
             energies: (N,), as ``Potential.energies_and_gradient`` returns them.
             gradient: (E, 3), likewise.
-            stress: Whether the stress is wanted.
+            stress: Whether to compute the stress.
         """
         energies, gradient = self.in_eV(species, graph.edge_index, vectors, energies, gradient)
         tension = _stress(graph, vectors, gradient) if stress else None
@@ -237,7 +237,7 @@ class ForceField(nn.Module):
 
     def species_of(self, numbers: Tensor) -> Tensor:
         """Indices (N,) into ``elements`` of atomic numbers (N,); raises ``UnknownElementError``."""
-        species = self.species[numbers.clamp(-1, len(self.species) - 1)]  # -1 is the last place, too
+        species = self.species[numbers.clamp(-1, len(self.species) - 1)]  # -1 is the last entry, too
         if (species < 0).any():
             unknown = sorted(set(numbers[species < 0].tolist()))
             raise UnknownElementError(
@@ -254,7 +254,7 @@ class ForceField(nn.Module):
     def magnitudes(self, graph: Graph) -> Magnitudes:
         """The sizes of the terms that energies and forces of the structures are summed from, at least 1e-6 eV, eV/A.
 
-        Of direct forces, which are not summed, the root mean square.
+        For direct forces, which are not summed, their root mean square.
         """
         if is_disturbed(graph.positions.device):
             with undisturbed(graph.positions.device):
@@ -326,8 +326,8 @@ def _stress(graph: Graph, vectors: Tensor, gradient: Tensor) -> Tensor:
 def fit_reference_energies(numbers: list[Tensor], energies: Tensor, elements: tuple[int, ...]) -> Tensor:
     """Least-squares energy of each element (eV, float64) over structures with the given total energies (eV).
 
-    The minimum-norm solution is taken where compositions do not tell the elements apart (one molecule only). Structures
-    with a NaN energy are left out; without any energy the references are zero.
+    If the compositions do not distinguish the elements (one molecule only), the minimum-norm solution is returned.
+    Structures with a NaN energy are left out; without any energy the references are zero.
     """
     known = ~energies.isnan()
     if not known.any():

@@ -1,4 +1,4 @@
-"""Force matching: what is trained when a force field is; the task that the trainer is handed for potentials.
+"""Force matching: the training task of force fields.
 
 A batch of labelled structures, each turned at random, is compared with the force field's energies, forces and (where
 they count) stress. The best network is the one with the smallest force error on the validation frames, or the smallest
@@ -24,10 +24,10 @@ Compiler = Callable[[Potential, Tensor | None], Potential]  # of a potential and
 
 
 class ForceMatching:
-    """A ``Task`` of the trainer; raises ``ValueError`` when no validation frame has a label to select the best by.
+    """A ``Task`` of the trainer; raises ``ValueError`` if no validation frame has a label to select by.
 
-    Where the settings ask for a compiled step, ``compiler(potential, edge_index)`` returns the form to train through,
-    for those edges only, or for any where ``edge_index`` is None (``mdrelax.compiled.training``).
+    If the settings request a compiled step, ``compiler(potential, edge_index)`` returns the compiled form of the
+    network, for those edges only, or for any edges if ``edge_index`` is None (``mdrelax.compiled.training``).
     """
 
     train_columns = ("train_energy_mae_meV_per_atom", "train_forces_mae_meV_per_A")
@@ -55,9 +55,9 @@ class ForceMatching:
         self.weights = LossWeights(
             settings.energy_weight, settings.forces_weight, settings.stress_weight, settings.huber_delta
         )
-        self.compiled: ForceField | None = None  # made of the network of the first step
+        self.compiled: ForceField | None = None  # compiled from the network of the first step
         self.trained: ForceField | None = None  # that network
-        self.edges: Tensor | None = None  # of each structure, where the compiled code is for these
+        self.edges: Tensor | None = None  # common to all structures, if the compiled code is specialised to them
         forces = any(not frame.targets.forces.isnan().all() for frame in validation)
         self.selected = "val_forces_mae_meV_per_A" if forces else "val_energy_mae_meV_per_atom"
 
@@ -97,7 +97,7 @@ class ForceMatching:
         return total, _batch_errors(Prediction.join(predictions), batch)
 
     def _compile(self, compiler: Compiler, model: ForceField, part: Batch) -> None:
-        """Compile for the edges of one molecule where all frames are that, and batches count structures, not edges."""
+        """Compile for the common edges if all frames are one molecule and batches count structures, not edges."""
         if self.loader.max_edges is None:
             self.edges = common_edges([frame.graph for frame in self.loader.frames])
         fixed = None if self.edges is None else with_edges(part.graph, self.edges).edge_index
@@ -112,7 +112,7 @@ class ForceMatching:
 
 
 def validation_errors(force_field: ForceField, frames: Sequence[Batch], *, stress: bool = False) -> dict[str, float]:
-    """The validation columns of metrics.csv; NaN where the frames have no such label. Forces: over components."""
+    """The validation columns of metrics.csv, NaN for labels that the frames lack. Forces: over components."""
     prediction, batch = predict(force_field, frames, stress=stress)
     targets, n_atoms = batch.targets, torch.bincount(batch.graph.batch)
     energy = 1e3 * (prediction.energy - targets.energy)
@@ -130,7 +130,7 @@ def validation_errors(force_field: ForceField, frames: Sequence[Batch], *, stres
 
 
 def _mean(values: Tensor, targets: Tensor) -> float:
-    """The mean where there are labels: NaN without any, and where a prediction is NaN."""
+    """The mean over existing labels: NaN if there are none, or if a prediction is NaN."""
     return values[~targets.isnan()].mean().item()
 
 

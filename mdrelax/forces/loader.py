@@ -55,18 +55,18 @@ def frames_from_data(data: Iterable[Any], *, cutoff: float) -> list[Batch]:
 
 
 def join(frames: Sequence[Batch]) -> Batch:
-    """Several frames as one batch."""
+    """Join several frames into one batch."""
     columns = zip(*(frame.targets for frame in frames), strict=True)
     return Batch(collate([frame.graph for frame in frames]), Targets(*(torch.cat(column) for column in columns)))
 
 
 def split_batch(batch: Batch, size: int) -> list[Batch]:
-    """The structures of a batch, so many at a time: what ``join`` would put together again."""
+    """The structures of a batch in parts of a given number; ``join`` is the inverse."""
     graph, targets, n = batch.graph, batch.targets, batch.graph.n_graphs
     if n <= size:
         return [batch]
-    firsts = torch.arange(0, n, size, device=graph.batch.device)  # the graphs that begin a part
-    atoms = torch.searchsorted(graph.batch, firsts)  # the atoms that begin it
+    firsts = torch.arange(0, n, size, device=graph.batch.device)  # first graph of each part
+    atoms = torch.searchsorted(graph.batch, firsts)  # first atom of each part
     edges = torch.searchsorted(graph.edge_index[1].contiguous(), atoms)
     bounds = [
         [*starts.tolist(), end]
@@ -92,7 +92,7 @@ def rotate_batch(batch: Batch, *, seed: int, step: int) -> Batch:
 
 
 class Loader:
-    """Batches of frames by number (``batch_size``), and by number of edges where ``max_edges`` is given too.
+    """Batches limited by the number of frames (``batch_size``) and, if ``max_edges`` is given, of edges.
 
     ``positions(epoch)`` is the plan of an epoch: lists of frame numbers. A frame with more than ``max_edges`` edges
     makes a batch of its own. Raises ``ValueError`` for an empty data set and budgets below 1.
@@ -141,7 +141,7 @@ class Loader:
             yield join([self.frames[k] for k in frames])
 
     def n_steps(self, epochs: int) -> int:
-        """The number of batches in that many epochs."""
+        """The number of batches in a number of epochs."""
         if self.max_edges is None:
             return epochs * len(self.positions(0))
         return sum(len(self.positions(epoch)) for epoch in range(epochs))

@@ -28,7 +28,7 @@ class Targets(NamedTuple):
     stress: Tensor  # (G, 3, 3) eV/A^3
 
     def n_labels(self) -> list[int]:
-        """How many structures have an energy, atoms a force and structures a stress."""
+        """The numbers of structures with an energy, atoms with a force, and structures with a stress."""
         return [int(_known(target).sum()) for target in self]
 
     def has_stress(self) -> bool:
@@ -66,7 +66,7 @@ def task_loss(
     ]
     if prediction.stress is not None:
         terms.append((weights.stress, prediction.stress - targets.stress, targets.stress))
-    total = 0.0 * prediction.energy.sum()  # differentiable where a batch has no label that counts
+    total = 0.0 * prediction.energy.sum()  # differentiable even if a batch has no label of nonzero weight
     for weight, difference, target in terms:
         known = _known(target)
         if weight and known.any():

@@ -1,4 +1,4 @@
-"""Metrics: how far predictions are from their references, with the unit in every name.
+"""Metrics: errors of predictions against references, with the unit in every name.
 
     MAE = mean |prediction - reference|        RMSE = sqrt(mean (prediction - reference)^2)
 
@@ -61,7 +61,7 @@ class Labels(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """References and predictions side by side: what ``test_predictions.npz`` holds; shapes as in ``Labels``."""
+    """References and predictions, the content of ``test_predictions.npz``; shapes as in ``Labels``."""
 
     numbers: Integers
     n_atoms: Integers
@@ -119,7 +119,7 @@ def net_force_and_torque(forces: Array, positions: Array, n_atoms: Integers) -> 
     """Mean lengths over structures of sum F (meV/A) and of sum (r - centre) x F (meV): zero where energy is invariant.
 
     ``forces`` (N, 3) in eV/A and ``positions`` (N, 3) in A of molecules, structure after structure. In a periodic cell
-    the torque means nothing.
+    the torque is meaningless.
     """
     ends = np.cumsum(n_atoms)[:-1]
     totals, torques = [], []
@@ -130,7 +130,7 @@ def net_force_and_torque(forces: Array, positions: Array, n_atoms: Integers) -> 
 
 
 def errors_by_element(predictions: Predictions) -> pd.DataFrame:
-    """One row an element: atoms, force MAE, RMSE and the RMS of the reference forces, in meV/A over components.
+    """One row per element: atoms, force MAE, RMSE and the RMS of the reference forces, in meV/A over components.
 
     Empty without forces.
     """
@@ -150,7 +150,7 @@ def errors_by_element(predictions: Predictions) -> pd.DataFrame:
 
 
 def error_percentiles(predictions: Predictions) -> pd.DataFrame:
-    """The 50th to 99th percentile and the largest of the absolute errors, one row a quantity with its unit."""
+    """The 50th to 99th percentile and the largest of the absolute errors, one row per quantity with its unit."""
     predictions.check()
     groups = {
         ("energy", "meV/atom"): _differences(predictions, "energy") / predictions.n_atoms,
@@ -166,10 +166,11 @@ def error_percentiles(predictions: Predictions) -> pd.DataFrame:
 
 
 def mean_baseline(train: Labels, test: Labels) -> Predictions:
-    """What knowing no geometry predicts: the mean energy of the same composition and the mean force and stress.
+    """The prediction without knowledge of the geometry: the mean energy of the composition, mean force and stress.
 
-    The mean force is one vector over all atoms of the training set. A composition that the training set lacks gets the
-    sum of its elements' energies by least squares. Raises ``ValueError`` for an element that the training set lacks.
+    The mean force is one vector over all atoms of the training set. For a composition that the training set lacks,
+    the energy is the sum of its elements' least-squares energies. Raises ``ValueError`` for an element that the
+    training set lacks.
     """
     forces = None if test.forces is None else _constant(train.forces, "forces", test.forces)
     stress = None if test.stress is None else _constant(train.stress, "stress", test.stress)
@@ -193,7 +194,7 @@ def labels_of(data: Sequence[Any]) -> Labels:
 
 
 def load_predictions(path: str | Path) -> Predictions:
-    """Read ``test_predictions.npz``; raises ``ValueError`` when arrays are missing or do not fit together."""
+    """Read ``test_predictions.npz``; raises ``ValueError`` if arrays are missing or do not fit together."""
     with np.load(path) as file:
         missing = [name for name in Predictions._fields[:4] if name not in file]
         if missing:
@@ -228,7 +229,7 @@ def _labelled(predictions: Predictions, name: str, values: Array) -> Array:
 
 
 def _compositions(labels: Labels, elements: Integers) -> Integers:
-    """How many atoms of each element each structure has, (G, elements)."""
+    """The number of atoms of each element in each structure, (G, elements)."""
     structure = np.repeat(np.arange(len(labels.n_atoms)), labels.n_atoms)  # (N,)
     counts = np.zeros((len(labels.n_atoms), len(elements)), dtype=np.int64)
     np.add.at(counts, (structure, np.searchsorted(elements, labels.numbers)), 1)

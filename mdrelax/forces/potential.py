@@ -1,7 +1,7 @@
 """Potential: the base class of every network that predicts per-atom energies.
 
 A potential is a smooth function of species and edge vectors in which nothing beyond the cut-off has any influence.
-``mdrelax.testing`` holds the laws that it keeps, as functions that take a force field.
+``mdrelax.testing`` contains the laws that it must satisfy, as functions of a force field.
 """
 
 from abc import ABC, abstractmethod
@@ -26,15 +26,15 @@ class Potential(nn.Module, ABC):
     | edges.vectors | (E, 3), the network's dtype | Angstrom |
     | returned energies | (n_local,), or (N,) where ``edges.n_local`` is None | the force field's scale, in eV |
 
-    A subclass sets ``cutoff`` and overrides the declarations below where they do not hold for it. With domain
-    decomposition (``Edges.exchange``) it computes the features of ``edges.computed(species)`` alone and passes what it
-    gathers from the edges' sources through ``edges.everywhere``, once per round of messages.
+    A subclass sets ``cutoff`` and overrides the declarations below that do not hold for it. With domain
+    decomposition (``Edges.exchange``) it computes the features of ``edges.computed(species)`` alone and passes the
+    features of the edges' sources through ``edges.everywhere``, once per round of messages.
     """
 
     cutoff: float  # Angstrom
-    symmetry: str = "SE(3)"  # what the certificate proves; E(3) includes reflections
+    symmetry: str = "SE(3)"  # the group that the certificate tests; E(3) includes reflections
     relax_where: tuple[str, ...] | None = None  # name patterns of the layers to relax by default; None: every site
-    takes_table: bool = False  # works on ``edges.table``, whose width compiled code cannot work out itself
+    takes_table: bool = False  # uses ``edges.table``, whose width compiled code cannot determine
     conservative: bool = True  # forces are the gradient of the energy; False: ``energies_and_forces`` predicts them
     differentiable_twice: bool = True  # False for code that was compiled with its backward pass
     roughness: str | None = None  # why the energy is not smooth, as the second half of a sentence
@@ -48,13 +48,13 @@ class Potential(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor]:
         """Energies (n_local,) and the gradient (E, 3) of their sum with respect to the edge vectors.
 
-        The function that is replaced when a network is compiled: everything else in a force field stays.
+        Compilation replaces this function only; the rest of a force field is unchanged.
         ``create_graph`` keeps both differentiable, as training on forces needs. Works under ``no_grad``.
         """
         return energies_and_gradient(self, species, edges, create_graph=create_graph)
 
     def energies_and_forces(self, species: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
-        """Energies (N,) and forces (N, 3) that are predicted directly; only where ``conservative`` is False."""
+        """Energies (N,) and directly predicted forces (N, 3); only if ``conservative`` is False."""
         raise NotImplementedError(f"`{type(self).__name__}` predicts no forces: they are the gradient of its energy.")
 
 

@@ -1,4 +1,4 @@
-"""A force field's predictions on many labelled frames, and beside their labels."""
+"""A force field's predictions on many labelled frames, alone or with their labels."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from mdrelax.forces.metrics import Predictions
 
 __all__ = ["predict", "predictions_of"]
 
-EVALUATION_EDGES = 20_000  # edges evaluated at once where no gradient with respect to weights is kept
+EVALUATION_EDGES = 20_000  # edges evaluated at once if gradients of the weights are not needed
 
 
 def predict(force_field: ForceField, frames: Sequence[Batch], *, stress: bool = False) -> tuple[Prediction, Batch]:
@@ -26,7 +26,7 @@ def predict(force_field: ForceField, frames: Sequence[Batch], *, stress: bool = 
 
 
 def predictions_of(force_field: ForceField, frames: Sequence[Batch], *, stress: bool = False) -> Predictions:
-    """The labels of the frames beside what the force field says; stress only where it is asked for."""
+    """The labels of the frames and the force field's predictions; stress only on request."""
     predicted, batch = predict(force_field, frames, stress=stress)
     targets, n_atoms = batch.targets, torch.bincount(batch.graph.batch)
     no_forces = bool(targets.forces.isnan().all())

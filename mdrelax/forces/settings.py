@@ -13,7 +13,7 @@ __all__ = ["TrainingConfig"]
 class TrainingConfig(OptimisationConfig):
     """Optimisation of a force field."""
 
-    max_edges: int | None = Field(None, ge=1, description="Largest number of edges a batch, for mixed sizes.")
+    max_edges: int | None = Field(None, ge=1, description="Largest number of edges per batch, for mixed sizes.")
     micro_batch_size: int | None = Field(
         None, ge=1, description="Structures evaluated at once, whose gradients are added: less memory, same step."
     )

@@ -4,12 +4,12 @@ For a symmetry operation g of a structure x, with forces F and energy E,
 
     rotation, reflection   max |F(g x) - g F(x)| / F_sum      and      |E(g x) - E(x)| / E_sum
     translation            the same with g F = F
-    permutation            the same with the atoms' order changed
+    permutation            the same with the atoms reordered
 
 where F_sum and E_sum are the sizes of the terms that forces and energies are summed from (``forcefield.Magnitudes``):
 rounding is relative to these. Forces may vanish by symmetry (a perfect crystal) or be tiny (an energy-volume curve),
-and energies grow with the number of atoms; reference energies, which no symmetry can break, are left out. The larger of
-the two numbers counts.
+and energies grow with the number of atoms; reference energies, which no symmetry operation changes, are excluded. The
+larger of the two numbers counts.
 """
 
 import copy
@@ -34,8 +34,8 @@ def equivariance_error(
 ) -> EquivarianceError:
     """Measure a force field on the structures of ``graph`` with its network in ``dtype``.
 
-    ``n_operations`` operations of each kind are drawn from ``seed``, one rotation a structure. The force field itself
-    is not touched. Errors of a network that gives NaN are infinite.
+    ``n_operations`` operations of each kind are drawn from ``seed``, one rotation per structure. The force field itself
+    is not changed. Errors are infinite if the network returns NaN.
     """
     model, graph = network_in(force_field, dtype), graph.clone()
     stream = generator(seed, "operations")
@@ -64,9 +64,9 @@ def certify(
     n_operations: int = 8,
     seed: int = 0,
 ) -> Certificate:
-    """Measure a projected force field on real structures; raises ``ValueError`` when it still has free maps.
+    """Measure a projected force field on real structures; raises ``ValueError`` if it still has free maps.
 
-    The certificate may not pass: ``mdrelax.method.certificate.require`` raises then.
+    The certificate may not pass; ``mdrelax.method.certificate.require`` raises in that case.
     """
 
     def measure(dtype: torch.dtype) -> EquivarianceError:
@@ -86,8 +86,8 @@ def network_in(force_field: ForceField, dtype: torch.dtype) -> ForceField:
 def relative_error(before: Prediction, after: Prediction, scale: Magnitudes, matrices: Tensor | None) -> Tensor:
     """The larger error of forces and energies relative to ``scale``, infinite for NaN.
 
-    ``after`` is the prediction of the moved structures, ``matrices`` (N, 3, 3) how each atom's force should have moved
-    (None: not at all).
+    ``after`` is the prediction for the transformed structures, ``matrices`` (N, 3, 3) the expected transformation of
+    each atom's force (None: the identity).
     """
     expected = before.forces if matrices is None else (matrices @ before.forces.unsqueeze(2)).squeeze(2)
     forces = (after.forces - expected).abs().max() / scale.forces

@@ -1,7 +1,7 @@
-"""Certificate: the measured proof that a projected network is equivariant, which travels with its model file.
+"""Certificate: the measured proof that a projected network is equivariant, stored in its model file.
 
-It states for the whole network the largest relative error under rotations, reflections, translations and permutations
-of real inputs, in float64 and in float32, and for each relaxed layer what its free map was when it was projected. The
+For the whole network it states the largest relative error under rotations, reflections, translations and permutations
+of real inputs, in float64 and in float32; for each relaxed layer, the size of its free map when it was projected. The
 error is measured by a function of the task: ``mdrelax.forces.symmetry`` for force fields.
 """
 
@@ -53,7 +53,7 @@ class EquivarianceError(NamedTuple):
 
 
 class Certificate(NamedTuple):
-    """The proof that travels with a model file; ``symmetry`` is "E(3)" or "SE(3)" (no reflections)."""
+    """The proof that is stored in a model file; ``symmetry`` is "E(3)" or "SE(3)" (no reflections)."""
 
     symmetry: str
     float64: EquivarianceError
@@ -83,7 +83,7 @@ class Certificate(NamedTuple):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Certificate":
-        """The inverse of ``to_dict``; "passed" is judged again from the numbers."""
+        """The inverse of ``to_dict``; "passed" is evaluated again from the numbers."""
         return cls(
             data["symmetry"],
             EquivarianceError(**data["float64"]),
@@ -106,12 +106,12 @@ def certificate_of(
     Args:
         model: A model without free maps.
         measure: ``measure(dtype)`` returns the model's largest relative errors on real inputs, with its weights in
-            float64 or float32; 0 for symmetries that play no part.
-        symmetry: What the model claims: ``E(3)``, or another group, of which reflections are no part.
+            float64 or float32; 0 for symmetries that do not apply.
+        symmetry: The group that the model claims: ``E(3)``, or another group, without reflections.
         n_structures: The number of inputs that were measured.
         layers: The records of ``project``.
 
-    Returns a certificate, which may not have passed: ``require`` raises then. Raises ``ValueError`` when the model
+    Returns a certificate that may not have passed; ``require`` raises in that case. Raises ``ValueError`` if the model
     still has free maps.
 
     >>> import torch
@@ -133,13 +133,13 @@ def certificate_of(
 
 
 def require(certificate: Certificate, *, cause: str = LIKELY_CAUSES) -> Certificate:
-    """The certificate itself when it passed.
+    """Return the certificate if it passed.
 
     Args:
         certificate: What ``certificate_of`` returned.
-        cause: The last sentence of the error: what is likely to be wrong and how to find it.
+        cause: The last sentence of the error message: the likely cause and how to find it.
 
-    Raises ``CertificateError`` with the errors and their limits when it did not pass.
+    Raises ``CertificateError`` with the errors and their limits if it did not pass.
 
     >>> from mdrelax.method.certificate import Certificate, EquivarianceError, require
     >>> broken = EquivarianceError(rotation=0.1, reflection=0.0, translation=0.0, permutation=0.0)

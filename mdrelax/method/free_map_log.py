@@ -1,14 +1,14 @@
-"""Layer log: how far each free map is from equivariance while it is trained, one row a layer and validation.
+"""Layer log: how far each free map is from equivariance during training, one row per layer and validation.
 
 | column | of the averaged W at that step |
 | --- | --- |
 | norm | ||W|| |
-| distance | ||W - P(W)||, what the projection takes away |
+| distance | ||W - P(W)||, the part that projection removes |
 | lie | sqrt(LD(W)), LD = sum_A ||drho_out(A) W - W drho_in(A)||^2: the Lie norm, zero exactly when W is equivariant |
 | activation_lie_square | mean sum_A ||drho_out(A) W x - W drho_in(A) x||^2 over rows x of the last batch |
 
-The first three are what the projection of a validation has measured anyway. As everywhere, the elements of finite
-groups and the inversion count beside the Lie algebra.
+The first three are by-products of the projection at each validation. As everywhere, the elements of finite
+groups and the inversion are included with the Lie algebra.
 """
 
 import math
@@ -25,7 +25,7 @@ from mdrelax.method.relaxation import relaxed_layers
 __all__ = ["LAYER_COLUMNS", "activation_lie_squares", "layer_rows"]
 
 LAYER_COLUMNS = ("step", "layer", "norm", "distance", "lie", "activation_lie_square")
-MOST_ROWS = 256  # of a batch, evenly spaced: the mean is of a diagnosis, not of a loss
+MOST_ROWS = 256  # of a batch, evenly spaced; enough for a diagnostic mean
 
 
 @torch.no_grad()

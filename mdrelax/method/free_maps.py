@@ -1,7 +1,7 @@
-"""Free maps: linear maps without any symmetry that stand next to equivariant layers while these are trained.
+"""Free maps: linear maps without any symmetry that are added to equivariant layers during training.
 
-A free map W knows everything that the method asks of it: W x, how far W is from equivariance at given inputs or as a
-matrix, its nearest equivariant map P(W), its spectrum, and how a layer takes P(W) up.
+A free map W provides everything that the method needs: W x, its distance from equivariance at given inputs or as a
+matrix, its nearest equivariant map P(W), its spectrum, and the way in which a layer absorbs P(W).
 
 | map | features | W | an element g of the group |
 | --- | --- | --- | --- |
@@ -46,20 +46,20 @@ class Terms(NamedTuple):
 
 
 class FeatureView(Protocol):
-    """Reads a layer's features as the one tensor that a free map takes, and writes what it gives in their form."""
+    """Converts a layer's features to the single tensor that a free map takes, and its result back to their form."""
 
     def flatten(self, x: Any) -> Tensor:
         """Features as one tensor."""
 
     def unflatten(self, flat: Tensor, like: Any) -> Any:
-        """The inverse, in the form of the features ``like``."""
+        """The inverse: a tensor in the form of the features ``like``."""
 
 
 class FlatView:
     """Features are a tensor (..., dim), or a tuple or dict with one tensor per irrep.
 
-    The last two axes of the latter are components and channels in the order of the layout; they are flattened side by
-    side.
+    The last two axes of the latter are components and channels in the order of the layout; they are flattened and
+    concatenated.
     """
 
     def flatten(self, x: Any) -> Tensor:
@@ -69,7 +69,7 @@ class FlatView:
         return torch.cat([block.flatten(-2) for block in (x.values() if isinstance(x, dict) else x)], dim=-1)
 
     def unflatten(self, flat: Tensor, like: Any) -> Any:
-        """A tensor, tuple or dict as ``like`` is."""
+        """A tensor, tuple or dict, like ``like``."""
         if isinstance(like, Tensor):
             return flat
         blocks = list(like.values() if isinstance(like, dict) else like)
@@ -89,7 +89,7 @@ class AxesView(NamedTuple):
         return x.movedim(tuple(self), (-2, -1)).flatten(-2)
 
     def unflatten(self, flat: Tensor, like: Tensor) -> Tensor:
-        """Both axes back in their places."""
+        """Both axes restored to their places."""
         sizes = like.shape[self.channels], like.shape[self.components]
         return flat.unflatten(-1, sizes).movedim((-2, -1), tuple(self))
 
@@ -113,7 +113,7 @@ FLAT = FlatView()
 
 
 class FreeMap(nn.Module, ABC):
-    """One free linear map between two representations; ``weight`` is all that it learns, and starts at zero."""
+    """One free linear map between two representations; ``weight`` is its only parameter, and starts at zero."""
 
     weight: nn.Parameter
 
@@ -123,9 +123,9 @@ class FreeMap(nn.Module, ABC):
 
     @abstractmethod
     def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | None = None) -> Terms:
-        """(LD, N) as means over the inputs of recorded calls, or of the weights themselves where none are given.
+        """(LD, N) as means over the inputs of recorded calls, or of the weights themselves if none are given.
 
-        With ``rows`` at so many of the rows of all calls, evenly spaced.
+        ``rows`` limits the means to that many evenly spaced rows of all calls.
         """
 
     @classmethod
@@ -137,7 +137,7 @@ class FreeMap(nn.Module, ABC):
 
     @abstractmethod
     def commutators(self) -> Tensor:
-        """What equivariance makes vanish, one per generator: (A + G, *weight.shape)."""
+        """The commutators, one per generator, which vanish for an equivariant W: (A + G, *weight.shape)."""
 
     @abstractmethod
     def equivariant_part(self) -> Tensor:
@@ -149,13 +149,13 @@ class FreeMap(nn.Module, ABC):
 
     @abstractmethod
     def fold_into(self, layer: nn.Module, theta: float) -> bool:
-        """Add theta P(W) to the layer's own weights; False where the layer cannot hold it."""
+        """Add theta P(W) to the layer's own weights; returns False if the layer cannot represent it."""
 
 
 class FreeLinear(FreeMap):
     """W x on vectors (..., dim) with a dense W (dim_out, dim_in).
 
-    A layer takes P(W) up in a method ``fold(blocks)``: mixing matrices (C_out, C_in) per pair of equal irreps.
+    A layer absorbs P(W) in a method ``fold(blocks)``: mixing matrices (C_out, C_in) per pair of equal irreps.
     """
 
     def __init__(self, source: Representation, output: Representation) -> None:
@@ -176,7 +176,7 @@ class FreeLinear(FreeMap):
     def terms_of_many(
         cls, maps: Sequence[Self], inputs: Sequence[Sequence[Tensor] | None], *, rows: int | None = None
     ) -> list[Terms]:
-        """Maps between equal representations, with inputs of equal size, are computed at once: one entry for each."""
+        """Maps between equal representations with inputs of equal size are evaluated together; one entry per map."""
         groups: dict[Any, list[tuple[Self, Tensor | None]]] = {}
         for each, calls in zip(maps, inputs, strict=True):
             x = None if calls is None else _rows(calls, rows)
@@ -207,7 +207,7 @@ class FreeConv2d(FreeMap):
     """A free kernel K (dim_out, dim_in, k, k) next to a steerable convolution of C_1, C_2 or C_4.
 
     An element g turns the kernel's grid and acts on both channel axes, C_g(K) = rho_out(g) K(g^-1 .) rho_in(g)^-1 - K;
-    on images x, with g^-1 for g, its size is that of rho_out(g) K x - K rho_in(g) x. A layer takes P(K) up in a method
+    on images x, with g^-1 for g, its size is that of rho_out(g) K x - K rho_in(g) x. A layer absorbs P(K) in a method
     ``fold(kernel)``.
     """
 
@@ -284,7 +284,7 @@ def _rows(calls: Sequence[Tensor], rows: int | None) -> Tensor:
 
 
 def _some_of_each(calls: Sequence[Tensor], rows: int | None) -> Sequence[Tensor]:
-    """The calls themselves, or evenly spaced entries of their first axes taken together."""
+    """The calls themselves, or evenly spaced entries of their concatenated first axes."""
     sizes = [len(x) for x in calls]
     if rows is None or rows >= sum(sizes):
         return calls
@@ -297,7 +297,7 @@ def _evenly(n: int, total: int) -> Tensor:
     return torch.arange(n) * total // n
 
 
-# --- layers that take up an equivariant map ---
+# --- layers that absorb an equivariant map ---
 
 
 def _fold(layer: nn.Module, part: Any) -> bool:
@@ -313,7 +313,7 @@ def _fold(layer: nn.Module, part: Any) -> bool:
 
 
 def fibre_axes(linear: Any) -> tuple[int, int] | None:
-    """(f_in, f_out) of e3nn's ``Linear``, read off its weights, or None where features have no such axis."""
+    """(f_in, f_out) of e3nn's ``Linear``, from the shape of its weights, or None if features have no such axis."""
     shape = list(linear.weight.shape) if linear.internal_weights else []
     return (shape[0], shape[1]) if len(shape) == 3 else None
 
@@ -339,5 +339,5 @@ def _fold_e3nn(linear: Any, blocks: Blocks) -> bool:
     return True
 
 
-# For layers of other packages. A rule is handed what the method ``fold`` is, and returns False where it cannot add it.
+# For layers of other packages. A rule takes the layer and the arguments of ``fold``; False: it cannot add the map.
 FOLDS: dict[type[nn.Module], Callable[[Any, Any], bool]] = {o3.Linear: _fold_e3nn}

@@ -1,7 +1,7 @@
-"""Representations of rotations, reflections and finite groups, and what they say about a matrix W between two of them.
+"""Representations of rotations, reflections and finite groups, and the equivariance of matrices W between them.
 
-A representation acts on feature vectors (..., dim). For a continuous group it gives the action of the Lie algebra's
-basis, for discrete elements the action of the elements themselves; with one rule for all groups,
+A representation acts on feature vectors (..., dim). For a continuous group it provides the action of the Lie algebra's
+basis, for discrete elements the action of the elements themselves. For all groups,
 
     C_A(W) = drho_out(A) W - W drho_in(A)           A over the Lie algebra's basis
     C_g(W) = rho_out(g) W rho_in(g)^-1 - W          g over the discrete generators
@@ -9,7 +9,7 @@ basis, for discrete elements the action of the elements themselves; with one rul
 and W is equivariant exactly when every commutator C vanishes. For irreps l_i -> l_o of SO(3) a block of W splits into
 components W_J, J = |l_o - l_i| .. l_o + l_i, and sum_A ||C_A(W)||^2 = sum_J J(J+1) ||W_J||^2 (Casimir).
 
-The representation of the output answers all questions about W and is handed that of the input (``source``).
+The methods that analyse W belong to the representation of the output and take that of the input (``source``).
 """
 
 import math
@@ -68,13 +68,13 @@ class Representation(ABC):
         """Squared norms of the components of ``weight``, ||W||^2 in sum; only the first can be equivariant."""
 
     def blocks(self, weight: Tensor, source: "Representation") -> Blocks | None:
-        """P(W) as mixing matrices between equal irreps, or None where the representation is not given as irreps."""
+        """P(W) as mixing matrices between equal irreps, or None if the representation is not given as irreps."""
         return None
 
     def turned(self, x: Tensor, matrix: Tensor) -> Tensor | None:
         """rho(g) x of vectors x (..., dim), g being the rotation or reflection of space with the ``matrix`` (3, 3).
 
-        None for groups that do not act in space. An audit compares layers by it; nothing is trained or projected by it.
+        None for groups that do not act in space. Used by audits only, not by training or projection.
         """
         return None
 
@@ -106,8 +106,8 @@ def rotation_generators(degree: int) -> Tensor:
 def wigner_matrix(degree: int, rotation: Tensor) -> Tensor:
     """D of irrep l for a rotation matrix (3, 3): (2l+1, 2l+1), float64.
 
-    Read off e3nn's harmonics at points of the sphere, Y(R x) = D(R) Y(x). e3nn's own ``D_from_matrix`` goes through
-    angles that are rounded to float32.
+    Computed from e3nn's harmonics at points of the sphere, Y(R x) = D(R) Y(x). e3nn's own ``D_from_matrix`` goes
+    through angles that are rounded to float32.
     """
     points = torch.randn(4 * (2 * degree + 1), 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     there, here = points @ rotation.to(points).T, points
@@ -118,8 +118,8 @@ def wigner_matrix(degree: int, rotation: Tensor) -> Tensor:
 class IrrepsRepresentation(Representation):
     """O(3) acting on irreps: rotations by their three generators, the inversion as a discrete element.
 
-    ``layout`` says how a vector is flattened, irrep by irrep: ``ir_mul`` is (D, C), channel last; ``mul_ir`` is (C, D),
-    e3nn's own. For irreps of even parity only, the inversion does nothing and the group is SO(3).
+    ``layout`` defines how a vector is flattened, irrep by irrep: ``ir_mul`` is (D, C), channel last; ``mul_ir`` is (C,
+    D), e3nn's own. For irreps of even parity only, the inversion does nothing and the group is SO(3).
     """
 
     def __init__(self, irreps: o3.Irreps | str, layout: Layout = "ir_mul") -> None:
@@ -199,7 +199,7 @@ class IrrepsRepresentation(Representation):
     def spectrum(self, weight: Tensor, source: Representation) -> Tensor:
         """||W_J||^2 for J = 0, 1, ...: the weight of each degree.
 
-        Of the entry at J = 0 only the part between irreps of equal parity is equivariant.
+        Only the part of the J = 0 entry between irreps of equal parity is equivariant.
         """
         source = _irreps(source)
         largest = max(ir.l for _, ir in self.irreps) + max(ir.l for _, ir in source.irreps)
@@ -213,7 +213,7 @@ class IrrepsRepresentation(Representation):
         return spectrum
 
     def commutator_norm(self, weight: Tensor, source: Representation) -> Tensor:
-        """The sum of squares of ``commutators``, a scalar, without making them.
+        """The sum of squares of ``commutators``, a scalar, without computing them.
 
         A block W_oi of irreps, as a vector w over its components for each pair of channels, contributes ||F w||^2 with
         one small matrix F, F^T F = sum_A C_A^T C_A; for l = 0 on one side F is a number (Casimir).
@@ -297,8 +297,8 @@ class FiniteRepresentation(Representation):
 def orbit_spectrum(orbit: Tensor, *, cyclic: bool) -> Tensor:
     """||W_f||^2 of a map from its orbit (n, ...) under a finite group.
 
-    For C_n, f = 0 .. n/2 is the frequency of W_f along the orbit, f and n - f together; of another group the spectrum
-    has two entries, the equivariant part and all that is left.
+    For C_n, f = 0 .. n/2 is the frequency of W_f along the orbit, f and n - f together; for other groups the spectrum
+    has two entries, the equivariant part and the rest.
     """
     if not cyclic:
         part = orbit.mean(0)

@@ -1,4 +1,4 @@
-"""Penalty: what keeps the free maps small and near equivariance while they are trained.
+"""Penalty: keeps the free maps small and close to equivariance during training.
 
 The loss gains lambda times
 
@@ -6,12 +6,12 @@ The loss gains lambda times
 
 | kind | N_l | LD_l | cost |
 | --- | --- | --- | --- |
-| activation (the paper's) | mean ||W x||^2 | mean sum_A ||drho_out(A) W x - W drho_in(A) x||^2 | a few products a row |
-| weight (ours, closed form) | ||W||_F^2 | sum_A ||drho_out(A) W - W drho_in(A)||_F^2 | none a row |
+| activation (the paper's) | mean ||W x||^2 | mean sum_A ||drho_out(A) W x - W drho_in(A) x||^2 | products per row |
+| weight (ours, closed form) | ||W||_F^2 | sum_A ||drho_out(A) W - W drho_in(A)||_F^2 | none per row |
 
-Means are over the rows of x, all that the layer was given while its inputs were recorded, detached: the penalty trains
-W and nothing else. For the inversion of O(3) and for finite groups the commutator of the group's element takes the
-place of the Lie derivative.
+Means are over the rows x of all inputs of the layer that were recorded, detached: the penalty has gradients with
+respect to W only. For the inversion of O(3) and for finite groups the commutator with the group element replaces the
+Lie derivative.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,19 +29,19 @@ __all__ = ["Inputs", "PenaltyKind", "penalty", "record_inputs"]
 
 PenaltyKind = Literal["activation", "weight"]
 Inputs = Mapping[str, list[Tensor]]  # by relaxed layer: one detached tensor for each of its calls
-SMALLEST_SQUARE = 1e-16  # below it the penalty's square root is flat: a finite gradient at W = 0
+SMALLEST_SQUARE = 1e-16  # below it the square root is constant, so that the gradient at W = 0 is finite
 
 
 @contextmanager
 def record_inputs(model: nn.Module) -> Iterator[Inputs]:
-    """Record what the relaxed layers of a model are given in every call inside the ``with`` statement.
+    """Record the inputs of the relaxed layers of a model in every call inside the ``with`` statement.
 
     Args:
-        model: A relaxed model; of one without relaxed layers nothing is recorded.
+        model: A relaxed model; nothing is recorded if it has no relaxed layers.
 
     Yields the inputs x of the free maps by the name of the layer: one tensor for each call, detached, (..., dim_in) or
-    images (B, dim_in, H, W). The record is usable after the statement; a recording inside another one keeps its calls
-    to itself, and what activation checkpointing computes again in a backward pass is not recorded twice.
+    images (B, dim_in, H, W). The record remains valid after the statement. A nested recording keeps its calls to
+    itself, and calls recomputed by activation checkpointing in a backward pass are not recorded again.
 
     >>> import torch
     >>> from torch import nn
@@ -75,14 +75,14 @@ def penalty(
     The task's loss gains lambda times it (lambda = 0.01 in Pertigkiozoglou et al., NeurIPS 2024, arXiv 2408.13242).
 
     Args:
-        model: A relaxed model; theta plays no part.
+        model: A relaxed model; its theta has no effect.
         inputs: What ``record_inputs(model)`` recorded; needed by the activation penalty, unused by the other.
         kind: ``activation``, the paper's, or ``weight``, which is closed form and needs no inputs.
-        rows: Number of rows of each layer's inputs, evenly spaced, that the activation penalty is taken at: an estimate
-            of the same means for less. All by default.
+        rows: Number of evenly spaced rows of each layer's inputs at which the activation penalty is evaluated: an
+            estimate of the same means at lower cost. All by default.
 
     Returns a scalar, whose gradient reaches the free maps only and is finite at W = 0. Raises ``ValueError`` for an
-    unknown kind, for ``rows`` below 1, for a model without relaxed layers, and for the activation penalty where inputs
+    unknown kind, for ``rows`` below 1, for a model without relaxed layers, and for the activation penalty if inputs
     are missing or a layer was never called.
 
     >>> import torch
@@ -117,7 +117,7 @@ def penalty(
 
 
 def _terms(layers: Sequence[Relaxed], calls: Sequence[Sequence[Tensor] | None], rows: int | None) -> list[Terms]:
-    """The terms of all layers, those of one class of free maps together."""
+    """The terms of all layers, evaluated together for each class of free maps."""
     kinds: dict[type[FreeMap], list[int]] = {}
     for k, layer in enumerate(layers):
         kinds.setdefault(type(layer.free), []).append(k)

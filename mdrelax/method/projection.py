@@ -1,8 +1,8 @@
 """Projection: from the relaxed network back to an exactly equivariant one.
 
 `drop` removes the free maps (theta = 0). `fold` first adds theta P(W), the nearest equivariant map to the free one, to
-layers that can hold a linear map; other layers drop theirs. Both give back the original modules, parameter names and
-speed. `keep` leaves the free maps where they are and only records them: the network stays relaxed at its theta, for
+layers that can represent a linear map; other layers drop theirs. Both restore the original modules, parameter names
+and speed. `keep` leaves the free maps where they are and only records them: the network stays relaxed at its theta, for
 data that are only nearly symmetric. The record of each layer states
 
     ||W||      ||W - P(W)||  <=  sqrt(LD(W) / 2)      the symmetry spectrum ||W_J||^2
@@ -32,7 +32,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class LayerRecord(NamedTuple):
-    """What the free map of one layer was when it was projected."""
+    """The size and symmetry of one layer's free map when it was projected."""
 
     name: str
     norm: float  # ||W||
@@ -47,10 +47,10 @@ def project(model: nn.Module, *, how: ProjectionKind = "drop") -> list[LayerReco
     """Remove the free maps of a model in place; its modules and parameters are those it had before relaxation.
 
     Args:
-        model: Any model; one without free maps is left as it is.
+        model: Any model; one without free maps is not changed.
         how: ``drop`` sets theta = 0 (Pertigkiozoglou et al., NeurIPS 2024). ``fold`` first adds theta P(W), the nearest
-            equivariant map in Frobenius norm, to layers that can hold one: e3nn's ``Linear``, and layers with a method
-            ``fold`` (see ``FreeLinear`` and ``FreeConv2d``). ``keep`` records and removes nothing.
+            equivariant map in Frobenius norm, to layers that can represent one: e3nn's ``Linear``, and layers with a
+            method ``fold`` (see ``FreeLinear`` and ``FreeConv2d``). ``keep`` returns the records and removes nothing.
 
     Returns a record for each relaxed layer. Raises ``ValueError`` for another ``how``.
 
@@ -85,7 +85,7 @@ def project(model: nn.Module, *, how: ProjectionKind = "drop") -> list[LayerReco
 def projected_copy(
     model: Model, *, how: ProjectionKind = "drop", prepare: Callable[[Model], object] = lambda twin: None
 ) -> tuple[Model, list[LayerRecord]]:
-    """A projected copy in evaluation mode, and the records of its layers; the model itself is left as it is.
+    """A projected copy in evaluation mode, and the records of its layers; the model itself is not changed.
 
     Args:
         model: Any model.

@@ -1,12 +1,12 @@
-"""Relaxation: a free linear map next to an equivariant layer, and its control theta. This is the method.
+"""Relaxation: a free linear map added to an equivariant layer, and its control parameter theta. This is the method.
 
 Pertigkiozoglou, Chatzipantazis, Trivedi, Daniilidis, "Improving Equivariant Model Training via Constraint Relaxation",
-NeurIPS 2024 (arXiv 2408.13242). While training, a layer f_e becomes
+NeurIPS 2024 (arXiv 2408.13242). During training, a layer f_e becomes
 
     f(x) = f_e(x) + theta W x
 
-with a dense W over the flattened features; theta in [0, 1] is one number for the network and theta = 0 gives the
-equivariant network back bit for bit. ``penalty`` keeps W small and near equivariance; ``project`` removes it.
+with a dense W over the flattened features; theta in [0, 1] is the same for the whole network, and theta = 0
+restores the equivariant network bit for bit. ``penalty`` keeps W small and near equivariance; ``project`` removes it.
 """
 
 from collections.abc import Collection, Sequence
@@ -27,14 +27,14 @@ OWN_NAMES = ("calls", "free", "layer", "theta", "theta_tensor", "view")  # attri
 
 
 class Relaxed(nn.Module):
-    """An equivariant layer with a free map beside it; takes and gives what the layer takes and gives.
+    """An equivariant layer with an added free map; inputs and outputs are those of the layer.
 
-    Attributes of the layer are reached through it: ``relaxed.irreps_out`` is the layer's, and so is ``weight``; that of
-    the free map is ``relaxed.free.weight``.
-    Raises ``ValueError`` for a layer with an attribute of a name that it needs itself.
+    Attributes of the layer are available through it: ``relaxed.irreps_out`` and ``relaxed.weight`` are the layer's;
+    the weight of the free map is ``relaxed.free.weight``.
+    Raises ``ValueError`` for a layer that has an attribute with a name that this class uses itself.
 
     ``theta`` is a number; compiled code (``torch.compile``) reads the same value from a tensor, so that a new theta
-    needs no new compilation. ``calls`` collects the inputs while ``record_inputs`` is active, and is None otherwise.
+    needs no recompilation. ``calls`` collects the inputs while ``record_inputs`` is active, and is None otherwise.
     """
 
     theta_tensor: Tensor
@@ -68,13 +68,13 @@ class Relaxed(nn.Module):
     def note(self, flat: Tensor) -> None:
         """Keep an input of the free map, detached, if inputs are recorded and this is not a backward pass.
 
-        There, activation checkpointing calls the layer a second time with the same input.
+        In a backward pass, activation checkpointing calls the layer a second time with the same input.
         """
         if self.calls is not None and (torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1):
             self.calls.append(flat.detach())
 
     def __getattr__(self, name: str) -> Any:
-        """What this module does not have itself is the layer's."""
+        """Look up attributes that this module does not have in the layer."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -85,7 +85,7 @@ class Relaxed(nn.Module):
 
 
 def _add(y: Any, free: Any) -> Any:
-    """Features of any form, summed."""
+    """The sum of two features of any form."""
     if isinstance(y, Tensor):
         return y + free
     if isinstance(y, dict):
@@ -94,16 +94,16 @@ def _add(y: Any, free: Any) -> Any:
 
 
 def _rename_weight(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """In checkpoints of older versions, W stood where the layer's own attributes are reached now."""
+    """Read checkpoints of older versions, in which W had a name that now belongs to the layer."""
     if prefix + "weight" in state and prefix + "free.weight" not in state:
         state[prefix + "free.weight"] = state.pop(prefix + "weight")
 
 
 class Placement(NamedTuple):
-    """Where free maps were put, what was left out and what they cost; print it to read it."""
+    """Where free maps were added, what was left out, and the number of parameters; print it to read it."""
 
     names: list[str]  # of the relaxed layers, in the order of the network
-    left_out: list[str]  # places of the default between invariant scalars
+    left_out: list[str]  # layers between invariant scalars, which the default skips
     n_free: int  # parameters of the free maps
     n_parameters: int  # of the network without them
 
@@ -130,24 +130,24 @@ def relax_constraints(
     initial_std: float = INITIAL_STD,
     generator: torch.Generator | None = None,
 ) -> Placement:
-    """Put a free map next to chosen layers of a model, in place: f(x) = f_e(x) + theta W x, with theta = 1 at first.
+    """Add a free map to chosen layers of a model, in place: f(x) = f_e(x) + theta W x, with theta = 1 initially.
 
-    The layer's place is Pertigkiozoglou et al., NeurIPS 2024 (arXiv 2408.13242); W is (dim_out, dim_in) over the
+    The method is that of Pertigkiozoglou et al., NeurIPS 2024 (arXiv 2408.13242); W is (dim_out, dim_in) over the
     flattened features of the layer's first argument and of its result.
 
     Args:
         model: Any module with layers that ``relaxable_sites`` knows: those of e3nn in ``SITES``, and layers with a
-            method ``relaxable``. A layer that stands under several names is relaxed once, under all of them.
+            method ``relaxable``. A layer registered under several names is relaxed once, under all of them.
         where: Shell patterns of layer names, from the model's root or from any depth (``blocks.*.feed_forward``). By
-            default the paper's place, which a potential tells in its ``relax_where``, or in another model every place
-            that does not lie inside another one; places between invariant scalars are left out then.
+            default the layers that the paper relaxes, which a potential names in its ``relax_where``; in other models,
+            every layer with a site that is not inside another one, except those between invariant scalars.
         initial_std: Standard deviation of the normal distribution that each W is drawn from; 1e-4 as in the paper's
             N-body release.
-        generator: Source of these numbers; by default torch's global one.
+        generator: Generator of these numbers; by default torch's global one.
 
-    Returns the names of the relaxed layers, those left out, and the parameters that the free maps cost. Raises
-    ``ValueError`` when nothing matches (naming the nearest place), when one chosen layer lies inside another, when a
-    layer has an attribute that its relaxed form needs itself, and when the model is relaxed already.
+    Returns the names of the relaxed layers, those left out, and the number of parameters of the free maps. Raises
+    ``ValueError`` if nothing matches (naming the nearest layer), if one chosen layer is inside another, if a layer has
+    an attribute with a name that its relaxed form uses itself, and if the model is already relaxed.
 
     >>> from torch import nn
     >>> from mdrelax import relax_constraints
@@ -157,7 +157,7 @@ def relax_constraints(
     >>> print(relax_constraints(model))
     Relaxed 0, 1: 480 free parameters next to the network's 116.
     Left out 2: every map between invariant scalars is equivariant. Name them in `where` to relax them all the same.
-    >>> model[0].free.weight.shape, model[0].irreps_out  # attributes of the layer are reached through its relaxed form
+    >>> model[0].free.weight.shape, model[0].irreps_out  # attributes of the layer, through its relaxed form
     (torch.Size([20, 20]), 8x0e+4x1o)
     """
     if is_relaxed(model):
@@ -180,7 +180,7 @@ def _relaxed(layer: nn.Module, site: Site, initial_std: float, generator: torch.
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module in the place of another, under every name that it has in the model."""
+    """Replace a module by another, under every name that it has in the model."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child is old and parent is not new:
@@ -227,7 +227,7 @@ def relaxed_layers(model: nn.Module) -> dict[str, Relaxed]:
 
 
 def is_relaxed(model: nn.Module) -> bool:
-    """Whether any layer of the model carries a free map."""
+    """Whether any layer of the model has a free map."""
     return any(isinstance(module, Relaxed) for module in model.modules())
 
 
@@ -235,8 +235,8 @@ def set_theta(model: nn.Module, theta: float) -> None:
     """Set theta of f(x) = f_e(x) + theta W x in every relaxed layer (Pertigkiozoglou et al., NeurIPS 2024).
 
     Args:
-        model: A relaxed model. At theta = 0 it is the network that it was, bit for bit, and no W is read.
-        theta: A number in [0, 1], the same for all layers; of a training step, ``Schedule(...).at_step(step)``.
+        model: A relaxed model. At theta = 0 it equals the original network bit for bit, and no W is read.
+        theta: A number in [0, 1], the same for all layers; in a training step, ``Schedule(...).at_step(step)``.
 
     Raises ``ValueError`` for theta outside [0, 1] and for a model without relaxed layers.
 

@@ -9,7 +9,7 @@
 | constant | 1 |
 | off | 0 |
 
-With ``end`` below 1 the whole schedule takes that fraction of the training, and theta is 0 for the rest of it. A
+With ``end`` below 1 the whole schedule is compressed into that fraction of the training, and theta is 0 for the rest. A
 schedule is a pure function; nothing has to be saved to resume it.
 """
 

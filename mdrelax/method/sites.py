@@ -1,7 +1,7 @@
-"""Sites: the places of a network where a free map can stand.
+"""Sites: the layers of a network to which a free map can be added.
 
-A layer of our own declares its site in a method ``relaxable()``; for layers of other packages the table ``SITES`` says
-it by their type. To relax a layer of yours, do one or the other:
+A layer of our own declares its site in a method ``relaxable()``; for layers of other packages the table ``SITES``
+has a rule by type. To relax a layer of yours, do one or the other:
 
     SITES[VectorNeuron] = lambda layer: Site(
         IrrepsRepresentation(f"{layer.n_in}x1o", "mul_ir"), IrrepsRepresentation(f"{layer.n_out}x1o", "mul_ir"),
@@ -24,7 +24,7 @@ __all__ = ["SITES", "Site", "irreps_site", "relaxable_sites"]
 
 @dataclass(frozen=True)
 class Site:
-    """What a free map next to a layer maps between, and how it reads the layer's first argument and its result."""
+    """The representations between which a free map acts, and the views of the layer's first argument and result."""
 
     source: Representation
     output: Representation
@@ -66,7 +66,7 @@ SITES: dict[type[nn.Module], Callable[[Any], Site | None]] = {
 def relaxable_sites(model: nn.Module) -> dict[str, Site]:
     """Every submodule with weights that may be relaxed, by name.
 
-    The model itself is none: a free map is put in the place of a child of its parent.
+    The model itself is not included: a relaxed layer replaces a child of its parent module.
     """
     found = {name: _site(module) for name, module in model.named_modules() if name}
     return {name: site for name, site in found.items() if site is not None}

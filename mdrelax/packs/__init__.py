@@ -1,1 +1,1 @@
-"""packs: tasks other than interatomic potentials, each with its networks, its training task and its measure."""
+"""packs: tasks other than interatomic potentials, each with its networks, training task and measure of symmetry."""

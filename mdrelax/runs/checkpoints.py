@@ -1,6 +1,6 @@
 """The networks in a run folder's last checkpoint: projected, or with their free maps; the data are not needed.
 
-Runs of a version before network.json build their network from their data again.
+Runs of versions without network.json rebuild their network from their data.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ __all__ = ["RunCheckpoint", "open_checkpoint", "project_checkpoint", "projection
 
 
 class RunCheckpoint(NamedTuple):
-    """A run folder: its config, an untrained network of its kind, structures to measure it on, and its last state."""
+    """A run folder: its config, its network before training, structures to measure it on, and its last state."""
 
     config: Config
     begun: Untrained
@@ -71,7 +71,7 @@ class RunCheckpoint(NamedTuple):
 
 
 def open_checkpoint(folder: Path, networks: Networks) -> RunCheckpoint:
-    """The last checkpoint of a run; raises ``CheckpointError`` when there is none that can be used."""
+    """The last checkpoint of a run; raises ``CheckpointError`` if there is none that can be used."""
     config = load_config(read_saved(folder / "config.yaml"))
     path = folder / "checkpoints" / "last.pt"
     state = load_checkpoint(path, keys=CHECKPOINT_KEYS)
@@ -87,7 +87,7 @@ def _from_file(found: NetworkFile, networks: Networks) -> tuple[Untrained, list[
 
 
 def _from_data(config: Config, networks: Networks) -> tuple[Untrained, list[Batch]]:
-    """Of a run of a version before network.json."""
+    """The same for a run of a version without network.json."""
     parts = load_parts(config.data)
     frames = data_frames(parts, config.potential.cutoff)
     arguments = network_arguments(config.potential, frames.train, networks)
@@ -113,7 +113,7 @@ def projection_gap(folder: Path, thetas: Sequence[float], networks: Networks) ->
     """Validation errors of the last checkpoint's averaged, unprojected network at each theta.
 
     Columns ``theta``, ``forces`` (meV/A) and ``energy`` (meV). The validation frames are read again. Raises
-    ``ValueError`` where nothing was relaxed.
+    ``ValueError`` if nothing was relaxed.
     """
     run = open_checkpoint(folder, networks)
     network = run.unprojected()

@@ -1,4 +1,4 @@
-"""Config: everything that decides a training run, as typed sections read from YAML.
+"""Config: all settings of a training run, as typed sections read from YAML.
 
 An unknown key is an error that names the nearest known one. Names come from hand-written registries: a config is data,
 never code. Every default is written into the run's own config.yaml.
@@ -24,7 +24,7 @@ class DataConfig(Section):
     source: str = Field(
         description="A file, `sample:ethanol` (shipped), `nbody:charged` (simulated) or fetched: `rmd17:ethanol`."
     )
-    test_source: str | None = Field(None, description="A separate file of test frames; else they are split off.")
+    test_source: str | None = Field(None, description="A separate file of test frames; by default they are split off.")
     format: str | None = Field(None, description="`extxyz`, `md17` or `ase`, when the file's ending does not tell.")
     labels: str | None = Field(None, description="rMD17 files: `revised` or `original` labels.")
     energy_key: str | None = Field(None, description="extxyz: the key of the energies.")
@@ -42,8 +42,8 @@ class DataConfig(Section):
     )
     train: Size = Field(0.8, description="Training frames: a number, or a fraction below 1.")
     validation: Size = Field(0.1, description="Validation frames: a number, or a fraction below 1.")
-    test: Size | None = Field(None, description="Test frames; none given: all that are left.")
-    train_indices: str | None = Field(None, description="A file with one frame number a line, instead of `train`.")
+    test: Size | None = Field(None, description="Test frames; default: all remaining ones.")
+    train_indices: str | None = Field(None, description="A file with one frame number per line, instead of `train`.")
     validation_indices: str | None = Field(None, description="Likewise for validation.")
     test_indices: str | None = Field(None, description="Likewise for test.")
     seed: int = Field(0, ge=0, description="Seed of the random split.")
@@ -57,7 +57,7 @@ class PotentialConfig(Section):
     cutoff: float = Field(5.0, gt=0, description="Cut-off radius in Angstrom.")
     arguments: dict[str, Any] = Field(default_factory=dict, description="Arguments that replace the preset's.")
 
-    start: str | None = Field(None, description="A model file to continue from, which brings network and cut-off.")
+    start: str | None = Field(None, description="A model file to continue from, which defines network and cut-off.")
 
     @model_validator(mode="after")
     def _one_network(self) -> "PotentialConfig":
@@ -88,7 +88,7 @@ class Config(Section):
     exact_lone_atoms: bool | None = Field(
         None, description="A lone atom has exactly its reference energy; none: where these are those of isolated atoms."
     )
-    standard_baseline: bool = Field(False, description="Train the standard network beside it: same budget and seed.")
+    standard_baseline: bool = Field(False, description="Also train the standard network, same budget and seed.")
     md_picoseconds: float = Field(0.0, ge=0, description="Length of an NVE run at 300 K at the end; 0: none.")
     format_version: Literal[2] = Field(
         2, description="Of this document; a run without it had the layer norm `separable`."

@@ -1,4 +1,4 @@
-"""Saved configs: what a run says it was made with, read as it was meant then, and how configs differ."""
+"""Saved configs: the settings of earlier runs, with the defaults of their time, and differences of configs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,9 +23,9 @@ def read_saved(path: Path) -> dict[str, Any]:
 
 
 def with_defaults(document: dict[str, Any]) -> dict[str, Any]:
-    """A config that a run saved, with the defaults of keys newer than the run; as it stands if it is invalid now.
+    """A config that a run saved, with the defaults of keys newer than the run; unchanged if it is invalid now.
 
-    One of version 1 (without ``format_version``) names the layer norm that it was trained with.
+    Configs of version 1 (without ``format_version``) get the layer norm that they were trained with.
     """
     try:
         current = document if "format_version" in document else _from_version_1(document)
@@ -43,9 +43,9 @@ def _from_version_1(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The difference of two resolved configs as lines ``section.key: old -> new``; empty when they are equal.
+    """The difference of two resolved configs as lines ``section.key: old -> new``; empty if they are equal.
 
-    How a constraint would be relaxed counts for nothing where neither config ever relaxes it.
+    Settings of the relaxation are ignored if neither config relaxes the constraint.
     """
     if _never_relaxed(old) and _never_relaxed(new):
         old, new = ({key: value for key, value in each.items() if key != "relaxation"} for each in (old, new))
@@ -58,9 +58,9 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def refuse_changes(saved: Mapping[str, Any], given: Mapping[str, Any], *, found: str, choose: str) -> None:
-    """Raise ``ConfigError`` with the differences of two resolved configs, where there are any.
+    """Raise ``ConfigError`` with the differences of two resolved configs, if there are any.
 
-    ``found`` says what is of another config, ``choose`` what else can be chosen.
+    ``found`` names the item with another config, ``choose`` the item to choose differently.
     """
     if difference := changed_keys(saved, given):
         raise ConfigError(

@@ -1,9 +1,9 @@
-"""Experiment: what a run is made of; and ``run``, the one path from settings to a certified network in a folder.
+"""Experiment: the parts of a run; and ``run``, the only path from settings to a certified network in a folder.
 
     enter -> prepare -> relax -> train -> project -> certify -> evaluate -> export
 
-Force fields (``mdrelax.runs.train``) and the task packs (``mdrelax.packs``) are experiments; locks, resuming, the count
-of parameters, the measured cost and the order of the steps are here, once.
+Force fields (``mdrelax.runs.train``) and the task packs (``mdrelax.packs``) are experiments; locks, resuming, parameter
+counts, measured cost and the order of the steps are implemented here only.
 """
 
 import json
@@ -36,11 +36,11 @@ class Finished(NamedTuple, Generic[Model]):
 
     fit: FitResult[Model]
     certificate: Certificate
-    results: dict[str, Any]  # what results.json holds
+    results: dict[str, Any]  # the content of results.json
 
 
 class Experiment(Protocol[Model]):
-    """What decides a run, and what only this kind of run knows; ``run`` calls the methods in this order."""
+    """The settings of a run and the steps specific to its kind; ``run`` calls the methods in this order."""
 
     @property
     def training(self) -> OptimisationConfig:
@@ -53,20 +53,20 @@ class Experiment(Protocol[Model]):
     def enter(self, folder: Path, *, restart: bool) -> bool:
         """Write the settings into the run folder; True if there is a checkpoint to resume from.
 
-        Raises ``ConfigError`` for a folder that holds another run, or this one where ``restart`` is off.
+        Raises ``ConfigError`` for a folder that contains another run, or this one if ``restart`` is off.
         """
 
     def prepare(self, folder: Path, *, resume: bool, tell: Callable[[str], None]) -> Model:
         """Read the data and build the untrained network, without free maps, from the run's seed (``seeded``)."""
 
     def task(self, model: Model) -> Task[Model]:
-        """What is trained; ``model`` is the network of ``prepare``, relaxed by now."""
+        """The training task; ``model`` is the network of ``prepare``, relaxed by now."""
 
     def certify(self, fit: FitResult[Model]) -> Certificate:
-        """How equivariant the projected network is on some of the data."""
+        """Measure the equivariance of the projected network on some of the data."""
 
     def evaluate(self, fit: FitResult[Model], folder: Path) -> dict[str, Any]:
-        """The errors on validation and test data, and whatever else belongs into results.json."""
+        """The errors on validation and test data, and anything else that belongs in results.json."""
 
     def export(self, folder: Path, finished: Finished[Model]) -> None:
         """Write the model file, if this kind of run has one; raises ``CertificateError`` for a refused network."""
@@ -83,14 +83,14 @@ def run(
     """Train, project, certify, evaluate and export an experiment in ``folder``.
 
     Args:
-        experiment: What is run.
-        folder: The run folder; it is locked meanwhile.
-        restart: Resume from the folder's last checkpoint, where there is one.
+        experiment: The experiment to run.
+        folder: The run folder, locked during the run.
+        restart: Resume from the folder's last checkpoint, if there is one.
         tell: Called with one line per stage.
         listener: Called after every step; an exception in it ends the run, which can be resumed.
 
     Raises ``InUseError`` while another process trains in the folder, ``ConfigError`` for settings that cannot be used,
-    ``CertificateError`` for a network that is not equivariant, and what the experiment's own methods raise.
+    ``CertificateError`` for a network that is not equivariant, and the errors of the experiment's own methods.
     """
     with locked_folder(folder):
         check_device(experiment.training.device)
@@ -135,7 +135,7 @@ def _run_in(
 
 
 def seeded(build: Callable[[], Model], seed: int) -> Model:
-    """The network that ``build`` makes with torch's generator set to a seed, which is as it was afterwards."""
+    """The network that ``build`` returns with torch's generator set to a seed; its state is restored afterwards."""
     with torch.random.fork_rng(devices=[]), default_float32():
         torch.manual_seed(seed)
         return build()

@@ -1,4 +1,4 @@
-"""What a training run starts from: its config, its folder and its data."""
+"""The inputs of a training run: its config, its folder and its data."""
 
 import json
 import math
@@ -25,8 +25,8 @@ from mdrelax.runs.config_changes import read_saved, refuse_changes
 from mdrelax.structures.graph import Graph
 
 MOST_NEIGHBOURS = 1000  # per atom
-IN_MEMORY = "memory"  # `data.source` of structures that a caller hands over
-MAY_CHANGE = ("md_picoseconds",)  # keys that a resumed run may be given anew; nothing that changes a number
+IN_MEMORY = "memory"  # `data.source` for structures passed in memory
+MAY_CHANGE = ("md_picoseconds",)  # keys that may change when a run is resumed; none of them affects a number
 
 
 class Parts(NamedTuple):
@@ -55,7 +55,7 @@ def open_config(source: str, overrides: Sequence[str]) -> Config:
 
 
 def resolve(config: Config | Mapping[str, Any] | str | Path, data: Sequence[Atoms] | str | Path | None) -> Config:
-    """The config that a caller means: one that is checked, a document, a file or a preset; ``data`` is its source.
+    """A config from a checked config, a document, a file or a preset; ``data`` is its source.
 
     Raises ``ConfigError``.
     """
@@ -77,16 +77,16 @@ def whole_numbers(option: str, text: str) -> list[int]:
 
 
 def check_folder(config: Config, folder: Path, *, restart: bool) -> None:
-    """Raise ``ConfigError`` when the folder holds a run and ``restart`` is off, or a run with another config.
+    """Raise ``ConfigError`` if the folder contains a run and ``restart`` is off, or a run with another config.
 
-    A run that ended before its first checkpoint (a mistake in the config, a missing file) is no run.
+    A run that ended before its first checkpoint (a mistake in the config, a missing file) does not count.
     """
     saved = folder / "config.yaml"
     finished = (folder / "checkpoints" / "last.pt").exists() or (folder / "model.safetensors").exists()
     if not (saved.exists() and finished):
         return
     if not restart:
-        raise ConfigError(f"`{folder}` holds a run already; add `--restart auto` to go on, or choose another `--out`.")
+        raise ConfigError(f"`{folder}` already contains a run; `--restart auto` resumes it, another `--out` is new.")
     old, new = (
         {key: value for key, value in document.items() if key not in MAY_CHANGE}
         for document in (read_saved(saved), config.model_dump(mode="json"))
@@ -95,7 +95,7 @@ def check_folder(config: Config, folder: Path, *, restart: bool) -> None:
 
 
 def prepare_folder(config: Config, folder: Path, *, restart: bool) -> bool:
-    """Make or re-enter the run folder; True when there is a checkpoint to go on from. Raises as ``check_folder``."""
+    """Make or re-enter the run folder; True if there is a checkpoint to resume from. Raises as ``check_folder``."""
     check_folder(config, folder, restart=restart)
     document = config.model_dump(mode="json")
     write_atomically(folder / "config.yaml", yaml.safe_dump(document, sort_keys=False).encode())
@@ -105,7 +105,7 @@ def prepare_folder(config: Config, folder: Path, *, restart: bool) -> bool:
 
 
 def load_parts(settings: DataConfig, data: Sequence[Atoms] | None = None) -> Parts:
-    """Read the data (or take the labelled ``data`` of a caller) and split them.
+    """Read the data (or use the labelled ``data`` of the caller) and split them.
 
     Raises ``ValueError`` and ``FileNotFoundError`` with the remedy.
     """
@@ -130,7 +130,7 @@ def _all_frames(settings: DataConfig, data: Sequence[Atoms] | None, options: dic
         return datasets.load_atoms(data, **{key: value for key, value in options.items() if key != "labels"})
     if settings.source == IN_MEMORY:
         raise ConfigError(
-            "The data of this run were handed over in memory: continue it from Python, with `mdrelax.train(..., "
+            "The data of this run were passed in memory: continue it from Python, with `mdrelax.train(..., "
             "data=..., restart=True)`."
         )
     return datasets.load_frames(settings.source, format=settings.format, **options)
@@ -152,10 +152,10 @@ def _split(settings: DataConfig, n_frames: int, *, separate_test: bool) -> Split
 
 
 def _check_indices(settings: DataConfig) -> None:
-    """Refuse index files that would be ignored, and sizes beside them that would be: both could leak test frames."""
+    """Refuse index files or sizes that would be ignored: both could leak test frames."""
     if settings.train_indices is None and (settings.validation_indices or settings.test_indices):
         raise ConfigError(
-            "`data.validation_indices` and `data.test_indices` need `data.train_indices` beside them, so that no frame "
+            "`data.validation_indices` and `data.test_indices` need `data.train_indices` as well, so that no frame "
             "is in two parts; name that file too, or leave them out."
         )
     if settings.test_indices is not None and settings.test_source is not None:
@@ -168,7 +168,7 @@ def _check_indices(settings: DataConfig) -> None:
 
 
 def _n_of_test_file(size: int | float | None, n_frames: int) -> int:
-    """How many frames of ``data.test_source`` to take; raises ``ConfigError`` for more than it has, or for none."""
+    """The number of frames of ``data.test_source`` to use; raises ``ConfigError`` for more than it has, or for none."""
     wanted = n_frames if size is None else _size(size, n_frames)
     if not 1 <= wanted <= n_frames:
         raise ConfigError(
@@ -179,7 +179,7 @@ def _n_of_test_file(size: int | float | None, n_frames: int) -> int:
 
 
 def _size(size: int | float, n_frames: int) -> int:
-    """A count, or a fraction of so many frames, rounded down."""
+    """A count, or a fraction of a number of frames, rounded down."""
     return int(size * n_frames + 1e-9) if isinstance(size, float) else size
 
 
@@ -212,7 +212,7 @@ def _shortest_distance(graph: Graph) -> float:
 
 
 def check_labels(config: Config, parts: Parts) -> None:
-    """Refuse, before anything is trained, what would fail after it or be learnt without its labels.
+    """Refuse, before training, data that would fail afterwards or lack labels.
 
     Raises ``ConfigError`` for a stress weight without stress, ``ValueError`` for elements that only validation or test
     frames have.

@@ -1,7 +1,7 @@
-"""Side by side: many runs, each a process with one thread in a folder of its own, as many at a time as there are cores.
+"""Parallel runs: each is a process with one thread and its own folder, as many at a time as there are cores.
 
-One thread each: runs do not wait for each other's threads and cost what they say. What a run has not finished it goes
-on with when it is started again; whether it has finished is for the caller to say.
+With one thread each, runs do not wait for each other's threads, and their measured costs are right. A run that has not
+finished resumes when it is started again; the caller decides whether it has finished.
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 __all__ = ["PARENT", "cores", "end_with_parent", "run_side_by_side"]
 
 POLL_SECONDS = 0.5
-PARENT = "MDRELAX_PARENT"  # in the environment of a run that another process waits for: that process
+PARENT = "MDRELAX_PARENT"  # environment variable: the process that waits for this run
 
 
 def run_side_by_side(
@@ -26,11 +26,10 @@ def run_side_by_side(
     jobs: int,
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Run the command of each place that is not finished, ``jobs`` at a time; what it says goes to run.log in it.
+    """Run the command of each folder that is not finished, ``jobs`` at a time; its output goes to run.log there.
 
-    ``finished`` gives a line about the run that is in a place, or None while it is not finished. Raises
-    ``RuntimeError`` naming the places whose runs failed, after the others have ended; what ``tell`` raises ends no run
-    either and is raised then.
+    ``finished`` returns a line about the run in a folder, or None while it is not finished. After all runs have ended,
+    raises ``RuntimeError`` naming the folders whose runs failed, or the exception that ``tell`` raised meanwhile.
     """
     waiting = [place for place in places if finished(place) is None]
     done, failed = len(places) - len(waiting), []
@@ -68,9 +67,9 @@ def cores() -> int:
 
 
 def end_with_parent() -> None:
-    """Watch the process that started this one, where it asked for that: when it is gone, end as if terminated.
+    """Watch the process that started this one, if requested by it: when it is gone, end as if terminated.
 
-    Without it, the runs of a killed study would train on in the folders in which the repeated study trains.
+    Otherwise the runs of a killed study would continue in the folders that the repeated study uses.
     """
     parent = os.environ.get(PARENT)
     if parent is None:

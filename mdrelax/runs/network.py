@@ -1,9 +1,9 @@
-"""network.json: what the network of a run is, written before its first step; it is built again without the data.
+"""network.json: the definition of a run's network, written before the first step, to rebuild it without the data.
 
 | key | content |
 | --- | --- |
 | format_version | 1 |
-| potential, elements, dtype, symmetry | what builds the network, defaults included |
+| potential, elements, dtype, symmetry | arguments that build the network, defaults included |
 | started_from | the model file that the run continues from: name and content hash, else null |
 | exact_lone_atoms, binding | whether lone atoms have exactly their reference energies; eV, see ``ForceField`` |
 | reference_energies, scale | eV of each element; eV/Angstrom, the RMS force of the training set |
@@ -43,11 +43,11 @@ class Networks(Protocol):
         """The arguments of a network as a typed section; raises ``ValueError`` for its name."""
 
     def build_potential(self, name: str, n_species: int, arguments: Mapping[str, Any]) -> Potential:
-        """A network for that many elements; raises ``ValueError`` for unknown names and impossible arguments."""
+        """A network for a number of elements; raises ``ValueError`` for unknown names and impossible arguments."""
 
 
 def arguments_of(settings: PotentialConfig, networks: Networks) -> dict[str, Any]:
-    """The arguments of the network as far as the settings decide them: those of its preset, cut-off and its own.
+    """The network's arguments that follow from the settings: the preset, the cut-off, and explicit arguments.
 
     Raises ``ConfigError`` for an unknown network, preset or argument, and for a network that cannot be built.
     """
@@ -65,7 +65,7 @@ def arguments_of(settings: PotentialConfig, networks: Networks) -> dict[str, Any
 
 
 class Untrained(NamedTuple):
-    """A force field before its first step, and what builds its network again."""
+    """A force field before its first step, and the arguments to rebuild its network."""
 
     force_field: ForceField
     name: str
@@ -89,7 +89,7 @@ class NetworkFile(NamedTuple):
     binding: float  # eV
 
     def build(self, networks: Networks) -> ForceField:
-        """The force field before training, with other random weights: those of a checkpoint go over them."""
+        """The force field before training, with other random weights, to be replaced by those of a checkpoint."""
         network = networks.build_potential(self.name, len(self.elements), self.arguments)
         references = torch.tensor(self.reference_energies, dtype=torch.float64)
         elements = tuple(self.elements)
@@ -123,7 +123,7 @@ def write_network(folder: Path, begun: Untrained, *, structures: Sequence[Data])
 
 
 def read_network(folder: Path) -> NetworkFile | None:
-    """What a run folder says of its network; None for a run of a version before network.json.
+    """The network definition in a run folder; None for a run of a version without network.json.
 
     Raises ``CheckpointError`` for a file that is damaged or of a newer version.
     """
@@ -146,4 +146,4 @@ def read_network(folder: Path) -> NetworkFile | None:
             document.get("exact_lone_atoms", False), document.get("binding", 0.0),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"`{path}` is damaged ({error!r}); restart the run to have it written again.") from error
+        raise CheckpointError(f"`{path}` is damaged ({error!r}); restart the run to write it again.") from error

@@ -1,4 +1,4 @@
-"""Refused networks: a run whose certificate fails is kept, and says why."""
+"""Refused networks: a run whose certificate fails is kept, with the reason."""
 
 import math
 from typing import NoReturn

@@ -62,7 +62,7 @@ class Potentials:
     """The ``Experiment`` of force fields: from labelled structures to a model file.
 
     ``networks`` is the registry that builds the network, for instance the module ``mdrelax.potentials``; ``data`` are
-    labelled structures in place of ``config.data.source``.
+    labelled structures that replace ``config.data.source``.
     """
 
     parts: Parts
@@ -77,7 +77,7 @@ class Potentials:
     def enter(self, folder: Path, *, restart: bool) -> bool:
         """Write config.yaml and env.json; see ``Experiment``."""
         self.start = load_start(self.config.potential)
-        arguments_of(self.config.potential, self.networks)  # refuses names before the data are read
+        arguments_of(self.config.potential, self.networks)  # raises on unknown names before the data are read
         return prepare_folder(self.config, folder, restart=restart)
 
     def prepare(self, folder: Path, *, resume: bool, tell: Callable[[str], None]) -> ForceField:
@@ -113,7 +113,7 @@ class Potentials:
         return ForceMatching(loader, self.frames.validation, training, compiler=CompiledTrainingStep)
 
     def certify(self, fit: FitResult[ForceField]) -> Certificate:
-        """Energies and forces of a few test (or validation) structures, turned, mirrored, moved and permuted."""
+        """Errors of energies and forces of a few test (or validation) structures under all symmetry operations."""
         return certify(fit.model, to_certify(self.frames.test or self.frames.validation), layers=fit.layers)
 
     def evaluate(self, fit: FitResult[ForceField], folder: Path) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class Potentials:
             arguments=self.begun.arguments, certificate=certificate,
             card=model_card(self.config, fit.model, best_step=fit.best_step, results=results, origin=self.begun.origin),
         )  # fmt: skip
-        (folder / (REFUSED if certificate.passed else MODEL)).unlink(missing_ok=True)  # of an earlier try
+        (folder / (REFUSED if certificate.passed else MODEL)).unlink(missing_ok=True)  # of an earlier attempt
         if not certificate.passed:
             refuse(certificate)
 
@@ -151,7 +151,7 @@ def run_training(
 
 
 def _warnings(config: Config, force_field: ForceField) -> Iterator[str]:
-    """What somebody should know before hours are spent."""
+    """Warnings that should be seen before hours of training."""
     if force_field.roughness is not None:
         yield f"The network is not smooth: {force_field.roughness}."
     if config.training.compile and not force_field.conservative:
@@ -162,7 +162,7 @@ def _warnings(config: Config, force_field: ForceField) -> Iterator[str]:
 
 
 def _keep_split(parts: Parts, folder: Path, *, resume: bool) -> None:
-    """Write split.json; a resumed run must find the data that it was begun with (``ValueError`` otherwise)."""
+    """Write split.json; a resumed run must use the same data as before (``ValueError`` otherwise)."""
     path, fingerprint = folder / "split.json", datasets.data_hash([*parts.train, *parts.validation, *parts.test])
     if resume and path.is_file():
         datasets.load_split(path, data_hash=fingerprint)
@@ -182,7 +182,7 @@ def model_card(
     results: dict[str, Any],
     origin: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What the model file says of itself: config, data, errors, reference energies. File paths become file names."""
+    """The model card: config, data, errors, reference energies. File paths are reduced to file names."""
     document = config.model_dump(mode="json")
     for key in ("source", "test_source", "train_indices", "validation_indices", "test_indices"):
         if document["data"][key] is not None:
@@ -232,7 +232,7 @@ def _test_results(
 
 
 def _mean_baseline(parts: Parts) -> metrics.Predictions:
-    """The mean of the training labels on the test frames, for the labels that both have."""
+    """The error of the training mean on the test frames, for the labels that both have."""
     train, test = metrics.labels_of(parts.train), metrics.labels_of(parts.test)
     forces = None if train.forces is None else test.forces
     stress = None if train.stress is None else test.stress

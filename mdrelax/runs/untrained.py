@@ -1,4 +1,4 @@
-"""The force field that a run begins with: a new network, or the one of a model file (``potential.start``)."""
+"""The initial force field of a run: a new network, or that of a model file (``potential.start``)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ __all__ = ["load_start", "network_arguments", "new_force_field", "untrained"]
 
 
 def load_start(settings: PotentialConfig) -> LoadedModel | None:
-    """The model that a run continues from, None where it starts anew; raises the errors of ``load_model``."""
+    """The model that a run continues from, or None; raises the errors of ``load_model``."""
     return None if settings.start is None else load_model(settings.start)
 
 
@@ -31,7 +31,7 @@ def untrained(
     networks: Networks,
     start: LoadedModel | None,
 ) -> Untrained:
-    """The force field of a run; ``frames`` are its training set, ``isolated_energies`` (eV) of its lone atoms.
+    """The force field of a run; ``frames`` are its training set, ``isolated_energies`` (eV) of isolated atoms.
 
     Raises ``ConfigError`` for settings that cannot be used, ``ValueError`` for elements that ``start`` does not know.
     """
@@ -120,17 +120,17 @@ def _mean_binding(force_field: ForceField, frames: Sequence[Batch]) -> float:
 
 
 def _continued(config: Config, frames: Sequence[Batch], start: LoadedModel) -> Untrained:
-    """Network, elements and scale of a model file; its references are moved by what it misses on the training set.
+    """Network, elements and scale of a model file; its reference energies are shifted to fit the training set.
 
-    The move is the least-squares energy of each element over label minus prediction: none for more data of the same
-    level of theory, the offset for another one. With ``reference_energies: isolated`` the file's stay as they are.
+    The shift is the least-squares energy of each element over label minus prediction: near zero for more data at the
+    same level of theory, the offset for another one. With ``reference_energies: isolated`` they are not shifted.
     """
     force_field = start.force_field.to_dtype(getattr(torch, config.training.dtype)).requires_grad_(True)
     unknown = sorted(set(distinct_elements([frame.graph.numbers for frame in frames])) - set(force_field.elements))
     if unknown:
         raise ValueError(
-            f"The data have atomic numbers {unknown}, which `{config.potential.start}` was not trained on: start anew, "
-            "or leave these frames out."
+            f"The data have atomic numbers {unknown}, which `{config.potential.start}` was not trained on: remove "
+            "these frames, or do not set `potential.start`."
         )
     if config.reference_energies == "fit":
         prediction, batch = predict(force_field, frames)

@@ -1,7 +1,7 @@
 """Common edges: one list of edges for many structures of a molecule, so that code is compiled for that list alone.
 
-The list holds every edge that any of the structures has. In a structure where such an edge is longer than the cut-off,
-its envelope is 0 with two derivatives, so energies, forces and what training does with them stay what they were.
+The list contains every edge that any of the structures has. In a structure where such an edge is longer than the
+cut-off, its envelope is 0 with two derivatives, so energies, forces and training are unchanged.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from mdrelax.structures.graph import Graph
 
 __all__ = ["common_edges", "with_edges"]
 
-LARGEST_GROWTH = 1.5  # more edges than a structure has on average: as much more work
+LARGEST_GROWTH = 1.5  # largest ratio of common edges to the edges of an average structure: the extra work
 
 
 def common_edges(graphs: Sequence[Graph]) -> Tensor | None:
     """The edges (2, E) that any of the structures has, sorted by target; ``graphs`` have one structure each.
 
-    None where they differ in the number of atoms, where one is periodic, and where there would be 1.5 times as many
-    edges as a structure has on average, or none at all.
+    None if they differ in the number of atoms, if one is periodic, and if there would be 1.5 times as many edges as a
+    structure has on average, or none at all.
     """
     n_atoms = {len(graph.numbers) for graph in graphs}
     if len(n_atoms) != 1 or any(bool(graph.cell.any()) for graph in graphs):

@@ -61,14 +61,14 @@ class Edges:
     vectors: Tensor  # (E, 3) Angstrom, from target to source
     n_local: int | None = None  # None: every atom is local
     exchange: Exchange | None = None
-    table: Tensor | None = None  # (N, J), ``neighbor_table`` where it is known already
+    table: Tensor | None = None  # (N, J), ``neighbor_table`` if already known
 
     def computed(self, x: Tensor) -> Tensor:
         """The rows of the atoms whose features are computed here."""
         return x if self.exchange is None else x[: self.n_local]
 
     def everywhere(self, x: Tensor) -> Tensor:
-        """Rows of the computed atoms to rows of all atoms, which edges start from."""
+        """Rows of the computed atoms to rows of all atoms, the sources of the edges."""
         return x if self.exchange is None else self.exchange(x)
 
 
@@ -83,7 +83,7 @@ def edge_vectors(graph: Graph) -> Tensor:
 
 
 def neighbor_table(target: Tensor, n_atoms: int) -> Tensor:
-    """The edges into each atom, padded: (N, J) numbers of edges, with E (one past the last) in empty places.
+    """The edges into each atom, padded: (N, J) numbers of edges, with E (one past the last) in empty slots.
 
     J is the largest number of edges into an atom, but at least 1; edges need not be sorted.
     """
@@ -97,7 +97,7 @@ def neighbor_table(target: Tensor, n_atoms: int) -> Tensor:
 
 
 def collate(graphs: Sequence[Graph]) -> Graph:
-    """Several graphs as one; raises ``ValueError`` when there are none."""
+    """Several graphs as one; raises ``ValueError`` if there are none."""
     if not graphs:
         raise ValueError("`collate` needs at least one graph.")
     if len(graphs) == 1:

@@ -4,9 +4,10 @@
 
 Two atoms at one point have no direction between them, so they are an error, not an edge of length zero.
 
-Candidates come from vesin (cell lists), or for small open molecules from the dense distance matrix; both are put in one
-order (target, source, shift) and pass one filter. So a graph does not depend on how its candidates were found: a
-``VerletList`` gives bit for bit what ``build_graph`` gives. Lengths are in Angstrom, tensors come back on the CPU.
+Candidates come from vesin (cell lists), or for small open molecules from the dense distance matrix; both are sorted in
+the same order (target, source, shift) and pass the same filter. So a graph does not depend on how its candidates were
+found: a ``VerletList`` returns the same graph as ``build_graph``, bit for bit. Lengths are in Angstrom, tensors come
+back on the CPU.
 """
 
 import math
@@ -27,8 +28,8 @@ Indices = npt.NDArray[np.int64]
 Input = npt.ArrayLike | Tensor
 
 DENSE_ATOMS = 100  # up to here the distance matrix is the faster search (measured: 0.28 against 0.36 ms at 100 atoms)
-ROUNDING = 1e-9  # candidates are searched in a hair larger radius, so that the filter alone decides
-NEAREST = 1e-6  # Angstrom: nearer atoms lie at one point, up to the rounding of lattice vectors
+ROUNDING = 1e-9  # candidates are searched in a slightly larger radius, so that the filter alone decides
+NEAREST = 1e-6  # Angstrom: atoms closer than this coincide, up to the rounding of lattice vectors
 FLATTEST = 1e-6  # smallest volume of the periodic vectors relative to the product of their lengths
 
 
@@ -65,10 +66,10 @@ def build_graph(
 
 
 class VerletList:
-    """A neighbour list that is searched anew only when an atom has moved more than half the skin.
+    """A neighbour list that is rebuilt only when an atom has moved more than half the skin.
 
-    The search runs to ``cutoff + skin`` (Angstrom); each call filters it by the true cut-off, so that the graph is the
-    one of ``build_graph``, bit for bit. Changed cell, pbc or numbers lead to a new search.
+    The search runs to ``cutoff + skin`` (Angstrom); each call filters it by the true cut-off, so that the graph is
+    that of ``build_graph``, bit for bit. Changed cell, pbc or numbers lead to a new search.
     Method: Verlet, Phys. Rev. 159, 98 (1967).
     """
 
@@ -94,7 +95,7 @@ class VerletList:
         return _graph(system, self._found, self.cutoff)
 
     def _covers(self, system: _System) -> bool:
-        """True while the last search holds every pair within the cut-off."""
+        """True while the last search contains every pair within the cut-off."""
         old = self._searched
         if old is None or not np.array_equal(old.numbers, system.numbers):
             return False
@@ -110,7 +111,7 @@ def _check_cutoff(cutoff: float) -> None:
         raise ValueError(f"`cutoff` must be a length > 0 in Angstrom, got {cutoff}; 5.0 suits most molecules.")
 
 
-# --- check what comes in ---
+# --- check the input ---
 
 
 def _system(positions: Input, numbers: Input, cell: Input | None, pbc: Input | None) -> _System:

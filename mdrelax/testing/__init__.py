@@ -1,15 +1,15 @@
-"""testing: the laws that every potential keeps, for the tests of a network of one's own.
+"""testing: the laws that every potential must satisfy, for testing a network of your own.
 
     from mdrelax.testing import check_potential
     check_potential(ForceField(MyPotential(...), elements=(1, 6, 8)))
 
-A law is a function of a force field that raises ``BrokenLawError`` with a sentence. All laws run in float64 on a copy,
-on a cluster of nine atoms and a skewed cell of three, made of the model's own elements with distances in proportion to
-its cut-off. Untrained networks keep the laws as well as trained ones; move every parameter off its initial value first,
-so that no bias of zero hides a fault.
+A law is a function of a force field that raises ``BrokenLawError`` with one sentence. All laws run in float64 on a
+copy, on a cluster of nine atoms and a skewed cell of three, made of the model's own elements with distances in
+proportion to its cut-off. Untrained networks satisfy the laws as well as trained ones do; perturb every parameter from
+its initial value first, so that no bias of zero hides a fault.
 
-Rounding, where a law calls a difference that, is 1e-10 of the largest force or energy: about 1e-16 per sum, times the
-gains of a few layers.
+Differences up to 1e-10 of the largest force or energy count as rounding: about 1e-16 per sum, times the gains of a few
+layers.
 """
 
 import copy
@@ -33,13 +33,13 @@ ROTATION = Rotation.from_rotvec([0.4, -1.1, 0.7]).as_matrix()
 
 
 class BrokenLawError(AssertionError):
-    """A potential that breaks a law; the message names the law and the numbers."""
+    """A potential violates a law; the message gives the law and the numbers."""
 
 
 def check_potential(force_field: ForceField, laws: Mapping[str, Law] | None = None) -> list[str]:
-    """Check a potential against all laws that apply to it, or against ``laws``; returns the names of those it keeps.
+    """Check a potential against all laws that apply to it, or against ``laws``; returns the names of those that hold.
 
-    Raises ``BrokenLawError`` with one sentence per broken law.
+    Raises ``BrokenLawError`` with one sentence per violated law.
     """
     chosen = LAWS if laws is None else laws
     broken = {}
@@ -96,7 +96,7 @@ def forces_turn_with_the_structure(force_field: ForceField) -> None:
 
 
 def nothing_depends_on_place_or_order(force_field: ForceField) -> None:
-    """Moved as a whole nothing changes; atoms in another order give the same numbers in that order."""
+    """Translating the structure changes nothing; permuting the atoms permutes the results."""
     model = _double(force_field)
     structure, order = cluster(model), np.random.default_rng(0).permutation(9)
     before = model(structure.graph(model.cutoff))
@@ -119,7 +119,7 @@ def the_order_of_the_edges_does_not_matter(force_field: ForceField) -> None:
 
 
 def a_batch_is_its_structures_one_by_one(force_field: ForceField) -> None:
-    """A cluster, an atom without neighbours and a cell together give what each gives alone."""
+    """A batch of a cluster, an atom without neighbours and a cell gives the same results as each of them alone."""
     model = _double(force_field)
     lonely = Structure(np.zeros((1, 3)), numbers_of(model, 1))
     graphs = [s.graph(model.cutoff) for s in (cluster(model), lonely, cell(model))]
@@ -136,7 +136,7 @@ def fragments_out_of_reach_do_not_know_of_each_other(force_field: ForceField) ->
 
 
 def atoms_without_neighbours_have_no_force(force_field: ForceField) -> None:
-    """Zero edges: the energy depends on the element only, the force is exactly zero, and training runs."""
+    """Without edges, the energy depends on the element only, the force is exactly zero, and training runs."""
     model = _double(force_field).requires_grad_(True)
     lonely = [Structure(np.full((1, 3), x), numbers_of(model, 1)).graph(model.cutoff) for x in (0.0, 2.0)]
     prediction = model(collate(lonely), create_graph=True)
@@ -242,7 +242,7 @@ def _require_slopes(found: Tensor, expected: Tensor, what: str) -> None:
 
 
 def nothing_jumps_when_an_atom_crosses_the_cutoff(force_field: ForceField) -> None:
-    """Energy, gradient and second derivatives are continuous (C2), for one of many neighbours and for the only one.
+    """Energy, gradient and second derivatives are continuous (C2), for one of several neighbours and for a single one.
 
     From 1e-7 A on one side to 1e-7 A on the other they change by the next derivative times 2e-7 A: less than 5e-5 of
     their size inside, even where the third derivatives are 250 times (1/A) the second.
@@ -274,7 +274,7 @@ def _derivatives(model: ForceField, others: Structure, distance: float) -> list[
 
 
 def force_constants_do_not_depend_on_a_small_displacement(force_field: ForceField) -> None:
-    """At a site where symmetry makes vectors vanish they change by less than 1 % from 1e-4 to 1e-3 A."""
+    """At a site where symmetry makes vectors vanish, they change by less than 1 % from 1e-4 to 1e-3 A."""
     model, structure = _double(force_field), tetrahedron(force_field)
     direction = np.array([0.6, -0.48, 0.64])
 
@@ -323,7 +323,7 @@ def the_gradient_of_the_force_loss_is_right(force_field: ForceField) -> None:
 
 
 def _where(applies: Callable[[ForceField], bool], law: Law) -> Law:
-    """A law that says nothing of force fields to which it does not apply."""
+    """Decorate a law so that it passes for force fields to which it does not apply."""
 
     def conditional(force_field: ForceField) -> None:
         if applies(force_field):

@@ -1,13 +1,13 @@
-"""Averages: the moving average of the weights, and the batch-norm statistics that belong to a network.
+"""Averages: the moving average of the weights, and a network's own batch-norm statistics.
 
-A network with averaged weights, or without its free maps, has other activations than the network that is trained, and
-the running means and variances of the trained network are not its own. Its own are means over training batches,
+With averaged weights, or without its free maps, a network has other activations than the trained network, so the
+running means and variances of the latter do not apply. Its own statistics are means over training batches,
 
     mean_k = (1 - 1/k) mean_(k-1) + (1/k) mean of call k        k = 1, 2, ...
 
 as in ``torch.optim.swa_utils.update_bn``, which differs from ``own_statistics`` in
 1. modules: any with a ``momentum`` and buffers ``running_...``, so e3nn's batch norm too;
-2. mode: only these modules are in training mode; dropout, which validation has not, widens no variance.
+2. mode: only these modules are in training mode, so that dropout does not increase the variances.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -67,7 +67,7 @@ def has_running_statistics(model: nn.Module) -> bool:
 def own_statistics(model: nn.Module, forward: Callable[[Any, int], object], batches: Iterable[Any]) -> None:
     """Replace the running statistics of a network by their means over the batches; ``forward(batch, k)`` runs it.
 
-    Modes and momenta are afterwards as before. A norm that is never called keeps its statistics.
+    Modes and momenta are restored afterwards. A norm that is never called keeps its statistics.
     """
     norms = _norms(model)
     modes = [module.training for module in model.modules()]
@@ -83,7 +83,7 @@ def own_statistics(model: nn.Module, forward: Callable[[Any, int], object], batc
 
 @contextmanager
 def _means_over_calls(norms: list[Any]) -> Iterator[None]:
-    """Training mode for the norms, in which call k counts 1/k: running values become means over all calls."""
+    """Training mode for the norms with momentum 1/k in call k: running values become means over all calls."""
     momenta, calls = [norm.momentum for norm in norms], [0] * len(norms)
 
     def begin(place: int) -> Callable[[Any, Any], None]:

@@ -1,6 +1,6 @@
 """Checkpoint: everything a run needs to resume bit for bit.
 
-Resume files hold tensors and primitives only and are read with ``weights_only=True``: loading one never runs code.
+Resume files contain tensors and primitives only and are read with ``weights_only=True``: loading one never runs code.
 """
 
 import io
@@ -27,16 +27,16 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
-    """Read a resume file onto the CPU; raises ``CheckpointError`` when it is missing, truncated or foreign.
+    """Read a resume file onto the CPU; raises ``CheckpointError`` if it is missing, truncated or foreign.
 
-    A file without exactly the ``keys`` is foreign, where some are given.
+    If ``keys`` are given, a file that does not have exactly these is foreign.
     """
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint `{path}`; start without `--restart`.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several unrelated types for a broken file
-        raise CheckpointError(f"`{path}` is truncated or no checkpoint of mdrelax; delete it and restart.") from error
+        raise CheckpointError(f"`{path}` is truncated or not an mdrelax checkpoint; delete it and restart.") from error
     if not isinstance(state, dict) or (keys and set(state) != set(keys)):
-        raise CheckpointError(f"`{path}` is no checkpoint of this mdrelax; delete it and restart.")
+        raise CheckpointError(f"`{path}` is not a checkpoint of this mdrelax; delete it and restart.")
     return state

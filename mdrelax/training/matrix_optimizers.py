@@ -1,17 +1,17 @@
 """Optimisers that move every matrix of weights by the same distance: the learning rate is a length, not a sensitivity.
 
-In an equivariant network each irrep (and path) has a matrix of its own, with gradients of its own size. Here a matrix W
+In an equivariant network each irrep (and path) has its own matrix, with gradients of a different size. Here a matrix W
 with the gradient G moves, at the rate eta, by
 
     normalised   eta * dW / ||dW||_2              dW = Adam's step for G, ||.||_2 the largest singular value
     Muon         eta * U V^T                      U S V^T = the momentum of G: all singular values become 1
 
-so both change W by eta in the spectral norm. A parameter with three dimensions is a stack of matrices, each a block of
-its own; one with four or more is a convolution kernel (C_out, everything else); a vector is a block whose norm is its
-length. Neither depends on whether matrices are stored as (C_in, C_out) or the other way round.
+so both change W by eta in the spectral norm. A parameter with three dimensions is a stack of matrices, each a separate
+block; one with four or more is a convolution kernel (C_out, everything else); a vector is a block whose norm is its
+length. Neither method depends on whether matrices are stored as (C_in, C_out) or (C_out, C_in).
 
 Muon is Keller Jordan's (https://kellerjordan.github.io/posts/muon/) and differs from ``torch.optim.Muon`` in
-1. stacks: matrices of one shape are orthogonalised at once, those of a stack each by itself;
+1. stacks: matrices of one shape are orthogonalised together, those of a stack separately;
 2. precision: the parameters' own, not bfloat16;
 3. tall matrices: no factor sqrt(rows / columns), which would depend on the order of storage.
 """
@@ -27,12 +27,12 @@ __all__ = ["Muon", "NormalisedAdam", "is_matrix"]
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Keller Jordan's coefficients: singular values end within about 0.7 to 1.2
 NEWTON_SCHULZ_STEPS = 5
-SQUARINGS = (3, 3)  # of D D^T, scaled after each group so that float32 holds it: the 64th power
+SQUARINGS = (3, 3)  # of D D^T, rescaled after each group to stay in the range of float32: the 64th power
 TINY = 1e-12  # below it a step is zero
 
 
 def is_matrix(parameter: Tensor) -> bool:
-    """Whether a parameter is a matrix, a stack of them or a kernel: no vector in disguise, such as (1, C, 1)."""
+    """Whether a parameter is a matrix, a stack of them or a kernel, and not effectively a vector, such as (1, C, 1)."""
     return min(_block_shape(parameter)) > 1
 
 
@@ -44,7 +44,7 @@ def _block_shape(parameter: Tensor) -> tuple[int, int]:
 
 
 class _Blocks:
-    """Parameters sorted into stacks (K, rows, columns) of equal blocks, in an order that depends on nothing else."""
+    """Parameters sorted into stacks (K, rows, columns) of equal blocks, in a reproducible order."""
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         groups: dict[Any, list[Tensor]] = {}
@@ -68,23 +68,23 @@ class _Blocks:
         ]
 
     def subtract(self, stacks: Sequence[Tensor], *, times: float) -> None:
-        """Take the stacks, times a number, from the parameters."""
+        """Subtract the stacks, times a number, from the parameters."""
         parts = [part for stack, counts in zip(stacks, self.counts, strict=True) for part in stack.split(counts)]
         if parts:
             steps = [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
             torch._foreach_add_(self.parameters, steps, alpha=-times)
 
     def decay(self, amount: float) -> None:
-        """Shrink what is a matrix by a fraction of itself."""
+        """Shrink the matrices by a fraction of themselves."""
         matrices = [p for p in self.parameters if is_matrix(p)] if amount else []
         if matrices:
             torch._foreach_mul_(matrices, 1 - amount)
 
 
 class Muon:
-    """Momentum (Nesterov) made orthogonal; ``weight_decay`` is decoupled. For matrices and stacks of matrices only.
+    """Orthogonalised Nesterov momentum; ``weight_decay`` is decoupled. For matrices and stacks of matrices only.
 
-    Raises ``ValueError`` for a parameter that is none.
+    Raises ``ValueError`` for any other parameter.
     """
 
     def __init__(self, parameters: Sequence[Tensor], *, lr: float, momentum: float, weight_decay: float) -> None:
@@ -128,7 +128,7 @@ class NormalisedAdam:
         self.param_groups: list[dict[str, Any]] = [{"params": list(parameters), "lr": lr}]
         self.weight_decay = weight_decay
         self.blocks = _Blocks(parameters)
-        self.steps = self.blocks.zeros()  # what torch's Adam optimises, from zero in every step: minus dW
+        self.steps = self.blocks.zeros()  # optimised by torch's Adam, from zero in every step: minus dW
         self.adam = torch.optim.Adam(self.steps, lr=1.0, betas=betas, fused=True)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -157,9 +157,9 @@ class NormalisedAdam:
 
 
 def orthogonalise(stack: Tensor) -> Tensor:
-    """Nearly U V^T of each matrix U S V^T of a stack (K, rows, columns), by Newton-Schulz iteration.
+    """Approximate U V^T of each matrix U S V^T of a stack (K, rows, columns), by Newton-Schulz iteration.
 
-    A singular value below some 1e-3 of the matrix's norm stays below 1.
+    Singular values below about 1e-3 of the matrix's norm stay below 1.
     """
     a, b, c = NEWTON_SCHULZ
     x = stack.mT if stack.shape[1] > stack.shape[2] else stack
@@ -174,7 +174,7 @@ def largest_singular_value(stack: Tensor) -> Tensor:
     """||D||_2 of each block D of a stack (K, rows, columns), as (K, 1, 1).
 
     Exact for vectors. For matrices the root mean square of the singular values, weighted with the 64th powers of their
-    squares: too small by some 0.1 % as a rule, by 2.2 % in the worst case of 128 rows or columns.
+    squares: typically too small by about 0.1 %, and by 2.2 % in the worst case of 128 rows or columns.
     """
     length = torch.linalg.vector_norm(stack, dim=(1, 2), keepdim=True)
     if min(stack.shape[1:]) == 1:

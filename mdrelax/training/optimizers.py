@@ -5,7 +5,7 @@
 | adamw | Adam | decoupled, weights with two or more dimensions |
 | adam | Adam | classic: d p is added to the gradient of every parameter |
 | sgd | gradient descent with momentum beta_1 (heavy ball, not Nesterov's) | classic |
-| rmsprop | the gradient over the root of its mean square, of decay beta_2; no momentum | classic |
+| rmsprop | the gradient divided by the root of its mean square (decay beta_2); no momentum | classic |
 | muon | matrices: Muon with momentum beta_1; the rest: AdamW at a fraction of eta | decoupled, matrices |
 | soap | matrices: Adam in the eigenbasis of Shampoo's preconditioner; the rest: AdamW | decoupled, matrices |
 | normalised | Adam's, each block divided by its norm (``mdrelax.training.matrix_optimizers``) | decoupled, matrices |
@@ -35,7 +35,7 @@ VECTOR_FRACTION = 0.2  # Muon moves the entries of a matrix of C channels by eta
 
 
 class Optimizer(Protocol):
-    """What the trainer asks of an optimiser; torch's have it."""
+    """The interface that the trainer needs; torch's optimisers have it."""
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -55,7 +55,7 @@ class Optimizer(Protocol):
 
 
 class MakeOptimizer(Protocol):
-    """How an entry of ``OPTIMIZERS`` is called."""
+    """The signature of an entry of ``OPTIMIZERS``."""
 
     def __call__(
         self, parameters: list[Tensor], *, lr: float, weight_decay: float, betas: tuple[float, float]
@@ -76,10 +76,10 @@ def make_optimizer(
 ) -> Optimizer:
     """The optimiser ``kind`` of the trainable parameters.
 
-    Raises ``ValueError`` for a name not in ``OPTIMIZERS``, or where the library that makes it is not installed.
+    Raises ``ValueError`` for a name not in ``OPTIMIZERS``, or if the library that provides it is not installed.
 
-    Muon's AdamW, for what is no matrix, has ``vector_fraction`` of the rate. The free maps of a relaxed model move by
-    ``free_kind``, or the same one, at ``free_fraction`` of the rate.
+    With Muon, parameters that are not matrices are updated by AdamW at ``vector_fraction`` times the learning rate. The
+    free maps of a relaxed model are updated by ``free_kind`` (default: ``kind``) at ``free_fraction`` times the rate.
     """
     free_kind = free_kind or kind
     for name in (kind, free_kind):
@@ -100,7 +100,7 @@ def make_optimizer(
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give every group the rate, or its own fraction of it ("lr_fraction")."""
+    """Set the learning rate of every group, times its own fraction ("lr_fraction")."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_fraction", 1.0)
 
@@ -134,7 +134,7 @@ def _rmsprop(
 
 
 class Parts:
-    """Several optimisers, each with parameters of its own, as one."""
+    """Several optimisers, each with its own parameters, combined into one."""
 
     def __init__(self, parts: dict[str, Any]) -> None:
         self.parts = parts
@@ -168,7 +168,7 @@ def _muon(
     parameters: list[Tensor], *, lr: float, weight_decay: float, betas: tuple[float, float],
     vector_fraction: float = VECTOR_FRACTION,
 ) -> Parts:  # fmt: skip
-    """Muon for matrices and AdamW, at a fraction of its rate, for vectors; either may have nothing to do."""
+    """Muon for matrices and AdamW, at a fraction of its rate, for vectors; either set may be empty."""
     matrices, vectors = _split(parameters)
     muon = Muon(matrices, lr=lr, momentum=betas[0], weight_decay=weight_decay)
     return _with_vectors({"muon": muon}, vectors, lr=lr, betas=betas, fraction=vector_fraction)
@@ -188,7 +188,7 @@ def _soap(parameters: list[Tensor], *, lr: float, weight_decay: float, betas: tu
 def _with_vectors(
     parts: dict[str, Any], vectors: list[Tensor], *, lr: float, betas: tuple[float, float], fraction: float = 1.0
 ) -> Parts:
-    """Optimisers of matrices, and AdamW at a fraction of the rate for the vectors where there are any."""
+    """Optimisers of matrices, and AdamW at a fraction of the rate for the vectors, if there are any."""
     if vectors:
         group = {"params": vectors, "lr_fraction": fraction}
         parts["adamw"] = torch.optim.AdamW([group], lr=fraction * lr, betas=betas, weight_decay=0.0, fused=True)

@@ -2,7 +2,7 @@
 
 At step s of n, in epoch e, with w warm-up steps, peak p and final fraction f:
 
-    warm-up       p (s + 1) / w times what follows       s < w
+    warm-up       p (s + 1) / w times the schedule       s < w
     constant      p
     cosine        p (f + (1 - f) (1 + cos(pi x)) / 2)    x = (s - w) / (n - 1 - w), 0 before
     plateau       p r^k                                  k: reductions so far, which the trainer counts
@@ -20,7 +20,7 @@ RateUnit = Literal["steps", "epochs"]
 
 
 class LearningRate(NamedTuple):
-    """The learning rate as a function of the step; the plateau's count of reductions is the trainer's to keep.
+    """The learning rate as a function of the step; the trainer keeps the plateau's count of reductions.
 
     >>> from mdrelax.training.rates import LearningRate
     >>> rate = LearningRate(0.8, "step", decay_factor=0.5, decay_every=3)

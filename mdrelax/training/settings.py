@@ -1,4 +1,4 @@
-"""Settings of the trainer: how the constraint is relaxed and how the network is optimised, whatever is trained."""
+"""Settings of the trainer: relaxation of the constraint and optimisation of the network, for any task."""
 
 from typing import Annotated, Literal, Self
 
@@ -18,24 +18,24 @@ class RelaxationConfig(Section):
     """The relaxed constraint: schedule `off` trains the standard, always equivariant network."""
 
     schedule: Annotated[ScheduleKind, BeforeValidator(lambda value: "off" if value is False else value)] = Field(
-        "triangle", description="theta over the training time; off: never relaxed (YAML reads a bare off as false)."
+        "triangle", description="theta during training; off: never relaxed (YAML reads a bare off as false)."
     )
     peak: float = Field(1.0, gt=0, le=1, description="Largest theta.")
     ramp: float = Field(0.2, gt=0, le=0.5, description="Rise and fall of the trapezoid, as a fraction of the schedule.")
     end: float = Field(1.0, gt=0, le=1, description="Fraction of the training after which theta is 0 for good.")
     where: list[str] | None = Field(None, description="Name patterns of the layers; none: the paper's places.")
-    initial_std: float = Field(1e-4, ge=0, description="Standard deviation of the free maps at the start.")
+    initial_std: float = Field(1e-4, ge=0, description="Standard deviation of the initial free maps.")
     penalty: PenaltyKind = Field("activation", description="The paper's, or the closed form in W.")
     optimizer: OptimizerKind | None = Field(None, description="The free maps' optimiser; none: the network's.")
     learning_rate_fraction: float = Field(
         1.0, gt=0, le=1, description="The free maps' learning rate as a fraction of the network's."
     )
     penalty_rows: int | None = Field(
-        None, ge=1, description="activation: rows of a layer's input it is taken at, evenly spaced; none: all of them."
+        None, ge=1, description="activation: number of evenly spaced input rows to evaluate it at; none: all."
     )
     weight: float = Field(0.01, ge=0, description="lambda, the weight of the penalty in the loss.")
     projection: ProjectionKind = Field(
-        "drop", description="How the network becomes equivariant again; keep: not at all, for nearly symmetric data."
+        "drop", description="How symmetry is restored; keep: not at all, for nearly symmetric data."
     )
 
     @model_validator(mode="after")
@@ -43,7 +43,7 @@ class RelaxationConfig(Section):
         if self.projection == "keep" and self.schedule != "off" and self.theta()(1.0) == 0:
             raise ValueError(
                 f"`projection: keep` keeps the free maps, but with `schedule: {self.schedule}` and `end: {self.end:g}` "
-                "theta is 0 at the end, where they count for nothing; use `schedule: constant` with `end: 1`, or "
+                "theta is 0 at the end, so they would have no effect; use `schedule: constant` with `end: 1`, or "
                 "`projection: drop`"
             )
         return self
@@ -63,18 +63,18 @@ def refuse_keep(relaxation: RelaxationConfig, *, what: str) -> None:
 
 
 class OptimisationConfig(Section):
-    """Optimisation, for whatever is trained."""
+    """Optimisation of any task."""
 
     steps: int | None = Field(None, ge=1, description="Optimiser steps (REQUIRED: this or `epochs`).")
     epochs: int | None = Field(None, ge=1, description="Passes over the training set, instead of `steps`.")
-    batch_size: int = Field(8, ge=1, description="Structures a batch.")
+    batch_size: int = Field(8, ge=1, description="Structures per batch.")
     optimizer: OptimizerKind = Field(
         "adamw",
-        description="How a step is made, see `mdrelax.training.optimizers`; what a good rate is depends on it.",
+        description="The optimiser, see `mdrelax.training.optimizers`; a good learning rate depends on it.",
     )
     learning_rate: float = Field(5e-3, gt=0, description="Peak learning rate.")
     vector_rate_fraction: float = Field(
-        0.2, gt=0, le=1, description="muon: the rate of what is no matrix, as a fraction of the matrices'."
+        0.2, gt=0, le=1, description="muon: the learning rate of vectors and scalars, as a fraction of the matrices'."
     )
     learning_rate_schedule: LearningRateKind = Field(
         "cosine", description="After warm-up, see `mdrelax.training.rates`."
@@ -83,8 +83,8 @@ class OptimisationConfig(Section):
     final_learning_rate: float = Field(0.01, ge=0, le=1, description="Last rate of the cosine, a fraction of the peak.")
     plateau_factor: float = Field(0.5, gt=0, lt=1, description="Reduction at a plateau.")
     plateau_patience: int = Field(10, ge=1, description="Validations without improvement before a reduction.")
-    decay_factor: float = Field(0.5, gt=0, lt=1, description="step, exponential: what the rate is multiplied by.")
-    decay_steps: int | None = Field(None, ge=1, description="step, exponential: so often, in optimiser steps.")
+    decay_factor: float = Field(0.5, gt=0, lt=1, description="step, exponential: factor on the rate.")
+    decay_steps: int | None = Field(None, ge=1, description="step, exponential: interval in optimiser steps.")
     decay_epochs: int | None = Field(None, ge=1, description="The same in epochs, instead of `decay_steps`.")
     betas: tuple[float, float] = Field((0.9, 0.99), description="Decays of the first moment (momentum) and the second.")
     weight_decay: float = Field(
@@ -97,9 +97,9 @@ class OptimisationConfig(Section):
         description="Training batches for the validated network's batch-norm statistics; 0: the trained one's.",
     )
     gradient_clip: float = Field(10.0, gt=0, description="Largest norm of the gradient.")
-    early_stopping: int | None = Field(None, ge=1, description="Stop after so many validations without improvement.")
+    early_stopping: int | None = Field(None, ge=1, description="Stop after this many validations without improvement.")
     validate_every: int = Field(500, ge=1, description="Steps between validations, each with a checkpoint.")
-    rotate: bool = Field(True, description="Turn each structure at random in each batch.")
+    rotate: bool = Field(True, description="Rotate each structure at random in each batch.")
     dtype: Literal["float32", "float64"] = Field("float32", description="The network's precision.")
     device: str = Field("cpu", description="`cpu` or `cuda`.")
     seed: int = Field(0, ge=0, description="Seed of the weights, the order of frames, the rotations and dropout.")

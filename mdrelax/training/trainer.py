@@ -1,10 +1,10 @@
-"""Training: the loop for whatever is trained with the relaxed constraint; validate its projection, resume bit for bit.
+"""Training: the loop for any task with a relaxed constraint; validates the projection, resumes bit for bit.
 
 One step, for step s of n:
 
     theta = schedule(s / (n - 1))        loss = task + lambda * penalty        optimiser        moving average
 
-Validation, model selection and everything after it see only the projected copy of the averaged weights, or, with
+Validation, model selection and test use only the projected copy of the averaged weights, or, with
 `projection: keep`, the copy with its free maps at the theta of that step. The trainer is
 generic: network and ``Task`` (for potentials, ``mdrelax.forces.forcematching``) are passed in, and nothing here depends
 on either.
@@ -36,8 +36,8 @@ from mdrelax.training.settings import OptimisationConfig, RelaxationConfig
 __all__ = ["CHECKPOINT_KEYS", "FitResult", "Progress", "Task", "Trainer", "TrainingError"]
 
 FIRST_COLUMNS = ("step", "epoch", "time_s", "lr", "theta", "penalty", "train_loss")  # of metrics.csv; then the task's
-PROJECTED = "projected_"  # begins the columns of the projected network, where the network is kept as it is
-# What a checkpoint holds beside model, optimiser and average.
+PROJECTED = "projected_"  # prefix of the columns of the projected network, with `keep`
+# The content of a checkpoint in addition to model, optimiser and average.
 PRIMITIVES = ("step", "epoch", "batch", "reductions", "stale", "seconds", "cpu_seconds", "best", "rows", "layer_rows")
 CHECKPOINT_KEYS = (*PRIMITIVES, "model", "optimizer", "ema")
 Model = TypeVar("Model", bound=nn.Module)
@@ -45,11 +45,11 @@ ModelIn = TypeVar("ModelIn", bound=nn.Module, contravariant=True)
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class Progress(NamedTuple):
-    """What a listener hears after every step; ``row`` is the line of metrics.csv after a validation, else None."""
+    """The argument of a listener after every step; ``row`` is the line of metrics.csv after a validation, else None."""
 
     step: int  # steps done
     n_steps: int
@@ -66,40 +66,40 @@ class FitResult(NamedTuple, Generic[Model]):
     best_step: int
     steps: int  # done; fewer than planned after early stopping
     seconds: float
-    cpu_seconds: float  # of all threads of this process, interruptions left out
+    cpu_seconds: float  # of all threads of this process, without interruptions
     metrics: pd.DataFrame
 
 
 class Task(Protocol[ModelIn]):
-    """What is trained: batches, their loss, and the validation error that chooses the best network.
+    """A training task: batches, their loss, and the validation error that selects the best network.
 
-    Whatever is random in a batch follows from a seed of the task and from ``epoch`` or ``step``: a resumed run sees
-    what an uninterrupted one sees. Only the network, in ``loss``, may draw from torch's own generators (dropout), which
-    the trainer seeds in every step.
+    All randomness in a batch follows from a seed of the task and from ``epoch`` or ``step``, so that a resumed run
+    sees the same batches as an uninterrupted one. Only the network, in ``loss``, may draw from torch's own generators
+    (dropout), which the trainer seeds in every step.
     """
 
     @property
     def train_columns(self) -> Sequence[str]:
-        """Names of the numbers that ``loss`` returns beside the loss; means (of what is no NaN) between validations."""
+        """Names of the numbers that ``loss`` returns with the loss; averaged (without NaN) between validations."""
 
     @property
     def validation_columns(self) -> Sequence[str]:
-        """Names of what ``validate`` returns."""
+        """Names of the numbers that ``validate`` returns."""
 
     @property
     def selected(self) -> str:
-        """The validation column whose smallest value picks the best network."""
+        """The validation column whose smallest value selects the best network."""
 
     def batches(self, epoch: int, *, start: int) -> Iterable[Any]:
         """The batches of an epoch from number ``start`` on."""
 
     def n_steps(self, epochs: int) -> int:
-        """The number of batches in that many epochs."""
+        """The number of batches in a number of epochs."""
 
     def loss(self, model: ModelIn, batch: Any, *, step: int) -> tuple[Tensor, list[Tensor]]:
         """The loss of a batch, a scalar, and one detached scalar for each of ``train_columns``.
 
-        A task may add gradients of parts of it to the parameters' itself: these are cleared before each call. A copy of
+        A task may itself accumulate gradients of parts of the loss; they are cleared before each call. A copy of
         the trained network may be passed too, in evaluation mode but for its batch norms (``norm_batches``).
         """
 
@@ -110,7 +110,7 @@ class Task(Protocol[ModelIn]):
 class Trainer(Generic[Model]):
     """The state of a run and the loop over it.
 
-    ``model`` is relaxed already where the schedule is not ``off``. Checkpoints, metrics.csv and (of a relaxed model)
+    ``model`` is already relaxed unless the schedule is ``off``. Checkpoints, metrics.csv and (of a relaxed model)
     layers.csv go to ``folder`` after every validation, so a killed run loses at most the steps since then.
     """
 
@@ -148,7 +148,7 @@ class Trainer(Generic[Model]):
     # --- the loop ---
 
     def run(self) -> FitResult[Model]:
-        """Train to the last step (or the early stop) from wherever the state is; raises ``TrainingError`` on NaN."""
+        """Train from the present state to the last step (or early stop); raises ``TrainingError`` on NaN."""
         keep_freed_memory()
         started, cpu_started = time.perf_counter() - self.seconds, time.process_time() - self.cpu_seconds
         while self.step < self.n_steps and not self._stopped_early():
@@ -190,7 +190,7 @@ class Trainer(Generic[Model]):
         return theta if self.relaxed else 0.0
 
     def _apply_gradient(self) -> None:
-        """Clip, step, average; a gradient that is not finite ends the run before it touches the weights."""
+        """Clip, step, average; a gradient that is not finite ends the run before it changes the weights."""
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
         if not torch.isfinite(norm):
             raise TrainingError(
@@ -208,7 +208,7 @@ class Trainer(Generic[Model]):
     # --- validation and state ---
 
     def projected(self) -> tuple[Model, list[LayerRecord]]:
-        """The network that is validated and shipped: a copy in evaluation mode with the averaged weights, projected."""
+        """The network to validate and save: a projected copy in evaluation mode with the averaged weights."""
         return self._project(self.ema.copy_to)
 
     def _project(self, prepare: Callable[[nn.Module], None]) -> tuple[Model, list[LayerRecord]]:
@@ -217,7 +217,7 @@ class Trainer(Generic[Model]):
         return twin, layers
 
     def _log_and_project(self) -> tuple[Model, list[LayerRecord]]:
-        """``projected``, and the rows of layers.csv on the way."""
+        """``projected``, together with the rows of layers.csv."""
         squares: dict[str, float] = {}
 
         def prepare(twin: nn.Module) -> None:
@@ -229,7 +229,7 @@ class Trainer(Generic[Model]):
         return twin, layers
 
     def _give_statistics(self, twin: Model) -> None:
-        """Batch-norm statistics of a copy's own, always from the same batches: the first of epoch 0, turned alike."""
+        """Batch-norm statistics of a copy, always from the same batches: the first ones of epoch 0, rotated alike."""
         if not (self.settings.norm_batches and has_running_statistics(twin)):
             return
 
@@ -241,7 +241,7 @@ class Trainer(Generic[Model]):
         twin.zero_grad(set_to_none=True)
 
     def _errors(self, twin: Model) -> dict[str, float]:
-        """The validation errors of a network; where its free maps are kept, those of its projection beside them."""
+        """The validation errors of a network; if its free maps are kept, also those of its projection."""
         errors = self.task.validate(twin)
         if self.keeps:
             nearest, _ = projected_copy(twin, how="fold")
@@ -286,7 +286,7 @@ class Trainer(Generic[Model]):
             write_atomically(self.folder / "layers.csv", table.to_csv(index=False).encode())
 
     def resume(self) -> None:
-        """Take the state of checkpoints/last.pt; raises ``CheckpointError`` when it cannot be used."""
+        """Load the state of checkpoints/last.pt; raises ``CheckpointError`` if it cannot be used."""
         path = self.folder / "checkpoints" / "last.pt"
         state = load_checkpoint(path, keys=CHECKPOINT_KEYS)
         try:
@@ -298,7 +298,7 @@ class Trainer(Generic[Model]):
             setattr(self, name, state[name])
 
     def metrics(self) -> pd.DataFrame:
-        """One row a validation: step, time, rate, theta, penalty and loss, then the task's columns.
+        """One row per validation: step, time, rate, theta, penalty and loss, then the task's columns.
 
         With `keep` the validation columns come twice, the second time as ``projected_...``.
         """
@@ -308,7 +308,7 @@ class Trainer(Generic[Model]):
         return pd.DataFrame(self.rows, columns=list(columns))
 
     def result(self) -> FitResult[Model]:
-        """The best network so far; raises ``TrainingError`` when no validation gave a finite error."""
+        """The best network so far; raises ``TrainingError`` if no validation gave a finite error."""
         if not self.best["state"]:
             raise TrainingError(
                 f"No validation up to step {self.step} gave a finite error, so there is no best network: (a) the run "

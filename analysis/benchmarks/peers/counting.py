@@ -1,8 +1,8 @@
-"""What a step costs on paper, and what the machine could do: operations, bytes, and their ceilings.
+"""Operations and bytes of a step, and the rates that the machine can reach.
 
 Floating-point operations are those of matrix products and convolutions (``torch.utils.flop_counter``; a multiply-add is
-two). Bytes are the sizes of the tensors that each operation reads and writes, as if nothing stayed in a cache, views
-left out. The ceilings are a matrix product and a triad a = b + s c as large as main memory's speed needs.
+two). Bytes are the sizes of the tensors that each operation reads and writes, as if there were no cache, without
+views. The ceilings are a matrix product and a triad a = b + s c as large as main memory's speed needs.
 """
 
 import time
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import flop_registry
 __all__ = ["Count", "Limits", "count", "limits"]
 
 MATRIX = 2048  # rows and columns of the product
-TRIAD = 2**24  # numbers of each vector: 64 MB in float32, more than a cache holds
+TRIAD = 2**24  # numbers of each vector: 64 MB in float32, larger than a cache
 REPEATS = 7  # the fastest counts
 
 
@@ -30,7 +30,7 @@ class Count(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What the machine reaches at the present number of threads."""
+    """The rates that the machine reaches with the present number of threads."""
 
     gflop_per_s: float
     gbyte_per_s: float
@@ -38,7 +38,7 @@ class Limits(NamedTuple):
 
 
 class _Cost(TorchDispatchMode):
-    """Adds up operations of matrix products, and the sizes of the tensors of every operation that is no view."""
+    """Adds up operations of matrix products, and the sizes of the tensors of every operation except views."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Memory of a worker, in MB: what it holds, what it may take, and how it gives back what it does not need.
+"""Memory of a worker, in MB: its size, its limit, and the release of free memory.
 
-An implementation that wants more than there is must lose its case, and nothing else on the machine may suffer. So
-before every step a worker limits itself to a share of what is free then, and should memory run out all the same, it
-goes first.
+An implementation that needs more memory than there is must be dropped from the case without affecting anything else on
+the machine. So before every step a worker limits itself to a share of the free memory, and if memory runs out
+nevertheless, it is the first process to be ended.
 """
 
 import ctypes
@@ -12,28 +12,28 @@ from pathlib import Path
 
 __all__ = ["available", "go_first", "limit", "peak", "release", "reset_peak", "resident"]
 
-SHARE = 0.7  # of the free memory: what may be taken beside what is held
+SHARE = 0.7  # of the free memory: what a worker may allocate in addition
 PROCESS, MACHINE = Path("/proc/self"), Path("/proc/meminfo")  # Linux only
 
 
 def peak() -> float:
-    """The largest resident size since ``reset_peak``; elsewhere than on Linux since the start."""
+    """The largest resident size since ``reset_peak``; on systems other than Linux since the start."""
     return _of_process("VmHWM")
 
 
 def resident() -> float:
-    """The present resident size; elsewhere than on Linux the largest."""
+    """The present resident size; on systems other than Linux the largest."""
     return _of_process("VmRSS")
 
 
 def reset_peak() -> None:
-    """Begin a new ``peak``."""
+    """Reset ``peak``."""
     if PROCESS.exists():
         (PROCESS / "clear_refs").write_text("5")
 
 
 def release() -> None:
-    """Give what is free inside the process back to the system."""
+    """Return free memory of the process to the system."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
@@ -41,20 +41,20 @@ def release() -> None:
 
 
 def available() -> float:
-    """What programs could still take; 0 where the system does not say."""
+    """The memory that programs can still allocate; 0 if the system does not report it."""
     return _field(MACHINE, "MemAvailable") if MACHINE.exists() else 0.0
 
 
 def go_first() -> None:
-    """Should the machine run out of memory, the system ends this process before any other."""
+    """Let the system end this process before any other if the machine runs out of memory."""
     if PROCESS.exists():
         (PROCESS / "oom_score_adj").write_text("1000")
 
 
 def limit(most: float) -> None:
-    """Let this process hold no more than ``most`` (0: any) and take no more than its share of what is free now.
+    """Limit this process to ``most`` (0: any) and to its share of the memory that is free now.
 
-    Beyond it the system refuses and the library raises. Linux only.
+    Beyond it, allocations fail and the library raises. Linux only.
     """
     free = available()
     if not free:

@@ -1,16 +1,16 @@
-"""What the speed benchmark and its workers say to each other: JSON lines, one question and one answer at a time.
+"""Protocol between the speed benchmark and its workers: JSON lines, one question and one answer at a time.
 
 | question `do` | the worker | and answers |
 | --- | --- | --- |
-| hello | will hold no more than `memory_MB` (0: any) | package `versions` |
+| hello | limits itself to `memory_MB` (0: any) | package `versions` |
 | prepare | builds the task and warms up for about `seconds` | `n_parameters`, `resident_MB` |
 | step | does one step | `ms`, `peak_MB` since prepare, `resident_MB` |
-| rest | gives free memory back to the system; the next step is preceded by one that is not timed | `resident_MB` |
+| rest | returns free memory to the system; the next step is preceded by one that is not timed | `resident_MB` |
 | count | does one step more slowly | `gflop` and `gbyte` of it |
 | limits | times a matrix product and a triad in `dtype` | `gflop_per_s`, `gbyte_per_s`, `threads` |
 
-An answer with `error` says in one line what went wrong. A worker ends when its input ends. What the libraries print
-goes to the error stream, so that it cannot be taken for an answer.
+The `error` of an answer is a one-line message. A worker ends when its input ends. Output of the libraries goes to the
+error stream, so that it cannot be mistaken for an answer.
 """
 
 import json
@@ -40,24 +40,24 @@ class Structure(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What to do: ``training`` on all structures at once, ``md`` of the first, or ``nbody`` on systems of its own."""
+    """A task: ``training`` on all structures at once, ``md`` of the first, or ``nbody`` on the worker's own systems."""
 
     kind: str
     structures: Sequence[Structure] = ()
     dtype: str = "float32"
     cutoff: float = 5.0  # Angstrom
-    seconds: float = 1.0  # at most about so long for the warm-up
+    seconds: float = 1.0  # approximate upper limit of the warm-up
 
 
 class Work(NamedTuple):
-    """A task made ready: one call is one step."""
+    """A prepared task: one call is one step."""
 
     step: Callable[[], object]
     n_parameters: int
 
 
 class Server:
-    """Answers questions; ``prepare`` turns a task into work, ``packages`` are those whose versions matter.
+    """Answers questions; ``prepare`` prepares a task, ``packages`` are those whose versions are reported.
 
     ``guard`` is called with the largest allowed size (MB, 0: any) before anything that takes memory.
     """
@@ -77,7 +77,7 @@ class Server:
         """The answer to one question; a failure is an answer too."""
         try:
             return getattr(self, f"_{question['do']}")(question)
-        except Exception as error:  # whatever a library raises: the worker lives on and says so
+        except Exception as error:  # whatever a library raises: the worker reports it and continues
             return {"error": _sentence(error)}
 
     def _hello(self, question: Message) -> Message:

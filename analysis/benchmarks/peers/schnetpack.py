@@ -23,7 +23,7 @@ PACKAGES = ("schnetpack", "torch", "ase", "numpy", "matscipy")
 
 
 class InMemory(SpkCalculator):
-    """SchNetPack's calculator for a model that lies in no file."""
+    """SchNetPack's calculator for a model in memory."""
 
     def _load_model(self, model_file: Any) -> nn.Module:
         return model_file.eval().requires_grad_(False)

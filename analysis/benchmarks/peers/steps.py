@@ -15,13 +15,13 @@ from .protocol import Structure
 
 __all__ = ["Step", "count_parameters", "fitting_step", "md_step", "to_atoms", "training_step"]
 
-LEARNING_RATE = 1e-6  # the weights hardly move: every repeat does the same work
+LEARNING_RATE = 1e-6  # the weights hardly change, so that every repeat does the same work
 TIMESTEP = 0.5  # fs
 TEMPERATURE = 300.0  # K
 
 
 class Step(Protocol):
-    """A training step; ``extra``, where given, is computed after the last part and added to its error."""
+    """A training step; ``extra``, if given, is computed after the last part and added to its error."""
 
     def __call__(self, extra: Callable[[], Tensor] | None = None) -> None:
         """Take it."""
@@ -80,5 +80,5 @@ def to_atoms(structure: Structure) -> Atoms:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Numbers that training would change."""
+    """The number of trainable parameters."""
     return sum(p.numel() for p in model.parameters())

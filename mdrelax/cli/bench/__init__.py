@@ -1,4 +1,4 @@
-"""`mdrelax bench`: the benchmarks of the literature, run again on this machine."""
+"""`mdrelax bench`: reproduce the benchmarks of the literature on this machine."""
 
 import typer
 

@@ -35,7 +35,7 @@ def smoothness(
             tell=typer.echo,
         )  # fmt: skip
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RoughPotentialWarning)  # how rough they are is what is measured
+        warnings.simplefilter("ignore", RoughPotentialWarning)  # roughness is the measured quantity
         table = benchmark.smoothness_table(out, trained)
     tell_table(table)
     work = f"{steps} steps on {benchmark.N_FRAMES} frames of 32 Cu atoms labelled by EMT; k in eV/A^2"

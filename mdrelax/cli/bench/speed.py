@@ -1,4 +1,4 @@
-"""`mdrelax bench speed`, `operators` and `backbones`: what a step of each network costs, beside other packages."""
+"""`mdrelax bench speed`, `operators` and `backbones`: step times of each network and of other packages."""
 
 from pathlib import Path
 from typing import Annotated
@@ -28,15 +28,15 @@ def speed(
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     repeats: Annotated[int, typer.Option(help="Steps of each implementation that are timed, in turns.")] = 15,
     seconds: Annotated[
-        float, typer.Option(help="An implementation stops after so many seconds of timed steps, but not before three.")
+        float, typer.Option(help="An implementation stops after this many seconds of timed steps, not before three.")
     ] = 20.0,
-    longest: Annotated[float, typer.Option(help="Seconds without an answer after which a case is lost.")] = 300.0,
+    longest: Annotated[float, typer.Option(help="Seconds without a response after which a case is dropped.")] = 300.0,
     memory: Annotated[
         float | None,
-        typer.Option(help="GB that an implementation may hold; never more than 70 % of what is free beside it."),
+        typer.Option(help="GB that an implementation may use; never more than 70 % of the memory free otherwise."),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Threads of each implementation; default: as the environment.")
+        int | None, typer.Option(help="Threads of each implementation; default: from the environment.")
     ] = None,
     compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Time compiled networks too.")] = False,
     list_names: Annotated[bool, typer.Option("--list", help="Name the cases and implementations, and stop.")] = False,
@@ -79,7 +79,7 @@ def operators(
         ),
     ] = ("equiformer-md17:plain,equiformer-md17"),
 ) -> None:
-    """Say which torch operations a step spends its time on: the plain e3nn form and the fast one."""
+    """Show which torch operations a step spends its time on, in the plain e3nn form and the fast one."""
     from mdrelax.analysis.benchmarks.operators import operator_table
 
     table = operator_table(implementations.split(","), _case(case))
@@ -105,7 +105,7 @@ def backbones(
 
 def hessians(
     out: Annotated[Path, typer.Option(help="Folder for hessians.csv and hessians.json.")] = Path("runs/speed"),
-    repeats: Annotated[int, typer.Option(min=1, help="Times that each is computed, in turns.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Number of repetitions, in turns.")] = 5,
 ) -> None:
     """Time rows of Hessians: by automatic differentiation, and by central differences of the forces."""
     from mdrelax.analysis.benchmarks.hessians import hessian_times

@@ -1,4 +1,4 @@
-"""`mdrelax bench nbody` and `rmd17`: the comparisons of the literature, run again on this machine."""
+"""`mdrelax bench nbody` and `rmd17`: reproduce the comparisons of the literature on this machine."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mdrelax.training.trainer import Progress
 
-QUICK = [  # a miniature: eight runs that learn something, in two minutes on two cores
+QUICK = [  # in miniature: eight short but meaningful runs, two minutes on two cores
     "training.epochs=60", "training.batch_size=50", "training.validate_every=15", "training.warmup_steps=20",
     "training.ema=0.99", "n_validation=200", "n_test=200",
 ]  # fmt: skip
@@ -38,9 +38,9 @@ def nbody(
     override: Override = None,
     jobs: Jobs = 0,
     compile: Compile = None,
-    quick: Annotated[bool, typer.Option(help="The whole thing in miniature, in a few minutes.")] = False,
+    quick: Annotated[bool, typer.Option(help="The whole study in miniature, in a few minutes.")] = False,
 ) -> None:
-    """Train SEGNN on the N-body task, standard against relaxed: tables, figures, statistics."""
+    """Train standard and relaxed SEGNN on the N-body task; write tables, figures and statistics."""
     from mdrelax.analysis.studies import nbody as study
     from mdrelax.base.provenance import command_line
     from mdrelax.runs.inputs import whole_numbers
@@ -81,10 +81,10 @@ def nbody_md(
         "runs/nbody-md"
     ),
     system: Annotated[str, typer.Option(help="charged, gravity or springs.")] = "charged",
-    starts: Annotated[int, typer.Option(help="Trajectories, each from a start that no training set holds.")] = 10,
+    starts: Annotated[int, typer.Option(help="Trajectories, each from a start that is in no training set.")] = 10,
     duration: Annotated[float, typer.Option(help="Length in the simulator's unit of time (10.18 fs).")] = 2.0,
 ) -> None:
-    """Move particles with a trained force field and with the simulator, and compare."""
+    """Simulate particles with a trained force field and with the exact potential, and compare."""
     from mdrelax.analysis.studies.nbody_dynamics import write_comparison
     from mdrelax.base.provenance import command_line
     from mdrelax.engines.ase import MDRelaxCalculator
@@ -113,7 +113,7 @@ def rmd17(
     compile: Compile = None,
     only_report: OnlyReport = False,
 ) -> None:
-    """Train on molecules of rMD17, standard against relaxed, an hour a run and more: tables beside published errors."""
+    """Train standard and relaxed networks on rMD17, an hour or more per run; compare with published errors."""
     from mdrelax.analysis.studies import rmd17 as study
     from mdrelax.analysis.studies.study import split_arms
     from mdrelax.base.provenance import command_line
@@ -141,14 +141,14 @@ def rmd17(
 def _train_and_tell(
     train: "Callable[[], None]", write: "Callable[[], list[Path]]", first_line: str, *, folder: Path
 ) -> None:
-    """Train in a folder of one's own, then write tables and figures and say them."""
+    """Train in the study's folder, then write and print tables and figures."""
     from mdrelax.base.files import locked_folder
 
     with locked_folder(folder):
         typer.echo(first_line)
         try:
             train()
-        except RuntimeError:  # some failed; what the others found is not lost
+        except RuntimeError:  # some failed; report the others
             with contextlib.suppress(ValueError):
                 write()
             raise
@@ -156,7 +156,7 @@ def _train_and_tell(
 
 
 def _tell_study(paths: "list[Path]") -> None:
-    """The page, which is the first of the files, and their names."""
+    """The text of the report, which is the first of the files, and their names."""
     typer.echo("\n" + paths[0].read_text(encoding="utf-8"))
     for path in paths:
         typer.echo(path)

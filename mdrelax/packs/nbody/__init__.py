@@ -1,1 +1,1 @@
-"""nbody: the relaxation paper's N-body task: where will charged particles be after a while?"""
+"""nbody: the N-body task of the relaxation paper: predict where charged particles will be."""

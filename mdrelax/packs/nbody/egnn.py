@@ -15,7 +15,7 @@ from mdrelax.potentials.adjacency import Adjacency, fully_connected
 
 __all__ = ["EGNN"]
 
-SMALLEST_GAIN = 0.001  # of the coordinate network's last layer at the start, as published
+SMALLEST_GAIN = 0.001  # of the coordinate network's last layer initially, as published
 
 
 class EGNNLayer(nn.Module):
@@ -30,7 +30,7 @@ class EGNNLayer(nn.Module):
         nn.init.xavier_uniform_(self.coordinate[-1].weight, gain=SMALLEST_GAIN)  # type: ignore[arg-type]
 
     def forward(self, h: Tensor, x: Tensor, v: Tensor, charges: Tensor, edges: Adjacency) -> tuple[Tensor, Tensor]:
-        """Features (N, W) and positions (N, 3) of one depth to those of the next; v are the first velocities."""
+        """Map features (N, W) and positions (N, 3) of one layer to those of the next; v are the initial velocities."""
         apart = edges.at_target(x) - edges.at_source(x)
         pair = [edges.at_target(h), edges.at_source(h), apart.square().sum(1, keepdim=True), charges]
         messages = self.edge(torch.cat(pair, dim=1))

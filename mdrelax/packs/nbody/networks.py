@@ -15,7 +15,7 @@ SMALLEST_SPEED = 1e-12  # a particle at rest has no direction
 
 
 class NBodySEGNN(nn.Module):
-    """The published N-body network: where every particle of fully connected systems will have moved.
+    """The published N-body network: the displacement of every particle of fully connected systems.
 
     Node input: position from the system's centre, velocity, speed. Edge invariants: distance, product of the charges.
     Node attribute: mean of the incoming edges' harmonics plus the velocity's. Positions are centred over the particles

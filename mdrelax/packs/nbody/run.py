@@ -4,7 +4,7 @@ data -> network -> relaxation -> training -> projection -> certificate -> test e
 
 Every arm of a comparison sees the same trajectories in the same order with the same rotations, starts from the same
 weights, and gets the same optimiser and number of steps; the network is chosen by its validation error after
-projection. The test set is looked at once, at the end.
+projection. The test set is evaluated once, at the end.
 """
 
 import json
@@ -40,7 +40,7 @@ from mdrelax.training.trainer import FitResult, Progress
 
 __all__ = ["ARMS", "NBody", "NBodyRun", "load_run", "prepare_folder", "read_result", "run_nbody"]
 
-ARMS: dict[str, dict[str, Any]] = {  # what an arm changes in the relaxation of the study
+ARMS: dict[str, dict[str, Any]] = {  # changes of each arm to the relaxation settings of the study
     "standard": {"schedule": "off"},
     "relaxed": {},
     "relaxed-weight": {"penalty": "weight"},
@@ -54,7 +54,7 @@ SETTINGS = "run.yaml"
 
 
 class NBodyRun(Section):
-    """Everything that decides a run."""
+    """All settings of a run."""
 
     arm: str = Field("standard", description="A key of `ARMS`.")
     data: str = Field("charged", description="charged, gravity, springs, or a folder of published npy files.")
@@ -63,8 +63,8 @@ class NBodyRun(Section):
     n_test: int = Field(2000, ge=1, description="Test trajectories.")
     n_layers: int = Field(4, ge=1, description="Rounds of messages.")
     channels: int = Field(32, ge=1, description="Channels of each degree.")
-    huber: float | None = Field(None, gt=0, description="Errors above it count linearly in the loss; none: the MSE.")
-    noise: float = Field(0.0, ge=0, description="Size of the normal deviates added to a training batch's input.")
+    huber: float | None = Field(None, gt=0, description="Error above which the loss is linear; none: the MSE.")
+    noise: float = Field(0.0, ge=0, description="Standard deviation of the noise added to a training batch's input.")
     training: OptimisationConfig
     relaxation: RelaxationConfig = RelaxationConfig()
     compile: bool = Field(False, description="Train through torch.compile, which needs a C++ compiler.")
@@ -72,7 +72,7 @@ class NBodyRun(Section):
     @model_validator(mode="before")
     @classmethod
     def _apply_arm(cls, document: Any) -> Any:
-        """The arm's own keys replace those of the study: an arm is what its name says."""
+        """The settings with those of the arm, which replace the study's."""
         if not isinstance(document, dict) or document.get("arm") not in ARMS:
             return document
         relaxation = document.get("relaxation", {})
@@ -153,7 +153,7 @@ class NBody:
         }
 
     def export(self, folder: Path, finished: Finished[nn.Module]) -> None:
-        """Nothing: the networks of this benchmark are not used afterwards."""
+        """Export nothing: the networks of this benchmark are not used afterwards."""
 
 
 def run_nbody(
@@ -161,8 +161,8 @@ def run_nbody(
 ) -> dict[str, Any]:
     """Train (or resume from the folder's checkpoint), project, certify and test; returns the content of results.json.
 
-    A finished run is read, not repeated. Raises ``ConfigError`` when the folder holds a run with other settings,
-    ``InUseError`` when another process trains in it, and ``CertificateError`` when the projected network is not
+    A finished run is read, not repeated. Raises ``ConfigError`` if the folder contains a run with other settings,
+    ``InUseError`` if another process trains in it, and ``CertificateError`` if the projected network is not
     equivariant.
     """
     with locked_folder(folder):
@@ -173,15 +173,15 @@ def run_nbody(
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """What a finished run says of itself, ``None`` before it has finished."""
+    """The results of a finished run, ``None`` before it has finished."""
     path = folder / RESULTS
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 def prepare_folder(run: NBodyRun, folder: Path) -> None:
-    """Make a run's folder with its run.yaml; raises ``ConfigError`` when it holds a run with other settings.
+    """Make a run's folder with its run.yaml; raises ``ConfigError`` if it contains a run with other settings.
 
-    A run of an older version has the defaults of the keys that it does not know.
+    Keys that a run of an older version lacks have their defaults.
     """
     saved, document = folder / SETTINGS, run.model_dump(mode="json")
     if saved.is_file():

@@ -1,11 +1,11 @@
-"""The N-body task, where will every particle be: a ``Task`` of the trainer, and how equivariant a network is.
+"""The N-body task: a ``Task`` of the trainer, and the equivariance error of a network.
 
-A network maps positions, velocities (M, n, 3) and charges (M, n) to displacements (M, n, 3). What is measured is the
+A network maps positions, velocities (M, n, 3) and charges (M, n) to displacements (M, n, 3). The measure is the
 mean squared error of the predicted positions over all coordinates; it is also the published loss. With ``huber`` =
 delta the loss is the same for errors up to delta and grows linearly beyond, so that the few systems that pass through a
-close encounter, which no network can follow, do not rule the gradient. With ``noise`` > 0 every coordinate and velocity
-of a training batch is moved by a normal deviate of that size, the target position kept: what is learnt by heart does
-not survive it.
+close encounter, which no network can follow, do not dominate the gradient. With ``noise`` > 0 normal noise of that
+size is added to every coordinate and velocity of a training batch, while the target positions are kept, which prevents
+memorisation.
 """
 
 import copy
@@ -23,8 +23,8 @@ from mdrelax.structures.rotate import random_rotations
 
 __all__ = ["Displacement", "Systems", "displacement_error", "error_profile", "mean_squared_error", "prepare"]
 
-EVALUATION_BATCH = 250  # systems evaluated at once: their edge features stay in the cache
-SMALLEST_SCALE = 1e-12  # a network that predicts no motion at all has no scale of its own
+EVALUATION_BATCH = 250  # systems evaluated at once: their edge features fit in the cache
+SMALLEST_SCALE = 1e-12  # for a network that predicts no motion at all
 
 
 class Systems(NamedTuple):
@@ -36,17 +36,17 @@ class Systems(NamedTuple):
     displacements: Tensor  # (M, n, 3), from the input frame to the target frame
 
     def take(self, index: Tensor | slice) -> "Systems":
-        """Some of the systems."""
+        """Select systems by index."""
         return Systems(*(tensor[index] for tensor in self))
 
     def turned(self, matrices: Tensor) -> "Systems":
-        """Every system turned by its own matrix (M, 3, 3)."""
+        """Rotate every system by its own matrix (M, 3, 3)."""
         transposed = matrices.mT.to(self.positions)
         x, v, d = (t @ transposed for t in (self.positions, self.velocities, self.displacements))
         return Systems(x, v, self.charges, d)
 
     def moved(self, size: float, generator: torch.Generator) -> "Systems":
-        """Positions and velocities moved by normal deviates; the particles still arrive at the same places."""
+        """Add noise to positions and velocities; the target positions do not change."""
         shift, kick = size * torch.randn(2, *self.positions.shape, generator=generator, dtype=self.positions.dtype)
         return Systems(self.positions + shift, self.velocities + kick, self.charges, self.displacements - shift)
 
@@ -61,7 +61,7 @@ class Displacement:
     """The training task; see ``mdrelax.training.trainer.Task``.
 
     Orders follow from (seed, epoch), rotations and noise from (seed, step): a resumed run sees what an uninterrupted
-    one sees. A last batch that is not full is left out, as published. Raises ``ValueError`` when no batch is full.
+    one sees. A last batch that is not full is left out, as published. Raises ``ValueError`` if no batch is full.
     """
 
     train_columns: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ class Displacement:
             )
 
     def n_steps(self, epochs: int) -> int:
-        """The number of batches in so many epochs."""
+        """The number of batches in a number of epochs."""
         return epochs * self.n_batches
 
     def batches(self, epoch: int, *, start: int) -> Iterable[Systems]:
@@ -98,7 +98,7 @@ class Displacement:
             yield self.train.take(order[k * self.batch_size : (k + 1) * self.batch_size])
 
     def loss(self, model: nn.Module, batch: Systems, *, step: int) -> tuple[Tensor, list[Tensor]]:
-        """The mean error of a batch, each of its systems turned at random."""
+        """The mean error of a batch, with each of its systems rotated at random."""
         if self.rotate:
             batch = batch.turned(random_rotations(len(batch.charges), generator(self.seed, "rotations", step)))
         if self.noise:
@@ -126,7 +126,7 @@ def mean_squared_error(model: nn.Module, systems: Systems) -> float:
 
 
 def error_profile(model: nn.Module, systems: Systems) -> dict[str, float]:
-    """Mean and median over systems of their squared errors, and what the worst twentieth of them holds of the sum."""
+    """Mean and median over systems of their squared errors, and the share of the worst twentieth in the sum."""
     errors = (predict(model, systems) - systems.displacements).double().square().mean((1, 2))  # (M,)
     worst = errors.sort(descending=True).values[: max(1, len(errors) // 20)]
     return {
@@ -141,7 +141,7 @@ def displacement_error(
 ) -> EquivarianceError:
     """Largest errors of predicted displacements under symmetry operations, relative to their root mean square.
 
-    The model itself is not touched. ``mdrelax.forces.symmetry`` has the measure for force fields.
+    The model itself is not changed. ``mdrelax.forces.symmetry`` has the measure for force fields.
     """
     twin = copy.deepcopy(model).to(dtype).eval()
     systems = Systems(*(tensor.to(dtype) for tensor in systems))
