@@ -1,4 +1,4 @@
-"""Units: inside the package only eV, Angstrom, fs and amu; the readers (``datasets.labels``, ``datasets.md17``) convert.
+"""Units: inside the package only eV, Angstrom, fs and amu; readers (``datasets.labels``, ``datasets.md17``) convert.
 
 Constants are CODATA 2018 values (https://physics.nist.gov/cuu/Constants), except the thermochemical calorie, which is
 4.184 J by definition.
