@@ -1,5 +1,9 @@
 """Situations that users of such packages reported, and their siblings: each with the right value."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +29,7 @@ from mdrelax.modelfile import load_model
 from mdrelax.runs.checkpoints import project_checkpoint
 from mdrelax.testing import LAWS, check_potential
 from molecules import ELEMENTS, batch_of, ethanol, graph_of, tiny_equiformer_pytorch, tiny_force_field
-from small_runs import CLUSTER_CUTOFF, NETWORK, document, write_frames
+from small_runs import CLUSTER_CUTOFF, NETWORK, document, write_config, write_frames
 from untrained_models import saved
 
 # --- the stress of what is periodic in part --------------------------------------------------------------------------
@@ -304,3 +308,49 @@ def test_broken_yaml_is_one_line_with_its_place(tmp_path: Path) -> None:
     assert "is not valid YAML: " in said.err
     assert "(line 2, column 5)" in said.err
     assert "unicode string" not in said.err
+
+
+# --- energies that nobody trained, runs that should be longer, threads ----------------------------------------------
+
+
+@pytest.mark.parametrize("start", [False, True])
+def test_training_on_forces_alone_leaves_no_offset_in_the_energies(tmp_path: Path, start: bool) -> None:
+    """The constant of each element follows from the labels: mean error below a tenth of the spread, also continued."""
+    source = write_frames(tmp_path / "water.extxyz", _waters(32)[2:])
+    training = {"energy_weight": 0.0, "steps": 40}
+    run = mdrelax.train(document(source, training=training), folder=tmp_path / "run")
+    if start:
+        content = {**document(source, training=training), "potential": {"start": str(run.model_file)}}
+        run = mdrelax.train(content, folder=tmp_path / "again")
+    frames = io.read(source, ":")
+    calculator = MDRelaxCalculator.from_file(run.model_file)
+    train = [frames[k] for k in run.parts.split.train]
+    found = np.array([result["energy"] for result in calculator.calculate_many(train)])
+    labels = np.array([atoms.info["REF_energy"] for atoms in train])
+    assert abs((found - labels).mean()) < 0.01 * labels.std()
+
+
+def test_a_finished_run_is_not_made_longer_but_continued(tmp_path: Path) -> None:
+    """The sentence has the option to copy; an unfinished one is refused with its differences."""
+    source = write_frames(tmp_path / "water.extxyz", _waters(32))
+    run = mdrelax.train(document(source), folder=tmp_path / "run")
+    longer = document(source, training={"steps": 48})
+    with pytest.raises(ConfigError, match=r"is finished, .* `-r potential.start=.*model.safetensors`"):
+        mdrelax.train(longer, folder=tmp_path / "run", restart=True)
+    run.model_file.unlink()
+    with pytest.raises(ConfigError, match=r"training.steps: 24 -> 48"):
+        mdrelax.train(longer, folder=tmp_path / "run", restart=True)
+
+
+@pytest.mark.parametrize("told", [None, "2"])
+def test_a_training_process_takes_one_thread_unless_told(tmp_path: Path, told: str | None) -> None:
+    """It says so first, and leaves OMP_NUM_THREADS alone where it is set."""
+    source = write_frames(tmp_path / "water.extxyz", _waters(32))
+    write_config(tmp_path / "c.yaml", document(source, training={"steps": 2, "validate_every": 2}))
+    environment = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    environment |= {} if told is None else {"OMP_NUM_THREADS": told}
+    command = [sys.executable, "-m", "mdrelax", "train", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("One thread per process") == (told is None)
+    threads = json.loads((tmp_path / "run" / "env.json").read_text())["threads"]
+    assert threads == (1 if told is None else int(told))

@@ -28,6 +28,7 @@ def train(
     tensorboard: Annotated[bool, typer.Option(help="Write logs for TensorBoard (extra `tensorboard`).")] = False,
 ) -> None:
     """Train a potential, project it to exact equivariance, certify, test and report it."""
+    own_threads = _one_thread_unless_told()
     from mdrelax.base.files import locked_folder
     from mdrelax.base.sections import ConfigError
     from mdrelax.runs.inputs import open_config
@@ -38,6 +39,8 @@ def train(
     folder = out or Path("runs") / Path(config).stem
     log = _Log(folder)
     with locked_folder(folder):
+        if own_threads:
+            log("One thread per process, which is fastest for small networks; set OMP_NUM_THREADS for more.")
         try:
             _train(settings, folder, restart=restart, tensorboard=tensorboard, log=log)
         except ConfigError:
@@ -97,6 +100,17 @@ class _Log:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
+
+
+def _one_thread_unless_told() -> bool:
+    """Ask for one thread, before torch is imported, if the environment does not say how many; True if so.
+
+    Threads of two processes that share the cores wait for each other: a run took eight times its CPU time.
+    """
+    if "OMP_NUM_THREADS" in os.environ or "torch" in sys.modules:
+        return False
+    os.environ["OMP_NUM_THREADS"] = "1"
+    return True
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from mdrelax.base.sections import ConfigError, read_yaml
 from mdrelax.datasets import Frames, LabelOptions, Split
 from mdrelax.forces.loader import Batch
 from mdrelax.runs.config import Config, DataConfig, load_config
-from mdrelax.runs.config_changes import read_saved, refuse_changes
+from mdrelax.runs.config_changes import changed_keys, read_saved, refuse_changes
 from mdrelax.structures.graph import Graph
 
 MOST_NEIGHBOURS = 1000  # per atom
@@ -91,6 +91,12 @@ def check_folder(config: Config, folder: Path, *, restart: bool) -> None:
         {key: value for key, value in document.items() if key not in MAY_CHANGE}
         for document in (read_saved(saved), config.model_dump(mode="json"))
     )
+    changed = {line.partition(":")[0] for line in changed_keys(old, new)}
+    if changed and changed <= {"training.steps", "training.epochs"} and (folder / "model.safetensors").exists():
+        raise ConfigError(
+            f"`{folder}` is finished, and theta and the learning rate followed its length. To train on, continue from "
+            f"its model in another folder: `-r potential.start={folder / 'model.safetensors'}` in place of the network."
+        )
     refuse_changes(old, new, found=f"`{folder}` was made with another config", choose="`--out`")
 
 

@@ -27,7 +27,7 @@ from mdrelax.runs.experiment import Finished, run
 from mdrelax.runs.inputs import Parts, check_cutoff, check_labels, load_parts, prepare_folder
 from mdrelax.runs.network import Networks, Untrained, arguments_of, read_network, write_network
 from mdrelax.runs.refused import REFUSED, refuse
-from mdrelax.runs.untrained import load_start, untrained
+from mdrelax.runs.untrained import load_start, shift_references, untrained
 from mdrelax.structures.graph import Graph
 from mdrelax.training.trainer import FitResult, Progress
 
@@ -114,6 +114,8 @@ class Potentials:
 
     def certify(self, fit: FitResult[ForceField]) -> Certificate:
         """Errors of energies and forces of a few test (or validation) structures under all symmetry operations."""
+        if self.training.energy_weight == 0 and not fit.model.exact_lone_atoms:
+            shift_references(fit.model, self.frames.train)
         return certify(fit.model, to_certify(self.frames.test or self.frames.validation), layers=fit.layers)
 
     def evaluate(self, fit: FitResult[ForceField], folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from mdrelax.runs.experiment import seeded
 from mdrelax.runs.network import Networks, Untrained, arguments_of
 from mdrelax.structures.graph import edge_vectors
 
-__all__ = ["load_start", "network_arguments", "new_force_field", "untrained"]
+__all__ = ["load_start", "network_arguments", "new_force_field", "shift_references", "untrained"]
 
 
 def load_start(settings: PotentialConfig) -> LoadedModel | None:
@@ -119,6 +119,17 @@ def _mean_binding(force_field: ForceField, frames: Sequence[Batch]) -> float:
     return float(((energies - alone) * bound)[known].sum() / bound[known].square().sum())
 
 
+def shift_references(force_field: ForceField, frames: Sequence[Batch]) -> None:
+    """Move the reference energies by the least-squares energy of each element over label minus prediction.
+
+    Without energy labels nothing moves. Forces stay as they are.
+    """
+    prediction, batch = predict(force_field, frames)
+    numbers = [frame.graph.numbers for frame in frames]
+    missed = batch.targets.energy - prediction.energy
+    force_field.reference_energies += fit_reference_energies(numbers, missed, force_field.elements)
+
+
 def _continued(config: Config, frames: Sequence[Batch], start: LoadedModel) -> Untrained:
     """Network, elements and scale of a model file; its reference energies are shifted to fit the training set.
 
@@ -133,10 +144,7 @@ def _continued(config: Config, frames: Sequence[Batch], start: LoadedModel) -> U
             "these frames, or do not set `potential.start`."
         )
     if config.reference_energies == "fit":
-        prediction, batch = predict(force_field, frames)
-        numbers = [frame.graph.numbers for frame in frames]
-        missed = batch.targets.energy - prediction.energy
-        force_field.reference_energies += fit_reference_energies(numbers, missed, force_field.elements)
+        shift_references(force_field, frames)
     if _exact(config):
         force_field.unfold_lone_atoms()
     spec = start.header["potential"]
