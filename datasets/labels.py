@@ -264,7 +264,7 @@ def _frame(atoms: Atoms, keys: dict[str, str], scale: _Scale, labelled: bool, pl
 
 
 def _check_missing(atoms: Atoms, values: dict[str, np.ndarray | None], keys: dict[str, str], place: _Place) -> None:
-    """Refuse a frame without any label, and one whose label stands under another key than that of the file."""
+    """Refuse a frame without any label, and one whose label has another key than in the rest of the file."""
     found = _keys_found([atoms])
     if all(value is None for value in values.values()):
         tried = " or ".join(f"`{key}`" for key in keys.values())
