@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: `make train` and `make test`.
+# Two commands are enough on a fresh machine: `make train` and `make test`.
 # Variables: PYTHON (3.11 to 3.13), VENV (where to install), PRESET (what to train), PEERS (where the other packages go),
 # PYTEST_ARGS (e.g. PYTEST_ARGS="-m slow").
 
@@ -29,7 +29,7 @@ help:  ## this list
 
 venv: $(STAMP)  ## a virtual environment in .venv with the pinned dependencies and mdrelax itself (editable)
 
-# torch comes first and alone: left to the resolver, it may arrive as several gigabytes of CUDA libraries.
+# torch is installed first and alone: the resolver might choose one with several gigabytes of CUDA libraries.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(SUITABLE)' >/dev/null 2>&1 || { \
 		echo "mdrelax needs Python 3.11, 3.12 or 3.13, but \`$(PYTHON)\` is" \
@@ -52,7 +52,7 @@ lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(STAMP)  ## let ruff put the code in order
+format: $(STAMP)  ## format the code and fix what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -65,8 +65,8 @@ wheel: $(STAMP)  ## sdist and wheel in dist/
 	rm -rf build dist
 	$(BIN)/python -m build --no-isolation
 
-# They exclude each other's e3nn, so each has an environment of its own; their lists are complete, so nothing is resolved.
-# Those of tests/environments hold e3nn as its users have it, and nothing of ours.
+# They require mutually exclusive versions of e3nn, so each has its own environment; their lists are complete, so nothing is
+# resolved. Those of tests/environments contain older versions of e3nn, and none of our packages.
 LISTS := $(wildcard analysis/benchmarks/peers/*.txt tests/environments/*.txt)
 
 peers: $(patsubst %.txt,$(PEERS)/%/.stamp,$(notdir $(LISTS)))  ## the other packages that `mdrelax bench speed` times, and older versions of e3nn

@@ -1,4 +1,4 @@
-"""datasets: where data comes from; every loader yields the same frames, in eV and Angstrom.
+"""datasets: data sets and their loaders, which all return frames in eV and Angstrom.
 
 A data set is a file, a sample shipped with the package, or a public set that was fetched by name:
 
@@ -96,18 +96,18 @@ FORMATS = {
     ".extxyz.gz": "extxyz",
     ".traj": "ase",
 }
-PROGRAM_FILES = ("outcar", "vasprun")  # VASP's; they have no ending that tells
+PROGRAM_FILES = ("outcar", "vasprun")  # VASP's, whose suffix does not show the format
 
 
 def load(source: str | Path, *, format: str | None = None, **options: Any) -> list[Data]:
-    """The frames of a data set as a list; see ``load_frames``, which gives isolated atoms and a report too."""
+    """The frames of a data set as a list; see ``load_frames``, which also returns isolated atoms and a report."""
     return load_frames(source, format=format, **options).data
 
 
 def load_frames(source: str | Path, *, format: str | None = None, **options: Any) -> Frames:
     """Read a data set: a file, ``sample:NAME``, a name that was fetched, such as ``rmd17:ethanol``, or ``nbody:NAME``.
 
-    The format (a key of ``LOADERS``) follows from the file's ending unless given; options go to its loader, e.g.
+    The format (a key of ``LOADERS``) follows from the file's suffix unless given; options go to its loader, e.g.
     ``energy_key`` for ``extxyz``, ``labels`` for ``md17``. Options of value ``None`` count as not given. Raises
     ``ValueError`` for an unknown format or option (naming the nearest), ``FileNotFoundError`` for a missing file.
     """
@@ -130,13 +130,13 @@ def _options(loader: Callable[..., Frames]) -> list[str]:
 
 
 def _resolve(source: str) -> Path:
-    """The file behind a source; of what is simulated, its name."""
+    """The file of a source; for simulated data, its name."""
     if source.startswith("sample:"):
         return sample_path(source.removeprefix("sample:"))
     if is_name(source):
         return cached_path(source)
     if source.startswith(NBODY_PREFIX):
-        return Path(source)  # of no file: it is simulated
+        return Path(source)  # simulated: there is no file
     path = Path(source).expanduser()
     if not path.is_file():
         raise FileNotFoundError(

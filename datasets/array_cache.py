@@ -1,4 +1,4 @@
-"""Array cache: arrays that a computation gives again at will, kept in npz files beside the downloads."""
+"""Array cache: arrays that can be recomputed, stored in npz files next to the downloads."""
 
 import warnings
 import zipfile
@@ -18,10 +18,10 @@ DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, Attribu
 
 
 def cached_arrays(path: Path, compute: Callable[[], Arrays]) -> Arrays:
-    """The arrays in ``path``, else those that ``compute`` gives, which are then kept there.
+    """The arrays in ``path``, or those that ``compute`` returns, which are then stored there.
 
-    A file that is cut off or damaged (every array has its checksum) is made anew. The file appears when it is whole;
-    where it cannot be written, a warning says so and the arrays are returned all the same.
+    A truncated or damaged file (every array has a checksum) is replaced. The file is written atomically; if it cannot
+    be written, a warning is given and the arrays are returned nevertheless.
     """
     kept = _read(path)
     if kept is not None:
@@ -51,6 +51,6 @@ def _read(path: Path) -> Arrays | None:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    """Several processes may compute the same arrays at once: each writes a file of its own."""
+    """Several processes may compute the same arrays at once: each writes its own temporary file."""
     with whole_file(path, shared=True) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]

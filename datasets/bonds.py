@@ -1,4 +1,4 @@
-"""Bonds: the distances between neighbouring atoms, and how the forces answer when a bond is stretched.
+"""Bonds: the distances between neighbouring atoms, and the response of the forces to stretching.
 
 A bond is a pair of atoms nearer than 1.25 times the sum of their covalent radii (Cordero et al. 2008, doi
 10.1039/b801115j). Over the frames of the same atoms, its stiffness is the slope of the force that pulls both together
@@ -24,10 +24,10 @@ from mdrelax.datasets.near_pairs import same_atoms
 __all__ = ["BOND", "Stiffness", "bonds_of", "stiffnesses"]
 
 BOND = 1.25  # of the sum of covalent radii
-BROKEN = 0.6  # of the sum of covalent radii: shorter is no bond but a broken geometry
+BROKEN = 0.6  # of the sum of covalent radii: a shorter distance is a broken geometry, not a bond
 EXTREME = 8.0  # times the median of the largest forces
-MOST_FRAMES = 300  # of one kind; more are thinned out evenly
-LASTING = 0.25  # share of the frames that have a bond: of one that comes and goes only the short lengths are seen
+MOST_FRAMES = 300  # of one kind; larger sets are thinned evenly
+LASTING = 0.25  # share of the frames with a bond: of one that comes and goes only short lengths are seen
 STRETCHED, PULLED = 1e-3, 1e-3  # Angstrom and eV/Angstrom; smaller changes are numerical noise
 FEWEST_FRAMES = 5  # over which the length of a bond has to vary
 
@@ -35,7 +35,7 @@ Array = np.ndarray
 
 
 class Stiffness(NamedTuple):
-    """How the forces answer to the bonds of two elements."""
+    """The response of the forces to bonds of two elements."""
 
     elements: tuple[int, int]
     length: float  # Angstrom, mean
@@ -84,9 +84,7 @@ def _moments(frames: Sequence[Data]) -> list[tuple[tuple[int, int], Array]]:
         forces = frame.forces.numpy()
         pull = ((forces[pairs[:, 1]] - forces[pairs[:, 0]]) * vectors).sum(axis=1) / (2 * np.maximum(length, 1e-9))
         if size:
-            length = length * (size / volume(frame)) ** (
-                1 / 3
-            )  # a cell that is blown up stretches bonds without a force
+            length = length * (size / volume(frame)) ** (1 / 3)  # an expanded cell stretches bonds without a force
         keys.append(np.concatenate([pairs, np.rint(shift).astype(np.int64)], axis=1))
         values.append(np.stack([length, pull], axis=1))
     bonds, where = np.unique(np.concatenate(keys), axis=0, return_inverse=True)
@@ -106,13 +104,13 @@ def _moments(frames: Sequence[Data]) -> list[tuple[tuple[int, int], Array]]:
 
 
 def _is_moved(moments: Array) -> bool:
-    """Whether bonds and the forces on them vary at all: by symmetry they do not in perfect crystals."""
+    """Whether bonds and the forces on them vary at all; in perfect crystals they do not, by symmetry."""
     count, _, square, _, force = moments
     return bool(np.sqrt(square / count) > STRETCHED and np.sqrt(force / count) > PULLED)
 
 
 def _usual(frames: Sequence[Data]) -> list[Data]:
-    """The frames without a force far above what is usual: a failed calculation would outweigh all others."""
+    """The frames without extreme forces: a failed calculation would outweigh all others."""
     largest = np.array([float(frame.forces.norm(dim=1).max()) for frame in frames])
     return [frame for frame, force in zip(frames, largest, strict=True) if force <= EXTREME * np.median(largest)]
 

@@ -1,13 +1,13 @@
-"""The catalogue: public data sets by name, where they can be had, and what is known of their checksums.
+"""The catalogue: public data sets by name, their sources, and their checksums where known.
 
 Checksums, and how certain they are:
 
 - rMD17's archive: the sha256 is quoted in full by one independent user, whose md5 and size others quote too, and its
   first 12 digits are pinned by the load-atoms package. It was not computed here.
 - rMD17's single files (figshare 12672038): file numbers and md5 sums as two independent users quote them from
-  figshare's interface. Where figshare should say otherwise, the archive is tried next.
-- MD17 and MD22: the publisher gives none, so ``None``: the first download is checked for its content, and its sha256
-  is kept beside the file and compared from then on (trust on first use).
+  figshare's interface. If figshare's files differ, the archive is tried next.
+- MD17 and MD22: the publisher gives none, so ``None``: the content of the first download is checked, and its sha256
+  is stored next to the file and compared from then on (trust on first use).
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class Source(NamedTuple):
     """One place to get a file from."""
 
     url: str
-    checksum: str | None = None  # "sha256:..." or "md5:..." of what the address returns; None where unknown
+    checksum: str | None = None  # "sha256:..." or "md5:..." of the download; None if unknown
     archive: str | None = None  # the file name of the tar archive that the address returns
     member: str | None = None  # the path inside that archive
 
@@ -107,5 +107,5 @@ CATALOGUE: dict[str, Item] = {
 
 
 def is_name(source: str) -> bool:
-    """Whether a source is written like a name of the catalogue (``rmd17:...``), be it a known one or misspelt."""
+    """Whether a source is written like a name of the catalogue (``rmd17:...``), known or misspelt."""
     return ":" in source and source.split(":")[0] in {name.split(":")[0] for name in CATALOGUE}

@@ -1,7 +1,7 @@
-"""Checks: whether a data set could be what it says it is, as ``mdrelax data check`` reports.
+"""Checks: whether a data set is consistent and plausible, as ``mdrelax data check`` reports.
 
-Each check is a function of the frames and of the evidence that is gathered once; its sentence names causes and remedy.
-Single frames are looked at here, whether labels belong to each other in ``consistency``, chemistry in ``plausibility``.
+Each check is a function of the frames and of shared evidence; its message gives causes and remedy. Checks of single
+frames are here, checks of labels against each other in ``consistency``, and of chemistry in ``plausibility``.
 """
 
 import hashlib
@@ -20,12 +20,12 @@ from mdrelax.datasets.near_pairs import near_pairs
 
 __all__ = ["CheckLimits", "check_frames"]
 
-SHOWN = 5  # frames that a sentence names
+SHOWN = 5  # frames that a message names
 SAME = 1e-4  # Angstrom, root mean square: the same geometry
 
 
 class CheckLimits(NamedTuple):
-    """From where on ``check_frames`` calls a frame suspicious."""
+    """Limits beyond which ``check_frames`` reports a frame."""
 
     min_distance: float = 0.5  # Angstrom; H-H, the shortest bond, is 0.74
     min_bond: float = 0.55  # of the sum of the covalent radii
@@ -39,7 +39,7 @@ Check = Callable[[Sequence[Data], CheckLimits, Evidence], Finding]
 
 
 def check_frames(data: Sequence[Data], *, limits: CheckLimits | None = None) -> pd.DataFrame:
-    """One row a check: ``check``, ``passed``, ``frames`` (list of indices), ``message``.
+    """One row per check: ``check``, ``passed``, ``frames`` (list of indices), ``message``.
 
     The message is a sentence when the check failed, or when the data do not allow it ("Not tested: ..."). It names
     frames as they are numbered in their file.
@@ -55,7 +55,7 @@ def check_frames(data: Sequence[Data], *, limits: CheckLimits | None = None) -> 
 
 
 def _evidence(data: Sequence[Data]) -> Evidence:
-    """What several checks look at, of the frames whose numbers are finite."""
+    """Evidence shared by several checks, from the frames whose numbers are finite."""
     names = ("pos", "cell", "energy", "forces", "stress")
     places = [k for k, f in enumerate(data) if all(bool(f[name].isfinite().all()) for name in names if name in f)]
     finite = [data[k] for k in places]
@@ -76,7 +76,7 @@ def _where(data: Sequence[Data], suspicious: Callable[[Data], bool]) -> list[int
 
 
 def _in(frames: list[int], sentence: str) -> Finding:
-    """A finding about some frames; none, none failed."""
+    """A finding about some frames; without frames, the check has passed."""
     return Finding(frames, sentence if frames else "", failed=bool(frames))
 
 
@@ -87,7 +87,7 @@ def _check_finite(data: Sequence[Data], limits: CheckLimits, evidence: Evidence)
 
 
 def _check_labels(data: Sequence[Data], limits: CheckLimits, evidence: Evidence) -> Finding:
-    """Frames of the same elements and periodicity have the same labels; clusters need not have what crystals have."""
+    """Frames of the same elements and periodicity have the same labels; clusters and crystals may differ."""
     kinds: dict[tuple[frozenset[int], str], list[int]] = {}
     for index, frame in enumerate(data):
         kinds.setdefault((frozenset(frame.z.tolist()), str(frame.pbc.tolist())), []).append(index)
@@ -116,7 +116,7 @@ def _check_distances(data: Sequence[Data], limits: CheckLimits, evidence: Eviden
 
 
 def _check_duplicates(data: Sequence[Data], limits: CheckLimits, evidence: Evidence) -> Finding:
-    """Frames whose geometry, turned or moved as a whole or not, came before: they may stand in two parts of a split."""
+    """Frames whose geometry, up to rotation and translation, has occurred before: they may leak across a split."""
     seen: set[bytes] = set()
     frames = set()
     for index, frame in enumerate(data):
@@ -125,7 +125,7 @@ def _check_duplicates(data: Sequence[Data], limits: CheckLimits, evidence: Evide
             frames.add(index)
         seen.add(key)
     frames |= {b for _, b in _equal_pairs(evidence)}
-    return _in(sorted(frames), "The same geometry came before; a copy in the test set makes its error too good.")
+    return _in(sorted(frames), "The same geometry occurred before; a copy in the test set makes its error too small.")
 
 
 def _equal_pairs(evidence: Evidence) -> list[tuple[int, int]]:
@@ -148,7 +148,7 @@ def _geometry_key(frame: Data) -> bytes:
 
 
 def _check_equal(data: Sequence[Data], limits: CheckLimits, evidence: Evidence) -> Finding:
-    """One geometry has one energy: a network sees neither charge nor spin."""
+    """Equal geometries have equal energies: a network sees neither charge nor spin."""
     by_key: dict[bytes, int] = {}
     pairs = set(_equal_pairs(evidence))
     for index, frame in enumerate(data):
@@ -175,7 +175,7 @@ def _check_net_force(data: Sequence[Data], limits: CheckLimits, evidence: Eviden
 
 
 def _check_torque(data: Sequence[Data], limits: CheckLimits, evidence: Evidence) -> Finding:
-    """The forces of an open system do not turn it; those of a crystal whose cell is missing do."""
+    """The forces of an open system have no torque; those of a crystal whose cell is missing do."""
 
     def turned(frame: Data) -> bool:
         if "forces" not in frame or bool(frame.pbc.any()) or len(frame.z) < 2:
@@ -187,7 +187,7 @@ def _check_torque(data: Sequence[Data], limits: CheckLimits, evidence: Evidence)
 
     return _in(
         _where(data, turned),
-        "The forces turn an open structure as a whole, which only a missing cell or field can do: (a) the cell or pbc "
+        "The forces of an open structure have a net torque, as with a missing cell or field: (a) the cell or pbc "
         "was lost, (b) forces and positions belong to different frames or orientations, or (c) an atom is missing.",
     )
 
@@ -218,7 +218,7 @@ def _check_energies(data: Sequence[Data], limits: CheckLimits, evidence: Evidenc
 
 
 def _outliers(values: np.ndarray, widths: float) -> np.ndarray:
-    """Indices of the values far outside the 5-95 % range; a range of fewer than 20 values means nothing."""
+    """Indices of the values far outside the 5-95 % range; a range of fewer than 20 values is meaningless."""
     if len(values) < 20 or not np.isfinite(values).all():
         return np.empty(0, dtype=int)
     low, high = np.quantile(values, [0.05, 0.95])

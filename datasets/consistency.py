@@ -1,4 +1,4 @@
-"""Consistency: whether energies, forces and stress of a data set belong to each other.
+"""Consistency: whether energies, forces and stress of a data set agree with each other.
 
 Between near frames the energy changes by the work of forces and stress (``near_pairs``):
 
@@ -7,7 +7,7 @@ Between near frames the energy changes by the work of forces and stress (``near_
 k_F and k_S are 1 if the units agree, the ratio of two units if they do not, and negative if a sign is wrong. They are
 fitted by least absolute deviations, because single frames may be wrong. The trapezoid rule is exact for quadratic
 energies; for real ones k_F lies between 0.7 and 1.2, so that factors from 1.9 (Bohr for Angstrom, Hartree for Rydberg)
-on are told from 1. What is left of a single frame, E - k_F W - k_S S, tells outliers and shifted energies.
+on can be distinguished from 1. The residual of a single frame, E - k_F W - k_S S, shows outliers and shifted energies.
 """
 
 from collections import Counter
@@ -35,8 +35,8 @@ __all__ = [
 ]
 
 STRESS_RANGE_OF_FEW, MANY_PAIRS = (0.1, 10.0), 30  # fewer pairs fix k_S badly
-ABOVE_NOISE = 2.0  # times what is left of a typical pair: work of the stress that can be tested
-FEWEST = 12  # pairs, below which nothing is said: fits to fewer were wrong by factors of two
+ABOVE_NOISE = 2.0  # times the residual of a typical pair: work of the stress that can be tested
+FEWEST = 12  # least number of pairs: fits to fewer were wrong by factors of two
 FORCES_RANGE = (0.64, 1.3)  # of k_F: 0.72 to 1.1 in real data; Bohr for Angstrom is 0.53 or 1.89
 STRESS_RANGE = (0.45, 2.2)  # of k_S: 0.7 to 1.35 in real data; units of stress lie far apart
 CHANCE = (0.3, 0.7)  # share of pairs whose energy goes with the work, if both have nothing to do with each other
@@ -53,7 +53,7 @@ Array = np.ndarray
 
 
 class Evidence(NamedTuple):
-    """What several checks look at."""
+    """Evidence shared by several checks."""
 
     kinds: Sequence[NearPairs]
     stiffnesses: Sequence[Stiffness]
@@ -68,12 +68,12 @@ class Agreement(NamedTuple):
 
     @property
     def unrelated(self) -> bool:
-        """True if energies go with the work as often as against it."""
+        """True if energies change with the work as often as against it."""
         return CHANCE[0] < self.share < CHANCE[1]
 
 
 class Residuals(NamedTuple):
-    """What is left of each pair, in eV, and whether that is more than any anharmonicity explains."""
+    """The residual of each pair, in eV, and whether it is more than any anharmonicity explains."""
 
     first: Array
     second: Array
@@ -82,7 +82,7 @@ class Residuals(NamedTuple):
 
 
 class _Table(NamedTuple):
-    """The pairs of all kinds that have what the energy balance needs."""
+    """The pairs of all kinds with the labels that the energy balance needs."""
 
     first: Array
     second: Array
@@ -101,7 +101,7 @@ def agreement_of_forces(kinds: Sequence[NearPairs]) -> Agreement | None:
 
 
 def agreement_of_stress(kinds: Sequence[NearPairs]) -> Agreement | None:
-    """k_S, from pairs in which the stress does work that matters; None if there are too few."""
+    """k_S, from pairs in which the work of the stress is significant; None if there are too few."""
     table, (forces, stress) = _one_reference(kinds)
     energy = table.energy - forces * table.work
     noise = float(np.median(abs(energy - stress * table.strain_work))) if len(energy) else 0.0
@@ -178,7 +178,7 @@ def _balance(kinds: Sequence[NearPairs]) -> tuple[_Table, tuple[float, float]]:
 
 
 def _robust_factors(columns: Array, values: Array) -> Array:
-    """The factors of all pairs, or of the third that agrees best where that is in much better balance than the whole.
+    """The factors of all pairs, or of the third that agrees best if that is in much better balance than the whole.
 
     With energies of two references half the pairs are off by their difference, which no fit to all pairs survives.
     """
@@ -200,7 +200,7 @@ def _robust_factors(columns: Array, values: Array) -> Array:
 
 
 def _least_deviations(columns: Array, values: Array) -> Array:
-    """The factors that minimise the sum of absolute deviations: least squares, weighted anew until they settle."""
+    """The factors that minimise the sum of absolute deviations: iteratively reweighted least squares."""
     sizes = np.maximum(np.median(abs(columns), axis=0), 1e-3 * abs(columns).max(axis=0))
     scaled = columns / sizes
     weights = 1 / np.maximum(np.linalg.norm(scaled, axis=1), 1e-3)
@@ -235,7 +235,7 @@ def check_forces_and_energies(evidence: Evidence) -> Finding:
     if found.unrelated:
         sentence = (
             "Energies do not follow the forces between near frames: (a) labels are shuffled or belong to other frames, "
-            "or (b) one of the keys holds another quantity."
+            "or (b) one of the keys is another quantity."
         )
         return Finding([], sentence, failed=True)
     if found.share < CHANCE[0]:
@@ -297,7 +297,7 @@ def _check_strength(data: Sequence[Data], evidence: Evidence) -> Finding:
 
 
 def check_references(data: Sequence[Data], evidence: Evidence) -> Finding:
-    """Energies of all frames count from the same zero."""
+    """Energies of all frames have the same zero."""
     left = residuals(evidence.kinds)
     shift = shift_of(left)
     found = agreement_of_forces(evidence.kinds)
@@ -330,7 +330,7 @@ def _out_of_balance(left: Residuals) -> list[int]:
 
 
 def _minority(left: Residuals) -> list[int]:
-    """The frames out of balance that are fewer than half, else none: then nobody knows which are right."""
+    """The frames out of balance if fewer than half, else none, because then the right ones are unknown."""
     frames = _out_of_balance(left)
     return frames if len(frames) < len(set(left.first.tolist()) | set(left.second.tolist())) / 2 else []
 

@@ -1,9 +1,9 @@
 """Fetch a public data set by name: several mirrors, checksums, resumed downloads, one clear sentence without network.
 
     fetch("rmd17:ethanol")                               # downloads, verifies, unpacks; the second call finds the file
-    fetch("rmd17:ethanol", from_file="rmd17.tar.bz2")    # an archive that was brought here by other means
+    fetch("rmd17:ethanol", from_file="rmd17.tar.bz2")    # an archive obtained by other means
 
-What is known of each file's checksum stands in the catalogue.
+The known checksums are in the catalogue.
 """
 
 import errno
@@ -28,12 +28,12 @@ from mdrelax.datasets.indices import read_index_file
 __all__ = ["Fetched", "cached_path", "data_folder", "fetch"]
 
 CHUNK = 1 << 20  # bytes
-TIMEOUT = 60.0  # seconds without an answer
+TIMEOUT = 60.0  # seconds without a response
 Progress = Callable[[int, int], None]  # bytes so far, bytes in all (0 where the server does not say)
 
 
 class Fetched(NamedTuple):
-    """A data file on this machine, its sha256, and a sentence that says how far it was verified."""
+    """A data file on this machine, its sha256, and a sentence on its verification."""
 
     path: Path
     sha256: str
@@ -50,9 +50,9 @@ def fetch(
 ) -> Fetched:
     """Get the data set ``name`` (such as ``rmd17:ethanol``) into ``folder``, the user's cache unless given.
 
-    A file that is there already is verified and returned. ``from_file`` takes the archive or the single file from this
-    machine instead of the network. Mirrors are tried in order and an interrupted download goes on where it stopped.
-    Raises ``ValueError`` for an unknown name or wrong content, ``ConnectionError`` when no mirror could be reached.
+    An existing file is verified and returned. ``from_file`` uses the archive or the single file on this machine instead
+    of the network. Mirrors are tried in order, and an interrupted download resumes where it stopped.
+    Raises ``ValueError`` for an unknown name or wrong content, ``ConnectionError`` if no mirror could be reached.
     """
     item = _item(name, catalogue)
     folder = data_folder(folder)
@@ -61,14 +61,14 @@ def fetch(
     if from_file is not None:
         verdict = _take(Path(from_file), item, target)
     elif target.is_file():
-        verdict = "It was here already."
+        verdict = "It already existed."
     else:
         verdict = _try_sources(name, item, target, progress)
     return _verified(item, target, verdict)
 
 
 def cached_path(name: str, *, folder: str | Path | None = None, catalogue: Mapping[str, Item] = CATALOGUE) -> Path:
-    """Where ``fetch`` put a data set; raises ``FileNotFoundError`` with the command to run when it did not yet."""
+    """The path of a fetched data set; raises ``FileNotFoundError`` with the command to run if it is missing."""
     path = data_folder(folder) / _item(name, catalogue).filename
     if not path.is_file():
         raise FileNotFoundError(f"`{name}` is not on this machine yet; run `mdrelax data fetch {name}` first.")
@@ -94,7 +94,7 @@ def _item(name: str, catalogue: Mapping[str, Item]) -> Item:
 
 
 def _try_sources(name: str, item: Item, target: Path, progress: Progress) -> str:
-    """Download from the first mirror that gives the right bytes; returns what is known of their origin."""
+    """Download from the first mirror with the right content; returns a sentence on its origin."""
     failures = []
     for source in item.sources:
         try:
@@ -127,13 +127,13 @@ def _from_source(item: Item, source: Source, target: Path, progress: Progress) -
 
 
 class _Resuming:
-    """A downloader for pooch that keeps what has arrived in a ``.part`` file, and asks only for the rest."""
+    """A downloader for pooch that stores partial downloads in a ``.part`` file, and requests only the rest."""
 
     def __init__(self, part: Path, progress: Progress) -> None:
         self.part, self.progress = part, progress
 
     def __call__(self, url: str, output_file: str | Path, pooch: Any) -> None:
-        """Download ``url`` into ``output_file``; raises ``OSError`` when the connection fails or breaks off."""
+        """Download ``url`` into ``output_file``; raises ``OSError`` if the connection fails or breaks off."""
         start = self.part.stat().st_size if self.part.exists() else 0
         headers = {"User-Agent": "mdrelax", **({"Range": f"bytes={start}-"} if start else {})}
         try:
@@ -159,7 +159,7 @@ class _Resuming:
                 done += len(chunk)
                 self.progress(done, total)
         if total and done < total:
-            raise OSError(f"the connection broke after {done} of {total} bytes; the next try goes on from there")
+            raise OSError(f"the connection broke after {done} of {total} bytes; the next attempt resumes there")
 
 
 def _reason(error: Exception) -> str:
@@ -175,7 +175,7 @@ def _checksum_clause(source: Source) -> str:
     return f", with the published {kind} sum"
 
 
-# --- take it from this machine ---
+# --- use a file on this machine ---
 
 
 def _take(path: Path, item: Item, target: Path) -> str:
@@ -193,7 +193,7 @@ def _take(path: Path, item: Item, target: Path) -> str:
 
 
 def _take_single(path: Path, item: Item, target: Path) -> str:
-    """Copy the user's single file, verified where the checksum of the file outside an archive is known."""
+    """Copy the user's single file, verified if the checksum of the file outside an archive is known."""
     single = next((source for source in item.sources if source.member is None and source.checksum), None)
     if single is not None:
         _require_checksum(path, single)
@@ -215,13 +215,13 @@ def _require_checksum(path: Path, source: Source) -> None:
 
 
 def _unpack(archive: Path, member: str, item: Item, target: Path) -> None:
-    """Write one member of a tar archive to ``target``; raises ``ValueError`` when it is not inside."""
+    """Write one member of a tar archive to ``target``; raises ``ValueError`` if it is not inside."""
     try:
         with tarfile.open(archive) as tar:
             found = next((entry for entry in tar if entry.name.removeprefix("./") == member and entry.isfile()), None)
             content = tar.extractfile(found) if found is not None else None
             if content is None:
-                raise ValueError(f"The archive `{archive}` holds no `{member}`.")
+                raise ValueError(f"The archive `{archive}` contains no `{member}`.")
             _write_whole(content, item, target)
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"The archive `{archive}` is damaged ({error}).") from error
@@ -234,7 +234,7 @@ def _copy(path: Path, item: Item, target: Path) -> None:
 
 
 def _write_whole(content: Any, item: Item, target: Path) -> None:
-    """Copy a stream to ``target``, which appears only when it is whole and right."""
+    """Copy a stream to ``target``, which appears only when it is complete and verified."""
     part = target.with_name(target.name + ".unchecked")
     with part.open("wb") as file:
         while chunk := content.read(CHUNK):
@@ -246,7 +246,7 @@ def _write_whole(content: Any, item: Item, target: Path) -> None:
 
 
 def _adopt(path: Path, item: Item, target: Path) -> None:
-    """Move a file to ``target`` when its content is right, else delete it and raise ``ValueError``."""
+    """Move a file to ``target`` if its content is right, else delete it and raise ``ValueError``."""
     try:
         _check_content(item, path)
     except ValueError:
@@ -256,24 +256,24 @@ def _adopt(path: Path, item: Item, target: Path) -> None:
 
 
 def _verified(item: Item, target: Path, verdict: str) -> Fetched:
-    """Check the content, compare the sha256 with the one kept beside the file, and keep it when there is none."""
+    """Check the content, compare the sha256 with the one stored next to the file, or store it if there is none."""
     _check_content(item, target)
     sha256 = _digest(target, "sha256")
     kept = target.with_name(target.name + ".sha256")
     known = kept.read_text().split()[0] if kept.is_file() else None
     if known is None:
         kept.write_text(f"{sha256}  {target.name}\n")
-        return Fetched(target, sha256, f"{verdict} Its form is right; its sha256 is kept from now on.")
+        return Fetched(target, sha256, f"{verdict} Its form is right; its sha256 has been stored.")
     if known != sha256:
         raise ValueError(
-            f"`{target}` has changed: its sha256 is {sha256}, and `{kept.name}` beside it says {known}. Delete both "
-            "to fetch it anew."
+            f"`{target}` has changed: its sha256 is {sha256}, and `{kept.name}` next to it has {known}. Delete both "
+            "to fetch it again."
         )
     return Fetched(target, sha256, f"{verdict} Its form is right, and its sha256 the one first seen.")
 
 
 def _check_content(item: Item, path: Path) -> None:
-    """Raise ``ValueError`` when the file is not what its name says: right keys, shapes and molecule."""
+    """Raise ``ValueError`` if keys, shapes or molecule do not match the name of the file."""
     if item.formula is None:
         read_index_file(path)
         return
@@ -283,7 +283,9 @@ def _check_content(item: Item, path: Path) -> None:
             shape = arrays["coords" if "coords" in arrays else "R"].shape
             damaged = arrays.zip.testzip()  # every array has its own checksum
     except Exception as error:  # zip, zlib, numpy and key errors: whatever a wrong file provokes
-        raise ValueError(f"`{item.filename}` is no MD17 npz file, or was cut off ({error}); fetch it again.") from error
+        raise ValueError(
+            f"`{item.filename}` is not an MD17 npz file, or was cut off ({error}); fetch it again."
+        ) from error
     if damaged is not None:
         raise ValueError(f"`{item.filename}` is damaged: the checksum of {damaged} is wrong; fetch it again.")
     found = Symbols(numbers.astype(int)).get_chemical_formula()

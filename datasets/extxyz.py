@@ -1,6 +1,6 @@
-"""Structure files: extended xyz and what else ASE reads, periodic or not, of mixed sizes and elements.
+"""Structure files: extended xyz and other formats that ASE reads, periodic or not, of mixed sizes and elements.
 
-Labels and units are taken as ``labels`` says, and cells in the spellings of ``dialects``.
+Labels and units are read as in ``labels``, and cells in the spellings of ``dialects``.
 """
 
 import gzip
@@ -18,7 +18,7 @@ from mdrelax.datasets.labels import LabelOptions, load_atoms
 
 __all__ = ["load_ase", "load_extxyz", "read_atoms", "write_extxyz"]
 
-ASE_FORMATS = {"outcar": "vasp-out", "vasprun": "vasp-xml"}  # how a file's name begins -> ASE's format
+ASE_FORMATS = {"outcar": "vasp-out", "vasprun": "vasp-xml"}  # beginning of the file name -> ASE's format
 
 
 def load_extxyz(path: str | Path, *, labelled: bool = True, **options: Unpack[LabelOptions]) -> Frames:
@@ -29,14 +29,14 @@ def load_extxyz(path: str | Path, *, labelled: bool = True, **options: Unpack[La
 def load_ase(path: str | Path, *, labelled: bool = True, **options: Unpack[LabelOptions]) -> Frames:
     """Read a file of another program through ASE, for instance a VASP ``OUTCAR``; see ``load_atoms``.
 
-    ASE has converted what it read into eV and Angstrom, with its own sign of the stress. Raises ``ValueError`` when ASE
-    cannot read the file.
+    ASE converts the content to eV and Angstrom, with its own sign of the stress. Raises ``ValueError`` if ASE cannot
+    read the file.
     """
     path = Path(path)
     name = next((ASE_FORMATS[start] for start in ASE_FORMATS if path.name.lower().startswith(start)), None)
     try:
         read = io.read(path, index=":", format=name)
-    except Exception as error:  # ASE's readers let out whatever a broken line provokes
+    except Exception as error:  # ASE's readers raise anything on a broken line
         raise ValueError(
             f"`{path}` cannot be read by ASE ({type(error).__name__}: {error!s:.200}); it is cut off or another format."
         ) from error
@@ -49,7 +49,7 @@ def load_ase(path: str | Path, *, labelled: bool = True, **options: Unpack[Label
 def read_atoms(path: str | Path) -> list[Atoms]:
     """All frames of an (ext)xyz file as ASE atoms.
 
-    Raises ``ValueError`` when the file is empty or cannot be read.
+    Raises ``ValueError`` if the file is empty or cannot be read.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,7 +58,7 @@ def read_atoms(path: str | Path) -> list[Atoms]:
     try:
         for atoms in io.iread(StringIO("".join(_lines(path))), index=":", format="extxyz"):
             frames.append(atoms)
-    except Exception as error:  # ASE's reader lets out whatever a broken line provokes
+    except Exception as error:  # ASE's reader raises anything on a broken line
         raise ValueError(_unreadable(path, len(frames), error)) from error
     if not frames:
         raise ValueError(f"`{path}` is empty: it holds no frames.")
@@ -84,7 +84,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def write_extxyz(path: Path, frames: Sequence[Atoms]) -> None:
-    """Write frames as they are; the file replaces ``path`` only when it is whole."""
+    """Write frames unchanged; the file replaces ``path`` atomically."""
     with whole_file(path) as file:
         text = StringIO()
         io.write(text, frames, format="extxyz")

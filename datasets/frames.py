@@ -1,4 +1,4 @@
-"""Frames: labelled structures as PyTorch Geometric data, with the report of where their labels came from.
+"""Frames: labelled structures as PyTorch Geometric data, with a report on the origin of their labels.
 
 Each frame is a ``torch_geometric.data.Data`` with these attributes (labels that a file does not have are absent):
 
@@ -43,26 +43,26 @@ __all__ = [
 ]
 
 NEIGHBOUR_RADIUS = 4.0  # Angstrom; only the nearest pair is wanted
-THINNEST = 0.05  # Angstrom; a periodic cell that is thinner holds nothing physical, in whatever unit it was meant
+THINNEST = 0.05  # Angstrom; a thinner periodic cell is unphysical in any unit
 CLOSE = 0.5  # Angstrom; H-H, the shortest bond, is 0.74
 DENSE = 1.0  # Angstrom^3 for an atom; diamond has 5.7
-NEAREST = 0.01  # Angstrom; atoms that are nearer lie at one point
+NEAREST = 0.01  # Angstrom; closer atoms coincide
 DENSE_ATOMS = 100  # up to here all distances are computed at once
 HASHED = ("z", "pos", "cell", "pbc", "energy", "forces", "stress")
 PER_ATOM = ("forces", "positions")
 
 
 class LabelReport(NamedTuple):
-    """What a loader found in a file and took from it; ``print`` shows it as lines for the user."""
+    """The content of a file and the labels that were read; ``print`` shows it as lines for the user."""
 
     source: str
-    keys: dict[str, str]  # label -> the key in the file that it was read from
+    keys: dict[str, str]  # label -> its key in the file
     counts: dict[str, int]  # label -> frames that have it
     n_frames: int
     n_isolated: int
     elements: tuple[str, ...]
     periodic: dict[str, int]  # periodic directions, "abc", "ab", ..., "" for open frames -> frames
-    units: tuple[str, ...]  # of the file: energy, length, and what else the user named
+    units: tuple[str, ...]  # of the file: energy, length, and others that the user named
     energy_range: tuple[float, float] | None  # eV
     largest_force: float | None  # eV/Angstrom
     shortest_distance: tuple[float, str] | None  # Angstrom, and the frame
@@ -135,8 +135,8 @@ def make_frame(
 ) -> Data:
     """One frame out of arrays in eV and Angstrom: positions and forces (N, 3), cell and stress (3, 3).
 
-    The tensors are copies. The cell of a structure that is periodic nowhere is dropped (zeros), and so is the stress
-    of a structure without a volume. ``place`` names the frame in messages, for instance ``frame 7 of `x.extxyz```.
+    The tensors are copies. The cell of an open structure is dropped (zeros), and so is the stress of a structure
+    without a volume. ``place`` names the frame in messages, for instance ``frame 7 of `x.extxyz```.
     """
     periodic = torch.tensor(np.array(pbc, dtype=bool)).reshape(1, 3)
     box = cell if cell is not None and bool(periodic.any()) else np.zeros((3, 3))
@@ -172,7 +172,7 @@ def to_atoms(frame: Data) -> Atoms:
 
 
 def volume(frame: Data) -> float:
-    """The volume of the cell in Angstrom^3, |det(cell)|; 0 where a frame has none.
+    """The volume of the cell in Angstrom^3, |det(cell)|; 0 if a frame has none.
 
     A slab has a volume if its cell has a third vector: the stress of a partly periodic structure refers to it.
     """
@@ -230,7 +230,7 @@ def report_on(
 
 
 def _suspicions(data: Sequence[Data], distances: list[tuple[float, str]]) -> list[str]:
-    """Sentences on the closest atoms and the densest cell, where they are closer than matter is."""
+    """Sentences on the closest atoms and the densest cell, if they are denser than matter."""
     notes = []
     if distances and min(distances)[0] < CLOSE:
         notes.append(
@@ -247,7 +247,7 @@ def _suspicions(data: Sequence[Data], distances: list[tuple[float, str]]) -> lis
 def min_distance(frame: Data) -> float:
     """The shortest distance between two atoms, periodic images included (Angstrom).
 
-    NaN for a single atom, and when a periodic structure has no pair within 4 Angstrom.
+    NaN for a single atom, and if a periodic structure has no pair within 4 Angstrom.
     """
     if not bool(frame.pbc.any()) and len(frame.pos) <= DENSE_ATOMS:
         return float(torch.pdist(frame.pos).min()) if len(frame.pos) > 1 else float("nan")
@@ -267,7 +267,7 @@ def shortened(names: Sequence[str], most: int = 12) -> str:
 def check_structure(
     numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, *, source: str, number: int
 ) -> None:
-    """Raise ``ValueError`` that names frame ``number`` of ``source`` for a structure that cannot be computed with.
+    """Raise ``ValueError`` that names frame ``number`` of ``source`` if the structure is unusable.
 
     Numbers (N,) are those of elements, positions (N, 3) finite, and the periodic rows of the cell (3, 3; Angstrom)
     span a length, an area or a volume.
@@ -300,7 +300,7 @@ def check_structure(
 def require_finite(label: str, values: np.ndarray, *, source: str, frame: int | None = None) -> None:
     """Raise ``ValueError`` that names the first frame (and atom) where ``values`` is NaN or infinite.
 
-    ``values`` belongs to one frame when ``frame`` is given, and has a leading axis of frames otherwise.
+    ``values`` belongs to one frame if ``frame`` is given, and has a leading axis of frames otherwise.
     """
     finite = np.isfinite(values)
     if finite.all():

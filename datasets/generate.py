@@ -1,10 +1,10 @@
-"""Label your own molecule: sample with GFN2-xTB, label with xTB or DFT, ship one extxyz with its provenance.
+"""Label your own molecule: sample with GFN2-xTB, label with xTB or DFT, write one extxyz with its provenance.
 
-Two stages, each journaled line by line so that an interrupted run goes on where it stopped:
+Two stages, each journaled line by line so that an interrupted run resumes where it stopped:
 
 1. *Sampling.* Langevin dynamics with GFN2-xTB forces (tblite) at a given temperature; one frame every
    ``interval_fs``. Each interval draws its noise from its own seed and starts its own SCF, so a resumed run gives the
-   frames of the uninterrupted one bit for bit (on one thread: sums over several are not reproducible).
+   same frames as an uninterrupted one, bit for bit (on one thread: sums over several are not reproducible).
 2. *Labelling.* Energies and forces of the frames at the chosen level of theory, e.g. ``GFN2-xTB`` or
    ``PBE/def2-SVP`` (pyscf; density fitting, forces with the response of the grid: exact derivatives).
 
@@ -36,7 +36,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class GenerateSettings(NamedTuple):
-    """Everything that decides the content of a generated data set.
+    """All settings that determine the content of a generated data set.
 
     ``method`` is ``"GFN2-xTB"`` or ``"FUNCTIONAL/BASIS"`` in pyscf's names. Times are in fs, the temperature in K.
     """
@@ -59,11 +59,11 @@ def generate(
     settings: GenerateSettings | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Path:
-    """Write ``out`` (extxyz; eV, eV/Angstrom) with labelled frames of the molecule ``source``; resumes where it was.
+    """Write ``out`` (extxyz; eV, eV/Angstrom) with labelled frames of the molecule ``source``; resumes earlier work.
 
     ``source`` is a file that ASE reads or a name that ASE knows ("CH3CH2OH"). ``progress(stage, done, total)`` is
-    called after each frame. Raises ``ImportError`` when the extra ``generate`` is missing, ``ValueError`` on
-    impossible settings and when a journal beside ``out`` was made with other settings, ``InUseError`` while another
+    called after each frame. Raises ``ImportError`` if the extra ``generate`` is missing, ``ValueError`` on
+    impossible settings and if a journal next to ``out`` was made with other settings, ``InUseError`` while another
     process generates ``out``.
     """
     settings = GenerateSettings() if settings is None else settings
@@ -73,7 +73,7 @@ def generate(
 
 
 def _generate(source: str | Path, out: Path, settings: GenerateSettings, progress: Progress) -> Path:
-    """``generate`` of checked settings, alone with ``out`` and its journal."""
+    """``generate`` with checked settings, after locking ``out`` and its journal."""
     start = starting_geometry(source)
     symbols = sorted(set(start.symbols))
     labeller = make_labeller(settings.method, symbols=symbols, grid_level=settings.grid_level)
@@ -93,9 +93,9 @@ def _generate(source: str | Path, out: Path, settings: GenerateSettings, progres
 
 
 def starting_geometry(source: str | Path) -> Atoms:
-    """The molecule to sample: read from a file when ``source`` is one, else built by the name ASE knows.
+    """The molecule to sample: read from a file if ``source`` is one, else built from a name that ASE knows.
 
-    Raises ``ValueError`` when it is neither, and for a periodic structure.
+    Raises ``ValueError`` if it is neither, and for a periodic structure.
     """
     atoms = _read_one(Path(source)) if Path(source).is_file() else _by_name(str(source))
     if atoms.pbc.any():
@@ -106,7 +106,7 @@ def starting_geometry(source: str | Path) -> Atoms:
 def _read_one(path: Path) -> Atoms:
     try:
         atoms = io.read(path)
-    except Exception as error:  # ASE's readers let out whatever a broken file provokes
+    except Exception as error:  # ASE's readers raise anything on a broken file
         raise ValueError(f"ASE cannot read a geometry from `{path}` ({type(error).__name__}: {error}).") from error
     return atoms if isinstance(atoms, Atoms) else atoms[-1]
 
@@ -144,7 +144,7 @@ def _check(settings: GenerateSettings) -> None:
 
 
 def _sample(start: Atoms, settings: GenerateSettings, journal: Journal, progress: Progress) -> Iterator[Atoms]:
-    """Frames ``interval_fs`` apart; yields those in the journal first, then goes on from the last one."""
+    """Frames ``interval_fs`` apart; yields those in the journal first, then continues from the last one."""
     done = journal.rows("frame")
     atoms = start.copy()
     for row in done:
@@ -152,7 +152,7 @@ def _sample(start: Atoms, settings: GenerateSettings, journal: Journal, progress
         atoms.set_momenta(np.array(momenta))
         yield Atoms(atoms.numbers, atoms.positions)
     for index in range(len(done), settings.n_frames):
-        atoms.calc = xtb_calculator()  # a fresh one: an SCF that starts from older ones would not resume bit for bit
+        atoms.calc = xtb_calculator()  # a new one: an SCF that starts from an earlier one would not resume bit for bit
         rng = np.random.default_rng([settings.seed, index])
         if index == 0:
             _equilibrate(atoms, settings, rng)

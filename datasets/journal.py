@@ -9,9 +9,9 @@ __all__ = ["Journal"]
 
 
 class Journal:
-    """Rows of a job, each safe on disk before the next begins; a torn last line, as a killed process leaves it, is cut.
+    """Rows of a job, each safe on disk before the next begins; an incomplete last line of a killed process is cut.
 
-    The first row is the header: the settings that decide the content. Opening a journal with another header raises
+    The first row is the header: the settings that determine the content. Opening a journal with another header raises
     ``ValueError``, because its rows would not belong together.
     """
 
@@ -27,14 +27,14 @@ class Journal:
             )
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
-        """The rows of one kind, in order; raises ``ValueError`` where their numbers are not 0, 1, 2, ...
+        """The rows of one kind, in order; raises ``ValueError`` if their numbers are not 0, 1, 2, ...
 
         Rows of an older version have no number.
         """
         rows = [line for line in self.lines if line["kind"] == kind]
         if any(row.get("index", place) != place for place, row in enumerate(rows)):
             raise ValueError(
-                f"`{self.path}` is not the work of one process: its rows `{kind}` are not numbered 0 to "
+                f"`{self.path}` was not written by one process: its rows `{kind}` are not numbered 0 to "
                 f"{len(rows) - 1}; delete it to begin again."
             )
         return rows
@@ -61,5 +61,5 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in whole.splitlines()]
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"`{path}` is no journal of mdrelax, or was edited ({error}); delete it to start anew."
+            f"`{path}` is not a journal of mdrelax, or was edited ({error}); delete it to start again."
         ) from error

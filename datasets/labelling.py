@@ -25,8 +25,8 @@ Labeller = Callable[[Atoms], Label]
 def make_labeller(method: str, *, symbols: list[str], grid_level: int = 3) -> Labeller:
     """A function that labels molecules of the elements ``symbols`` with ``GFN2-xTB`` or ``FUNCTIONAL/BASIS``.
 
-    Everything is looked up at once, so that a wrong name is known before the work begins: raises ``ValueError`` for an
-    unknown functional, basis or element, ``ImportError`` when the extra ``generate`` is not installed.
+    Everything is looked up first, so that a wrong name is reported before the work begins: raises ``ValueError`` for an
+    unknown functional, basis or element, ``ImportError`` if the extra ``generate`` is not installed.
     """
     for symbol in symbols:
         _ground_state_spin(symbol)
@@ -92,14 +92,14 @@ class _Dft:
         self.last: tuple[tuple[int, ...], np.ndarray] | None = None
 
     def __call__(self, atoms: Atoms) -> Label:
-        """Energy (eV) and forces (eV/Angstrom); raises ``RuntimeError`` when the SCF does not converge."""
+        """Energy (eV) and forces (eV/Angstrom); raises ``RuntimeError`` if the SCF does not converge."""
         solver = self._solver(atoms)
         key = tuple(atoms.numbers)
         guess = self.last[1] if self.last and self.last[0] == key else None
         energy = float(solver.kernel(guess))
         if not solver.converged:
             raise RuntimeError(
-                f"The SCF of {atoms.get_chemical_formula()} did not converge; the journal keeps what is done."
+                f"The SCF of {atoms.get_chemical_formula()} did not converge; the journal keeps the finished frames."
             )
         self.last = (key, solver.make_rdm1())
         if len(atoms) == 1:

@@ -45,7 +45,7 @@ SPIN_KEYS = ("spin", "total_spin", "multiplicity", "spin_multiplicity", "mult")
 
 
 class LabelOptions(TypedDict, total=False):
-    """How to read the labels of a file; an option that is left out or ``None`` has its default."""
+    """How to read the labels of a file; an omitted option or ``None`` has its default."""
 
     energy_key: str | None
     forces_key: str | None
@@ -59,7 +59,7 @@ class LabelOptions(TypedDict, total=False):
 
 
 class _Scale(NamedTuple):
-    """What a number in the file is multiplied by: energy in eV, length in Angstrom, forces, stress (or virial)."""
+    """Conversion factors of the file's numbers: energy to eV, length to Angstrom, forces, stress (or virial)."""
 
     energy: float
     length: float
@@ -68,7 +68,7 @@ class _Scale(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where a frame stands, for error messages."""
+    """The place of a frame in its file, for error messages."""
 
     source: str
     number: int
@@ -135,7 +135,7 @@ def _is_isolated(atoms: Atoms) -> bool:
 
 
 def _tables(atoms: Atoms) -> tuple[dict, ...]:
-    """Where a label may be: the comment line, the columns, and what ASE moved into a calculator."""
+    """All places of a label: the comment line, the columns, and results that ASE moved into a calculator."""
     return atoms.info, atoms.arrays, atoms.calc.results if atoms.calc is not None else {}
 
 
@@ -151,7 +151,7 @@ def _keys_found(frames: Iterable[Atoms]) -> set[str]:
 
 
 def _choose_keys(frames: list[Atoms], options: LabelOptions, labelled: bool, source: str) -> dict[str, str]:
-    """One key for each label that the file has; raises ``ValueError`` where a label is missing."""
+    """One key for each label that the file has; raises ``ValueError`` if a label is missing."""
     found = _keys_found(atoms for atoms in frames if not _is_isolated(atoms)) or _keys_found(frames)
     spelt = {name.lower(): name for name in found}  # GPUMD's `Energy` is its `energy`
     asked = {"energy": options.get("energy_key"), "forces": options.get("forces_key")}
@@ -184,7 +184,7 @@ def _missing_label(label: str, candidates: Iterable[str], found: set[str], place
 
 
 def _bare_number(found: set[str], source: str) -> str | None:
-    """What to say of comment lines that hold a number alone, which ASE takes for the name of a key."""
+    """A hint on comment lines with a bare number, which ASE takes for the name of a key."""
     numbers = sorted(name for name in found if re.fullmatch(r"[+-]?\d+(\.\d*)?([eEdD][+-]?\d+)?", name))
     if not numbers:
         return None
@@ -222,7 +222,7 @@ def _is_gradient(keys: dict[str, str]) -> bool:
 def _virial_unit(name: str, key: str) -> float:
     if not units.is_energy_unit(name):
         raise ValueError(
-            f"`stress_unit: {name:.40}` is no unit of energy, but `{key}` is a virial, -stress times volume, which is "
+            f"`stress_unit: {name:.40}` is no energy unit, but `{key}` is a virial, -stress times volume, which is "
             "one; name a unit such as eV, or the key of a stress with `stress_key`."
         )
     return units.energy_unit(name)
@@ -264,7 +264,7 @@ def _frame(atoms: Atoms, keys: dict[str, str], scale: _Scale, labelled: bool, pl
 
 
 def _check_missing(atoms: Atoms, values: dict[str, np.ndarray | None], keys: dict[str, str], place: _Place) -> None:
-    """Refuse a frame without any label, and one whose label stands under another key than that of the file."""
+    """Refuse a frame without any label, and one whose label has another key than in the rest of the file."""
     found = _keys_found([atoms])
     if all(value is None for value in values.values()):
         tried = " or ".join(f"`{key}`" for key in keys.values())
@@ -318,7 +318,7 @@ def _stress(value: np.ndarray, place: _Place) -> np.ndarray:
 
 
 def _add_isolated(energies: dict[int, float], atoms: Atoms, keys: dict[str, str], scale: _Scale, place: _Place) -> None:
-    """Enter an isolated atom's energy (eV); raises ``ValueError`` when it is no single atom or has two energies."""
+    """Enter an isolated atom's energy (eV); raises ``ValueError`` if it is not a single atom or has two energies."""
     if len(atoms) != 1:
         raise ValueError(f"An {ISOLATED} must be one atom, but {place} has {len(atoms)}.")
     if "energy" not in keys:
@@ -334,11 +334,11 @@ def _add_isolated(energies: dict[int, float], atoms: Atoms, keys: dict[str, str]
         )
 
 
-# --- what the report adds ---
+# --- notes of the report ---
 
 
 def _notes(frames: list[Atoms], data: list[Data], keys: dict[str, str], options: LabelOptions) -> list[str]:
-    """Sentences about what was converted, left out or could be meant otherwise."""
+    """Sentences about labels that were converted, left out, or are ambiguous."""
     notes = []
     if _is_virial(keys):
         notes.append(f"stress = -`{keys['stress']}` / volume.")

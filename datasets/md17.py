@@ -40,7 +40,7 @@ MD17_FORMULAS = {
     "toluene": "C7H8",
     "uracil": "C4H4N2O2",
 }
-RMD17_MAX_TRAIN = 1000  # what the data set's authors ask for: its frames are correlated in time
+RMD17_MAX_TRAIN = 1000  # limit recommended by the authors: frames are correlated in time
 
 
 class _Layout(NamedTuple):
@@ -61,7 +61,7 @@ ROWS = ("cell", "cells", "_cell", "box", "boxes", "unit_cell", "lattices")  # as
 PERIODIC = ("pbc", "_pbc")
 UNITS = ("e_unit", "r_unit")
 READ = {*RMD17[:4], *RMD17_OLD[:4], *SGDML[:4], COLUMNS, *ROWS, *PERIODIC, *UNITS, "theory"}
-# What publishers say about a file, and the old labels and frame numbers of rMD17.
+# Metadata of the publishers, and the old labels and frame numbers of rMD17.
 EXTREMES = {f"{label}_{moment}" for label in "EF" for moment in ("min", "max", "mean", "var")}
 DESCRIPTION = {"type", "name", "md5", "code_version", "old_indices", *EXTREMES}
 
@@ -77,8 +77,8 @@ def load_md17(
     """Read an MD17, rMD17 or MD22 npz file into frames in eV and Angstrom.
 
     ``labels`` chooses between the ``"revised"`` (default) and the ``"original"`` labels of an rMD17 file. Units are
-    those of the publishers (kcal/mol, Angstrom) unless given; forces are in energy/length unless ``forces_unit`` says
-    otherwise. Warns when the noisy original MD17 labels are taken. Raises ``ValueError`` for a file of another kind
+    those of the publishers (kcal/mol, Angstrom) unless given; forces are in energy/length unless ``forces_unit`` is
+    given. Warns if the noisy original MD17 labels are used. Raises ``ValueError`` for a file of another kind
     (listing its keys), wrong shapes, a cell that cannot be read, or NaN (naming frame and atom).
     """
     source = Path(path).name
@@ -114,19 +114,19 @@ def load_md17(
 
 
 def warn_about_md17_noise(train: Sequence[Data]) -> None:
-    """Warn when more than 1,000 frames of rMD17 are trained on: more leak the test set, as neighbours in time."""
+    """Warn if more than 1,000 frames of rMD17 are trained on: neighbours in time leak the test set."""
     n_frames = sum(str(frame.config_type).startswith("rmd17") for frame in train)
     if n_frames > RMD17_MAX_TRAIN:
         warnings.warn(
             f"Training takes {n_frames} frames of rMD17; its authors ask for at most {RMD17_MAX_TRAIN}, because frames "
-            f"close in time make the test error too good. Take those of one of the published index files.",
+            f"close in time make the test error too small. Use those of one of the published index files.",
             UserWarning,
             stacklevel=2,
         )
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays by key; those that are not needed stay unread (empty)."""
+    """The arrays by key; those that are not needed are not read (empty)."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no file `{path}`.")
     try:
@@ -158,7 +158,7 @@ def _layout(arrays: dict[str, np.ndarray], labels: str | None, source: str) -> _
 
 
 def _declared(arrays: dict[str, np.ndarray], key: str, default: str) -> str:
-    """The unit that an sGDML file declares; the publishers' unit where it is silent."""
+    """The unit that an sGDML file declares, or the publishers' unit."""
     if key not in arrays:
         return default
     value = arrays[key].item()

@@ -1,13 +1,13 @@
-"""N-body data: where will five particles be, 1,000 steps ahead? Simulated here, or read from published npy files.
+"""N-body data: five particles and their positions 1,000 steps later, simulated or read from published npy files.
 
     data = load_nbody()                              # charged particles: 3,000 training, 2,000 + 2,000 other systems
     data = load_nbody("gravity", n_train=1000)       # the first 1,000 of the same training set
-    data = load_nbody("folder/with/npy/files")       # as the code of EGNN and SEGNN writes them
+    data = load_nbody("folder/with/npy/files")       # as written by the code of EGNN and SEGNN
 
 The task of EGNN (Satorras et al. 2021, arXiv:2102.09844): from positions and velocities in frame 30 to the positions
-in frame 40, frame k being the state after 100 (k + 1) steps; the simulator says how trajectories are made. EGNN draws
-10,000 training trajectories, of which the first 3,000 are used, and goes on to draw validation and test. Here every
-part has its own stream of random numbers: its size changes no other part, and a smaller part begins a larger one.
+in frame 40, frame k being the state after 100 (k + 1) steps; see the simulator for the trajectories. EGNN draws
+10,000 training trajectories, of which the first 3,000 are used, and then validation and test. Here every part
+has its own stream of random numbers: its size affects no other part, and a smaller part is the start of a larger one.
 """
 
 from collections.abc import Sequence
@@ -50,14 +50,14 @@ __all__ = [
 
 Array = npt.NDArray[np.float64]
 
-VERSION = 1  # of what a seed gives; a change of the simulator's numbers raises it, and no old file is read again
-PARTS = ("train", "validation", "test")  # their order decides their random numbers
-FILE_PARTS = {"train": "train", "validation": "valid", "test": "test"}  # as the published files are called
+VERSION = 1  # of the simulated numbers; raised when they change, so that old files are not read
+PARTS = ("train", "validation", "test")  # their order determines their random numbers
+FILE_PARTS = {"train": "train", "validation": "valid", "test": "test"}  # names of the published files
 CHARGES = ("charges", "mass")
 
 
 class NBodySplit(NamedTuple):
-    """M systems of n particles: the state in the input frame, and where the particles are in the target frame.
+    """M systems of n particles: the state in the input frame, and the positions in the target frame.
 
     All are float64; ``charges`` are +1 or -1, masses for gravity (all 1), signs for springs.
     """
@@ -89,8 +89,8 @@ def load_nbody(
 ) -> NBodyData:
     """The data set ``charged``, ``gravity`` or ``springs``, simulated at first use, or a folder of published npy files.
 
-    What was simulated is kept in ``cache``, the user's cache unless given. Of npy files the first trajectories are
-    taken; ``seed`` and ``cache`` do not matter to them. Raises ``ValueError`` for an unknown system, for sizes or
+    Simulated data are stored in ``cache`` (default: the user's cache). Of npy files the first trajectories are
+    used; ``seed`` and ``cache`` have no effect on them. Raises ``ValueError`` for an unknown system, for sizes or
     frames out of range, and for files with wrong shapes or numbers; ``FileNotFoundError`` for missing files.
     """
     sizes = dict(zip(PARTS, (n_train, n_validation, n_test), strict=True))
@@ -106,7 +106,7 @@ def load_nbody(
 
 
 def cache_folder(cache: str | Path | None = None) -> Path:
-    """Where simulated data are kept: the folder given, else ``nbody`` in the folder of the downloads."""
+    """The folder of simulated data: the given one, else ``nbody`` in the folder of the downloads."""
     return data_folder() / "nbody" if cache is None else Path(cache).expanduser()
 
 
@@ -190,7 +190,7 @@ def _find(folder: Path, names: Sequence[str], part: str) -> Path:
 
 
 def _read(path: Path) -> Array:
-    """The array in an npy file, of which only what is used later is read."""
+    """The array in an npy file, memory-mapped, so that only the parts used later are read."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -199,7 +199,7 @@ def _read(path: Path) -> Array:
             "holds pickled objects, which are refused."
         ) from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        raise ValueError(f"`{path}` holds no array of real numbers; make it again.")
+        raise ValueError(f"`{path}` is not an array of real numbers; make it again.")
     return array
 
 

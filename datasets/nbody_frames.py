@@ -1,4 +1,4 @@
-"""N-body frames: the particles as atoms of a force field, so that potentials can be trained on a law that is known.
+"""N-body frames: the particles as atoms, so that potentials can be trained on a known force law.
 
     frames = load_frames("nbody:charged")       # also nbody:gravity, nbody:springs; as data.source of a config too
 
@@ -14,9 +14,9 @@ the simulator's time step of 0.001 is ``timestep=0.001`` in ASE. Every mass is 1
 Charges are softened because the energy -1/r of two opposite ones has no lower bound: among random starts a few pairs
 come so close that their energies and forces, which grow without limit, would outweigh all other labels. With
 -1/sqrt(r^2 + s^2) no pair has less than -1/s = -5 eV, and the energy is smooth everywhere. The frames come from the
-leapfrog of second order in the same softened field, without a clamp, one frame a trajectory, so that no two are related
-and no split leaks. Forces reach as far as the system, so the cut-off of a potential has to as well: of all pairs of
-charges 88 in 100 are within 5 Angstrom, and 99 within 9.
+leapfrog of second order in the same softened field, without a clamp, one frame per trajectory, so that frames are
+independent and no split leaks. Forces reach as far as the system, so the cut-off of a potential has to as well: of all
+pairs of charges 88 in 100 are within 5 Angstrom, and 99 within 9.
 """
 
 from collections.abc import Sequence
@@ -53,10 +53,10 @@ def load_nbody_frames(
     seed: int = 0,
     cache: str | Path | None = None,
 ) -> Frames:
-    """Frames of ``nbody:SYSTEM`` with exact energies (eV) and forces (eV/Angstrom), each from a trajectory of its own.
+    """Frames of ``nbody:SYSTEM`` with exact energies (eV) and forces (eV/Angstrom), each from its own trajectory.
 
-    Frame i of the list is at time 0.1 (1 + i mod 41). ``softening`` (Angstrom) is the system's own unless given. What
-    was simulated is kept in ``cache``, the user's cache unless given. Isolated particles have the energy 0. Raises
+    Frame i of the list is at time 0.1 (1 + i mod 41). ``softening`` (Angstrom) is the system's own unless given.
+    Simulated data are stored in ``cache`` (default: the user's cache). Isolated particles have the energy 0. Raises
     ``ValueError`` for an unknown system and for numbers that are out of range.
     """
     name = str(source).removeprefix(NBODY_PREFIX)
@@ -79,9 +79,9 @@ def nbody_atoms(frame: Data) -> Atoms:
 
 
 class NBodyCalculator(Calculator):
-    """ASE calculator of the exact energy (eV) and forces (eV/Angstrom) of an N-body system; species say the charges.
+    """ASE calculator of the exact energy (eV) and forces (eV/Angstrom) of an N-body system; species encode the charges.
 
-    ``softening`` (Angstrom) is the one that ``load_nbody_frames`` takes unless given. Give the atoms mass 1
+    ``softening`` (Angstrom) has the default of ``load_nbody_frames``. Give the atoms mass 1
     (``nbody_atoms``) to repeat the simulator's trajectories.
     """
 
@@ -98,12 +98,12 @@ class NBodyCalculator(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
-        """Fill ``results``; raises ``ValueError`` for periodic atoms and for elements that stand for no particle."""
+        """Fill ``results``; raises ``ValueError`` for periodic atoms and for elements that are no particle's."""
         structure = self.atoms if atoms is None else atoms
         if structure is None:
             raise ValueError("`calculate` needs a structure: pass `atoms`, or set `atoms.calc` and ask `atoms`.")
         super().calculate(structure, list(properties), list(system_changes))
-        self.results = {}  # an error below must not leave the results of another structure behind
+        self.results = {}  # so that an error below does not leave the results of another structure
         if structure.pbc.any():
             raise ValueError(f"N-body systems are not periodic, got pbc = {structure.pbc.tolist()}; set it to False.")
         positions, charges = structure.positions, _charges(self.system, structure.numbers)
@@ -128,7 +128,7 @@ def _softening(system: str, softening: float | None) -> float:
 
 
 def _simulated(system: str, n_frames: int, n_bodies: int, softening: float, seed: int) -> dict[str, np.ndarray]:
-    """Positions (F, n, 3) and charges (F, n), each at its time of its own trajectory."""
+    """Positions (F, n, 3) and charges (F, n), each at its own time of its own trajectory."""
     protocol = PROTOCOLS[system]._replace(softening=softening, largest_force=None, half_kick=True)
     made = simulate(
         system,
@@ -163,10 +163,10 @@ def _labelled(system: str, positions: npt.NDArray[Any], charges: npt.NDArray[Any
 
 
 def _charges(system: str, numbers: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """The charges that elements stand for."""
+    """The charges represented by elements."""
     of = {z: float(charge) for charge, z in SPECIES[system].items()}
     unknown = sorted({int(z) for z in numbers} - of.keys())
     if unknown:
         known = ", ".join(f"{z} for {charge:+g}" for z, charge in of.items())
-        raise ValueError(f"Atomic numbers {unknown} stand for no particle of `{system}`; known are {known}.")
+        raise ValueError(f"Atomic numbers {unknown} represent no particle of `{system}`; known are {known}.")
     return np.array([of[int(z)] for z in numbers])

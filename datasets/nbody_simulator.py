@@ -10,11 +10,11 @@ The potential energy of the three systems, in their own units (every mass is 1):
 | --- | --- |
 | q, m, or the sign of a particle | charges (..., n) |
 | s | softening, a length; springs ignore it |
-| q q', - m m', k | coupling, one number a pair |
+| q q', - m m', k | coupling, one number per pair |
 
 ``charged`` is the data set of EGNN (Satorras et al. 2021, arXiv:2102.09844), ``gravity`` that of SEGNN (Brandstetter et
-al. 2022, arXiv:2110.02905), both with their published settings (``PROTOCOLS``). What the published code does, and a
-short description often hides:
+al. 2022, arXiv:2110.02905), both with their published settings (``PROTOCOLS``). Details of the published code that
+short descriptions often omit:
 
 1. The clamp to +-100 acts on each component of the *summed* force of a particle, not on pair forces. So where it acts,
    momentum is not conserved; nor is energy.
@@ -25,8 +25,8 @@ short description often hides:
 Differs from the published code in
 
 1. ``springs``: there every pair has its spring with odds 1/2; here pairs of equal sign have one (odds 1/2 too, but not
-   independent of each other), so that a particle's species says all, and the system is a force field.
-2. Starts beyond +-5 are not reflected into a box (6 coordinates in ten million); there are no walls later in either.
+   independent of each other), so that the species determine the springs, and the system is a force field.
+2. Starts beyond +-5 are not reflected into a box (6 coordinates in ten million); neither code has walls later.
 3. Distances come from differences of positions, not from r_i^2 + r_j^2 - 2 r_i.r_j, which loses digits when close.
 4. Frame 0 of ``gravity`` is after 100 steps as elsewhere; the published one is the start.
 """
@@ -55,12 +55,12 @@ __all__ = [
 Array = npt.NDArray[np.float64]
 
 SPRING_CONSTANT = 0.1
-CHUNK = 1 << 17  # numbers that one step works on: a megabyte, so that it stays in the cache
+CHUNK = 1 << 17  # numbers of one step: a megabyte, which fits in the cache
 N_RECORDED_STEPS = 4900
 
 
 class Protocol(NamedTuple):
-    """How trajectories of a system start, and how they are integrated."""
+    """Initial states and integration of the trajectories of a system."""
 
     position_std: float
     speed: float | None  # of every particle; None: normal velocity components (std 1), without net momentum
@@ -99,7 +99,7 @@ def simulate(
     """Draw and integrate trajectories; frame k is the state after ``record_every`` (k + 1) steps.
 
     The published protocol of the system is used unless another is given. Fewer ``n_steps`` stop earlier and change
-    nothing else. The first trajectories are the same, bit for bit, however many are asked for. Raises ``ValueError``
+    nothing else. The first trajectories are the same, bit for bit, for any number of them. Raises ``ValueError``
     for an unknown system or sizes that are not positive.
     """
     protocol = PROTOCOLS[require_system(system)] if protocol is None else protocol
@@ -112,7 +112,7 @@ def draw_starts(
 ) -> tuple[Array, Array, Array]:
     """Positions (M, n, 3), velocities (M, n, 3) and charges (M, n) at time zero.
 
-    Seven normal numbers a particle, trajectory by trajectory: what is drawn first does not depend on what follows.
+    Seven normal numbers per particle, trajectory by trajectory, so that the first do not depend on later ones.
     As published, more charged particles start in a proportionally larger volume.
     """
     require_system(system)
@@ -139,7 +139,7 @@ def integrate(
     n_steps: int = N_RECORDED_STEPS,
     protocol: Protocol,
 ) -> Trajectories:
-    """Trajectories from given starts (M, n, 3), (M, n, 3), (M, n), in chunks that stay in the processor's cache."""
+    """Trajectories from given starts (M, n, 3), (M, n, 3), (M, n), in chunks that fit in the processor's cache."""
     require_system(system)
     n_trajectories, n_bodies = charges.shape
     n_frames = n_steps // protocol.record_every
@@ -161,7 +161,7 @@ def _leapfrog(system: str, positions: Array, velocities: Array, out: Trajectorie
     """Kick, then drift and kick in turn, and record between a drift and its kick, as the published code does.
 
     There the velocity is one kick behind (symplectic Euler) or, after half a kick at the start, half a kick behind,
-    which the record makes good.
+    which is corrected in the record.
     """
     x, v = _components_first(positions), _components_first(velocities)
     field = _Field(system, out.charges, protocol.softening)
@@ -199,10 +199,10 @@ def potential_energy(system: str, positions: Array, charges: Array, *, softening
 
 
 class _Field:
-    """The forces of M systems with memory of its own, laid out (component, particle, system).
+    """The forces of M systems with preallocated memory, laid out (component, particle, system).
 
     Pairs (i, i + d) of one distance d in the list of particles are a slice of each array, so nothing is gathered:
-    ``pairs`` holds them for d = 1, 2, ... one after the other.
+    ``pairs`` contains them for d = 1, 2, ... in order.
     """
 
     def __init__(self, system: str, charges: Array, softening: float) -> None:
@@ -220,7 +220,7 @@ class _Field:
         self.total = np.empty((3, n_bodies, n_systems))
 
     def __call__(self, x: Array, largest: float | None) -> Array:
-        """The forces (3, n, M) at positions (3, n, M), in memory that the next call uses again."""
+        """The forces (3, n, M) at positions (3, n, M), in memory that the next call overwrites."""
         for d, pairs in self.pairs:
             np.subtract(x[:, :-d], x[:, d:], out=self.apart[:, pairs])
         self.apart *= self._weights()
@@ -246,7 +246,7 @@ class _Field:
 
 
 def _coupling(system: str, left: Array, right: Array) -> Array:
-    """One number a pair, from the charges of its two particles."""
+    """One number per pair, from the charges of its two particles."""
     product = left * right
     if system == "springs":
         return 0.5 * SPRING_CONSTANT * (1.0 + product)

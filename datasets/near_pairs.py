@@ -1,6 +1,6 @@
 """Near pairs: frames of the same atoms that differ little, and the work that forces and stress do between them.
 
-For a small step from frame a to frame b the energy changes by the work of the labels of both, exactly so where the
+For a small step from frame a to frame b the energy changes by the work of the labels of both, exactly if the
 energy is quadratic (trapezoid rule):
 
     E_b - E_a = W + S,    W = -(F_a + F_b)/2 . dx,    S = V (sigma_a + sigma_b)/2 : strain
@@ -11,8 +11,8 @@ energy is quadratic (trapezoid rule):
 | strain | h^-1 dh of the lattice vectors h (rows), symmetric part | - |
 | V | mean volume of the two cells | Angstrom^3 |
 
-Molecules are laid on each other first (Kabsch 1976, doi 10.1107/S0567739476001873; mirror images too, which have the
-same energy); atoms in cells are followed through the periodic boundaries, a common translation left out.
+Molecules are superposed first (Kabsch 1976, doi 10.1107/S0567739476001873; mirror images too, which have the
+same energy); atoms in cells are followed through the periodic boundaries, without a common translation.
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ from torch_geometric.data import Data
 
 __all__ = ["NearPairs", "near_pairs", "same_atoms"]
 
-MOST_FRAMES = 1500  # of one kind; more are thinned out evenly
+MOST_FRAMES = 1500  # of one kind; larger sets are thinned evenly
 NEIGHBOURS = 4  # pairs that a frame makes with its nearest
-MOST_DISTANCES = 2000  # of a molecule, that the search for similar frames compares
+MOST_DISTANCES = 2000  # of a molecule, for the search for similar frames
 CUT = 0.35  # Angstrom, root mean square; frames that differ more are not near
 
 Array = np.ndarray
@@ -39,15 +39,15 @@ class NearPairs(NamedTuple):
     distance: Array  # (P,) Angstrom, root mean square displacement
     energy: Array  # (P,) eV, E_b - E_a
     work: Array  # (P,) eV, W
-    strain_work: Array  # (P,) eV, S; 0 for a fixed cell, NaN where the cell changes and a stress is missing
+    strain_work: Array  # (P,) eV, S; 0 for a fixed cell, NaN if the cell changes and a stress is missing
     curvature: Array  # (P,) eV, -(F_b - F_a) . dx / 2: half of what the work could be wrong by
-    mirrored: Array  # (P,) True where only a mirror image of one molecule lies on the other
+    mirrored: Array  # (P,) True if only a mirror image of one molecule fits the other
 
 
 class _Kind(NamedTuple):
     """F frames of the same atoms as arrays."""
 
-    indices: Array  # (F,) places in the list
+    indices: Array  # (F,) indices into the list
     positions: Array  # (F, N, 3)
     forces: Array  # (F, N, 3)
     energies: Array  # (F,)
@@ -136,11 +136,11 @@ def _molecule_shapes(kind: _Kind) -> Array:
 
 
 def _molecule_steps(kind: _Kind, first: Array, second: Array) -> tuple[Array, ...]:
-    """Displacements and both forces (P, N, 3) with the second molecule laid on the first; no strain."""
+    """Displacements and both forces (P, N, 3) with the second molecule superposed on the first; no strain."""
     centred = kind.positions - kind.positions.mean(axis=1, keepdims=True)
     a, b = centred[first], centred[second]
     u, sizes, vt = np.linalg.svd(np.swapaxes(b, 1, 2) @ a)
-    rotation = u @ vt  # (P, 3, 3), b @ rotation lies on a
+    rotation = u @ vt  # (P, 3, 3), b @ rotation coincides with a
     mirrored = (np.linalg.det(rotation) < 0) & (sizes[:, 2] > 1e-6 * sizes[:, 0])  # a flat molecule is its own image
     dx = b @ rotation - a
     return dx, kind.forces[first], kind.forces[second] @ rotation, np.zeros(len(first)), mirrored

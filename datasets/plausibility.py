@@ -1,4 +1,4 @@
-"""Plausibility: whether lengths, elements, cells and forces of a data set are those of matter.
+"""Plausibility: whether lengths, elements, cells and forces of a data set are physical.
 
 Lengths are compared with covalent radii (Cordero et al. 2008, doi 10.1039/b801115j), forces with the stiffness of bonds
 (``bonds``). Limits are wide enough for all of chemistry and narrow enough for a unit: Bohr for Angstrom is a factor of
@@ -34,11 +34,11 @@ FREQUENT = 0.2  # share of frames with the same elements at each atom, from whic
 MAJORITY = 0.6  # share of the frames with usual elements, from which on the others are suspected
 SIMILAR = 0.3  # Angstrom, root mean square of distances or displacements
 
-LENGTHS = {"Bohr": 1.89, "nm": 0.1, "pm": 100.0}  # the number that a unit other than Angstrom makes of 1 Angstrom
+LENGTHS = {"Bohr": 1.89, "nm": 0.1, "pm": 100.0}  # 1 Angstrom in other units
 
 
 class Finding(NamedTuple):
-    """What a check says: frames (indices) it is about, a sentence, and whether it failed."""
+    """The result of a check: indices of the frames concerned, a message, and whether it failed."""
 
     frames: list[int]
     sentence: str
@@ -89,7 +89,7 @@ def _nearest(frame: Data) -> np.ndarray:
 
 
 def check_elements(data: Sequence[Data]) -> Finding:
-    """Elements have the bonds that they can have, and frames of one shape have the same elements."""
+    """Elements have chemically possible bonds, and frames of one shape have the same elements."""
     strangers = _strangers(data)
     if strangers:
         return Finding(

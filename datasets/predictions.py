@@ -1,4 +1,4 @@
-"""Predictions: write frames with a model's numbers beside the references, which stay as they were."""
+"""Predictions: write frames with a model's predictions in addition to the references, which are not changed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,9 +24,9 @@ def write_predictions(
 ) -> Path:
     """Write an extxyz with ``mdrelax_energy`` (eV), ``mdrelax_forces`` (eV/A) and ``mdrelax_stress`` (eV/A^3).
 
-    One energy, (N, 3) forces and (3, 3) stress a frame, as numpy arrays or tensors. The frames handed in are not
-    changed, nor are the labels they carry, calculator results included. The file replaces ``path`` only when it is
-    whole. Raises ``ValueError`` when numbers of frames or atoms disagree.
+    One energy, (N, 3) forces and (3, 3) stress per frame, as numpy arrays or tensors. The given frames are not
+    changed, nor are their labels, calculator results included. The file replaces ``path`` atomically. Raises
+    ``ValueError`` if numbers of frames or atoms disagree.
     """
     path = Path(path)
     columns = {"mdrelax_energy": energies, "mdrelax_forces": forces, "mdrelax_stress": stresses}

@@ -14,7 +14,7 @@ SAMPLES = {"ethanol": "ethanol_pbe.extxyz"}
 
 
 def sample_path(name: str) -> Path:
-    """Where a shipped data set lies; raises ``ValueError`` for an unknown name, ``FileNotFoundError`` if it is gone."""
+    """The path of a shipped data set; raises ``ValueError`` for an unknown name, ``FileNotFoundError`` if missing."""
     if name not in SAMPLES:
         raise ValueError(f"There is no sample `{name}`; {nearest_name(name, SAMPLES)}")
     path = Path(str(resources.files("mdrelax.datasets") / "samples" / SAMPLES[name]))
@@ -26,8 +26,8 @@ def sample_path(name: str) -> Path:
 
 
 def provenance(path: str | Path) -> dict[str, Any]:
-    """How a file made with ``mdrelax data generate`` came about (method, settings, versions); empty for other files."""
+    """The provenance of a file made with ``mdrelax data generate`` (method, settings, versions); empty for others."""
     value = read_atoms(path)[0].info.get("provenance")
-    if isinstance(value, str):  # ASE parses some JSON by itself
+    if isinstance(value, str):  # ASE already parses some JSON
         value = json.loads(value)
     return dict(value) if value else {}

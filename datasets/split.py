@@ -1,4 +1,4 @@
-"""Splits: which frames are trained on, validated on and tested on, as index lists that are saved with the run."""
+"""Splits: the training, validation and test frames, as index lists that are saved with the run."""
 
 import json
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def random_split(
 ) -> Split:
     """Split ``n_frames`` at random; sizes are counts (``950``) or fractions (``0.8``), ``test=None`` takes the rest.
 
-    Raises ``ValueError`` when more frames are asked for than there are, or when a part that was asked for is empty.
+    Raises ``ValueError`` if more frames are requested than there are, or if a requested part is empty.
     """
     sizes = {"train": _count("train", train, n_frames), "valid": _count("valid", valid, n_frames)}
     sizes["test"] = n_frames - sum(sizes.values()) if test is None else _count("test", test, n_frames)
@@ -63,8 +63,8 @@ def index_split(
 ) -> Split:
     """Split by given indices (counted from 0), or by files of them (``index_train_01.csv``, ``rmd17:index_train_01``).
 
-    A number for ``valid`` holds that many frames out of ``train``, drawn with ``generator``. Raises ``ValueError``
-    when an index is out of range, twice in a part or in two parts, and when no frame is left to train on.
+    A number for ``valid`` moves that many frames out of ``train``, drawn with ``generator``. Raises ``ValueError``
+    if an index is out of range, twice in a part or in two parts, and if no frame is left to train on.
     """
     training, testing = _indices(train), _indices(test)
     if isinstance(valid, (int, np.integer)):
@@ -79,19 +79,19 @@ def index_split(
 def read_indices(source: str | Path) -> list[int]:
     """The frame numbers in a file, or under a fetched name such as ``rmd17:index_train_01``.
 
-    Raises ``ValueError`` on other text and for an unknown name, ``FileNotFoundError`` when there is no such file yet.
+    Raises ``ValueError`` on other text and for an unknown name, ``FileNotFoundError`` if the file does not exist yet.
     """
     return read_index_file(cached_path(str(source)) if is_name(str(source)) else source)
 
 
 def save_split(path: str | Path, split: Split, *, data_hash: str = "") -> None:
-    """Write the indices as JSON, with the hash of the data they belong to; ``OSError`` leaves an older file."""
+    """Write the indices as JSON, with the hash of the data they belong to; on ``OSError`` an existing file stays."""
     content = json.dumps({"data_hash": data_hash, **split._asdict()}) + "\n"
     write_atomically(Path(path), content.encode())
 
 
 def load_split(path: str | Path, *, data_hash: str = "") -> Split:
-    """Read saved indices; raises ``ValueError`` when the file is broken or belongs to data with another hash."""
+    """Read saved indices; raises ``ValueError`` if the file is broken or belongs to data with another hash."""
     path = Path(path)
     try:
         content = json.loads(path.read_text())
@@ -135,7 +135,7 @@ def _hold_out(train: list[int], n_valid: int, generator: np.random.Generator | N
 
 
 def _checked(split: Split, n_frames: int, may_be_empty: set[str]) -> Split:
-    """The split itself, when every index is in range and used once, and no part that was asked for is empty."""
+    """The split itself, if every index is in range and used once, and no requested part is empty."""
     part_of: dict[int, str] = {}
     for name, indices in split._asdict().items():
         if not indices and name not in may_be_empty:

@@ -1,4 +1,4 @@
-"""What is in a data set: the table behind ``mdrelax data stats``."""
+"""The content of a data set: the table of ``mdrelax data stats``."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ __all__ = ["dataset_stats"]
 
 
 def dataset_stats(data: Sequence[Data]) -> pd.DataFrame:
-    """One row a quantity with its unit: count, min, mean, max, std over the frames (or atoms) that have it."""
+    """One row per quantity with its unit: count, min, mean, max, std over the frames (or atoms) that have it."""
     columns = ["quantity", "unit", "count", "min", "mean", "max", "std"]
     rows = [_row(name, unit, np.array(values, dtype=float)) for name, unit, values in _quantities(data) if len(values)]
     return pd.DataFrame(rows, columns=columns)
@@ -29,7 +29,7 @@ def _row(name: str, unit: str, values: np.ndarray) -> tuple[str, str, int, float
 
 
 def _quantities(data: Sequence[Data]) -> list[tuple[str, str, list[float] | np.ndarray]]:
-    """Name, unit and values of everything that the table shows."""
+    """Name, unit and values of all rows of the table."""
     energies = [float(frame.energy) for frame in data if "energy" in frame]
     per_atom = [float(frame.energy) / len(frame.z) for frame in data if "energy" in frame]
     forces = [frame.forces.reshape(-1) for frame in data if "forces" in frame]
@@ -50,7 +50,7 @@ def _quantities(data: Sequence[Data]) -> list[tuple[str, str, list[float] | np.n
 
 
 def _element_counts(data: Sequence[Data]) -> dict[str, list[float]]:
-    """For each element, how many atoms of it each frame has."""
+    """For each element, the number of its atoms in each frame."""
     counters = [Counter(frame.z.tolist()) for frame in data]
     numbers = sorted(set().union(*counters)) if counters else []
     return {chemical_symbols[z]: [float(counter[z]) for counter in counters] for z in numbers}

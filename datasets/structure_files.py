@@ -1,4 +1,4 @@
-"""Structures that a user names: read by ASE, with one sentence for what cannot be read; a few out of many."""
+"""Structure files of the user, read by ASE, with one-sentence errors; selection of a few structures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ def read_structures(path: Path) -> "list[Atoms]":
         raise FileNotFoundError(f"There is no file `{path}`.")
     try:
         frames = io.read(path, ":")
-    except Exception as error:  # ASE's readers let out whatever a broken line provokes
+    except Exception as error:  # ASE's readers raise anything on a broken line
         raise ValueError(f"`{path}` cannot be read as a structure ({type(error).__name__}: {error}).") from error
     if not frames:
         raise ValueError(f"`{path}` holds no structures.")
@@ -26,7 +26,7 @@ def read_structures(path: Path) -> "list[Atoms]":
 
 
 def spread(items: Sequence[Item], number: int) -> list[Item]:
-    """So many of the items (all, where there are fewer), evenly spaced, the first and the last among them."""
+    """A number of evenly spaced items, including the first and the last; all if there are fewer."""
     count = min(number, len(items))
     step = (len(items) - 1) / max(count - 1, 1)
     return [items[round(k * step)] for k in range(count)]

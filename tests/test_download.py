@@ -139,7 +139,7 @@ def test_a_file_is_fetched_verified_and_found_again(server, tmp_path):
     assert "published sha256" in first.verdict
     assert seen[-1] == (len(npz()), len(npz()))
     again = fetch("rmd17:water", folder=tmp_path, catalogue=catalogue)
-    assert "here already" in again.verdict
+    assert "already existed" in again.verdict
     assert len(server.log) == 1
     assert len(load_md17(cached_path("rmd17:water", folder=tmp_path, catalogue=catalogue)).data) == 20
 
@@ -238,8 +238,8 @@ def spoilt(kind: str) -> bytes:
     [
         ("other archive", "is not the published archive, or was cut off: its sha256 sum is"),
         ("other molecule", "holds CH2 with coordinates .* expected is H2O"),
-        ("cut off", "is no MD17 npz file, or was cut off"),
-        ("text", "is no MD17 npz file"),
+        ("cut off", "is not an MD17 npz file, or was cut off"),
+        ("text", "is not an MD17 npz file"),
         ("flipped", "is damaged: the checksum of forces.npy is wrong"),
     ],
 )

@@ -203,7 +203,7 @@ def test_a_journal_that_two_processes_wrote_is_refused(tmp_path):
     journal = Journal(path, {"a": 1})
     for index in (0, 1, 1):
         journal.add({"kind": "label", "index": index})
-    with pytest.raises(ValueError, match="is not the work of one process"):
+    with pytest.raises(ValueError, match="was not written by one process"):
         Journal(path, {"a": 1}).rows("label")
 
 
@@ -217,7 +217,7 @@ def test_a_torn_header_starts_a_journal_anew(tmp_path):
 def test_a_file_that_is_no_journal_is_refused(tmp_path):
     """Another file of that name is not overwritten."""
     (tmp_path / "journal").write_text("hello\n")
-    with pytest.raises(ValueError, match="is no journal"):
+    with pytest.raises(ValueError, match="is not a journal"):
         Journal(tmp_path / "journal", {"seed": 1})
     assert (tmp_path / "journal").read_text() == "hello\n"
 

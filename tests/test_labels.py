@@ -113,7 +113,7 @@ def test_a_virial_of_the_other_sign_and_a_virial_in_a_pressure_unit(tmp_path):
     path = written(tmp_path, crystal(REF_energy=ENERGY, virial=STRESS * VOLUME))
     frame = load_frames(path, stress_sign="opposite").data[0]
     np.testing.assert_allclose(frame.stress[0].numpy(), STRESS, atol=1e-8)
-    with pytest.raises(ValueError, match="`stress_unit: GPa` is no unit of energy, but `virial` is a virial"):
+    with pytest.raises(ValueError, match="`stress_unit: GPa` is no energy unit, but `virial` is a virial"):
         load_frames(path, stress_unit="GPa")
 
 

@@ -30,7 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("elements", "said"),
     [
         ((1, 6, 7, 8), "the embedded sample:ethanol."),
-        ((14,), "shaken crystals of Si, seed 1."),
+        ((14,), "rattled crystals of Si, seed 1."),
         ((7,), "random clusters of N, seed 1."),
         ((14, 8), "random clusters of Si, O, seed 1."),
     ],

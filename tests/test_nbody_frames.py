@@ -132,7 +132,7 @@ def test_the_calculator_refuses_what_is_no_nbody_system():
     atoms = Atoms("NaCl", [[0, 0, 0], [0, 0, 2.0]], calculator=NBodyCalculator("charged"))
     assert atoms.get_potential_energy() == pytest.approx(-1 / np.sqrt(4.04))
     atoms.numbers[1] = 6
-    with pytest.raises(ValueError, match=r"\[6\] stand for no particle of `charged`; known are 11 for \+1, 17 for -1"):
+    with pytest.raises(ValueError, match=r"\[6\] represent no particle of `charged`; known are 11 for \+1, 17 for -1"):
         atoms.get_potential_energy()
     assert atoms.calc.results == {}
     atoms.numbers[1] = 17

@@ -231,7 +231,7 @@ def test_runs_of_another_recipe_do_not_stand_among_these(study):
 def test_a_folder_without_finished_runs_is_an_error(tmp_path):
     """Nothing at all, a folder that does not exist, and runs that have only begun."""
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match=r"holds no finished run of the N-body benchmark\.$"):
+        with pytest.raises(ValueError, match=r"contains no finished run of the N-body benchmark\.$"):
             write_study(folder)
     write_run(tmp_path, "standard", 0, 5e-3, finished=False)
     with pytest.raises(ValueError, match="benchmark: 1 have begun"):

@@ -184,7 +184,7 @@ def test_new_report_replaces_the_old_one_with_its_pictures(tmp_path: Path) -> No
 
 def test_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     """The error says which files are missing and which folder is wanted; nothing is written."""
-    with pytest.raises(ValueError, match=r"no run folder: it lacks config.yaml and metrics.csv"):
+    with pytest.raises(ValueError, match=r"not a run folder: it lacks config.yaml and metrics.csv"):
         write_report(tmp_path)
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="not a run folder"):

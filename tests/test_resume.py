@@ -217,7 +217,7 @@ def test_a_changed_config_is_refused_with_its_differences(source, whole):
 
 def test_a_new_run_does_not_overwrite_an_old_one(source, whole):
     """Without `--restart auto` a folder with a run in it is left alone."""
-    with pytest.raises(ConfigError, match="already contains a run; `--restart auto` resumes it"):
+    with pytest.raises(ConfigError, match="already contains a run; add `--restart auto` to resume it"):
         run_training(load_config(document(source)), whole("in mid-epoch"), potentials)
 
 

@@ -179,7 +179,7 @@ def test_an_unknown_norm_is_named() -> None:
     """With the words that are known; and a norm needs scalars to stand on."""
     with pytest.raises(ValueError, match=r"must be one of \['joint', 'separable'\], got 'layer'"):
         layer_norm("layer", o3.Irreps("6x0e"))
-    with pytest.raises(ValueError, match="wants the invariant scalars first, got 2x1o"):
+    with pytest.raises(ValueError, match="needs the invariant scalars first, got 2x1o"):
         layer_norm("joint", o3.Irreps("2x1o"))
 
 

@@ -61,7 +61,7 @@ def test_wrapped_atoms_break_no_bond() -> None:
 
 def test_other_atoms_and_senseless_factors_are_refused() -> None:
     """Frames must hold the atoms of the reference, and a factor of 1 or less would break every bond."""
-    with pytest.raises(ValueError, match="Frame 0 holds other atoms"):
+    with pytest.raises(ValueError, match="Frame 0 contains other atoms"):
         broken_bonds([molecule("CH4")], molecule("H2O"))
     with pytest.raises(ValueError, match="`factor` must be > 1"):
         broken_bonds([], molecule("H2O"), factor=1.0)

@@ -122,7 +122,7 @@ def errors_against(table: pd.DataFrame, by: str, measure: Measure, factors: Mapp
     others = {name: factor for name, factor in factors.items() if name != by}
     groups = [(key, rows) for key, rows in _curves(table, by, list(others)) if rows[by].nunique() > 1]
     shown = sorted(groups, key=lambda pair: len(pair[1]))[-MOST_PANELS:]
-    figure, axes = panels(len(shown), f"`table` holds no two values of {by} beside one of the others", height=3.4)
+    figure, axes = panels(len(shown), f"`table` has no two values of {by} with the same other factors", height=3.4)
     arms = in_order(arm for _, rows in groups for arm in rows["arm"])
     for ax, (key, rows) in zip(axes, sorted(shown, key=lambda pair: pair[0]), strict=True):
         ticks = sorted(rows[by].unique())

@@ -195,7 +195,7 @@ def _made_for(elements: tuple[int, ...], number: int, seed: int) -> "list[Atoms]
         return spread(_read("sample:ethanol"), number)
     names = ", ".join(chemical_symbols[z] for z in elements)
     crystals = _shaken_crystals(names, number, seed) if len(elements) == 1 else []
-    what = "shaken crystals" if crystals else "random clusters"
+    what = "rattled crystals" if crystals else "random clusters"
     typer.echo(f"No data were given: measured on {what} of {names}, seed {seed}.")
     return crystals or _random_clusters(elements, number, seed)
 

@@ -56,7 +56,7 @@ def double_precision(model: Path) -> "MDRelaxCalculator":
 def geometry(
     atoms: "Atoms", calculator: "MDRelaxCalculator", *, relax: bool, fmax: float, cell: bool = False
 ) -> "Relaxed":
-    """The relaxed geometry, or the given one with a warning where its forces are large; both are told."""
+    """The relaxed geometry, or the given one with a warning if its forces are large; prints either."""
     from mdrelax.analysis import geometry as geometries
 
     if relax:

@@ -77,7 +77,7 @@ class CompiledPotential(Potential):
         if (wanted.dtype, wanted.device) != (self.precision.dtype, self.precision.device):
             raise ValueError(
                 f"This model was compiled for {str(self.precision.dtype).removeprefix('torch.')} on the CPU and runs "
-                "as nothing else; compile the model file anew with another `dtype`, or use it uncompiled."
+                "as nothing else; compile the model file again with another `dtype`, or use it uncompiled."
             )
         return self
 

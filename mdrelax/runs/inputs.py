@@ -86,7 +86,9 @@ def check_folder(config: Config, folder: Path, *, restart: bool) -> None:
     if not (saved.exists() and finished):
         return
     if not restart:
-        raise ConfigError(f"`{folder}` already contains a run; `--restart auto` resumes it, another `--out` is new.")
+        raise ConfigError(
+            f"`{folder}` already contains a run; add `--restart auto` to resume it, or choose another `--out`."
+        )
     old, new = (
         {key: value for key, value in document.items() if key not in MAY_CHANGE}
         for document in (read_saved(saved), config.model_dump(mode="json"))
