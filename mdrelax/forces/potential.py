@@ -68,7 +68,7 @@ def energies_and_gradient(
     with torch.enable_grad():
         vectors = edges.vectors.detach().requires_grad_()
         energies = function(species, replace(edges, vectors=vectors))
-        nothing_to_do = not len(vectors) and edges.exchange is None  # an exchange waits for every domain
+        nothing_to_do = vectors.shape[0] == 0 and edges.exchange is None  # an exchange waits for every domain
         if nothing_to_do or not energies.requires_grad:
             return energies, torch.zeros_like(vectors)
         (gradient,) = torch.autograd.grad(energies.sum(), vectors, create_graph=create_graph, allow_unused=True)
