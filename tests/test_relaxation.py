@@ -109,8 +109,7 @@ def test_places_between_invariant_scalars_are_left_out_and_named():
     assert (placed.n_free, placed.n_parameters) == (3 * 5 + 1 * 2, 3 * 2 + 3 * 2 + 2)
     assert str(placed).splitlines() == [
         "Relaxed 0, 2: 17 free parameters next to the network's 14.",
-        "Left out 1: every map between invariant scalars is equivariant. "
-        "Name them in `where` to relax them all the same.",
+        "Left out 1: every map between invariant scalars is equivariant. Name them in `where` to relax them anyway.",
     ]
     model, x = build(), torch.ones(1, 5)
     assert relax_constraints(model, where=["1"], initial_std=1.0) == (["1"], [], 6, 14)

@@ -122,7 +122,7 @@ def test_linear_drops_and_reorders_irreps() -> None:
     layer, x = _shaken(Linear(irreps_in, irreps_out)), _features(irreps_in, 7, seed=1)
     same(layer(x)[0], x[2] @ layer.weights[0])
     same(layer(x)[1], x[0] @ layer.weights[1] + layer.bias)
-    with pytest.raises(ValueError, match="cannot make \\['1e'\\]"):
+    with pytest.raises(ValueError, match=r"cannot map .* to \['1e'\]"):
         Linear(irreps_in, o3.Irreps("3x0e+2x1e"))
 
 

@@ -117,7 +117,7 @@ def verdict(summary: pd.DataFrame, measure: Measure) -> str:
 
 
 def plain(name: str, form: str = "", scale: float = 1.0) -> Cell:
-    """A column of the summary as it is, or in a format."""
+    """A column of the summary, unchanged or in a format."""
     return lambda row: format(row[name] if scale == 1.0 else scale * row[name], form)
 
 

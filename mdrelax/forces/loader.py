@@ -84,7 +84,7 @@ def split_batch(batch: Batch, size: int) -> list[Batch]:
 
 
 def rotate_batch(batch: Batch, *, seed: int, step: int) -> Batch:
-    """Each structure with its labels turned by its own random rotation, drawn from (seed, step)."""
+    """Rotate each structure and its labels by its own random rotation, drawn from (seed, step)."""
     rotations = random_rotations(batch.graph.n_graphs, generator(seed, "rotations", step)).to(batch.graph.positions)
     forces = (rotations[batch.graph.batch] @ batch.targets.forces.unsqueeze(2)).squeeze(2)
     stress = rotations @ batch.targets.stress @ rotations.mT

@@ -49,7 +49,7 @@ class Representation(ABC):
     @property
     @abstractmethod
     def is_trivial(self) -> bool:
-        """True if every element of the group leaves every vector as it is."""
+        """True if every element of the group leaves every vector unchanged."""
 
     @abstractmethod
     def lie(self, x: Tensor) -> Tensor:

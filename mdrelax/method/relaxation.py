@@ -119,7 +119,7 @@ class Placement(NamedTuple):
 def _why_left_out(names: Sequence[str]) -> str:
     return (
         f"Left out {', '.join(names)}: every map between invariant scalars is equivariant. Name them in `where` to "
-        "relax them all the same."
+        "relax them anyway."
     )
 
 
@@ -156,7 +156,7 @@ def relax_constraints(
     >>> model = nn.Sequential(up, down, o3.Linear("4x0e", "1x0e"))
     >>> print(relax_constraints(model))
     Relaxed 0, 1: 480 free parameters next to the network's 116.
-    Left out 2: every map between invariant scalars is equivariant. Name them in `where` to relax them all the same.
+    Left out 2: every map between invariant scalars is equivariant. Name them in `where` to relax them anyway.
     >>> model[0].free.weight.shape, model[0].irreps_out  # attributes of the layer, through its relaxed form
     (torch.Size([20, 20]), 8x0e+4x1o)
     """

@@ -39,7 +39,7 @@ class Graph(NamedTuple):
         return self.cell.shape[0]
 
     def clone(self) -> "Graph":
-        """A copy with tensors of its own."""
+        """A copy with its own tensors."""
         return Graph(*(tensor.clone() for tensor in self))
 
     def to(self, device: torch.device | str) -> "Graph":

@@ -21,7 +21,7 @@ def random_rotations(n: int, generator: torch.Generator) -> Tensor:
 
 
 def rotate(graph: Graph, rotations: Tensor) -> Graph:
-    """Each structure turned by its own matrix: ``rotations`` is (G, 3, 3), acting as x -> R x on positions and cell."""
+    """Rotate each structure by its own matrix: ``rotations`` is (G, 3, 3), acting as x -> R x on positions and cell."""
     per_atom = rotations[graph.batch]  # (N, 3, 3)
     positions = (per_atom @ graph.positions.unsqueeze(-1)).squeeze(-1)
     return graph._replace(positions=positions, cell=graph.cell @ rotations.transpose(1, 2))

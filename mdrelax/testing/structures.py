@@ -1,4 +1,4 @@
-"""Structures that laws are tried on: of a model's own elements, with distances in proportion to its cut-off."""
+"""Structures for testing the laws: of a model's own elements, with distances in proportion to its cut-off."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class Structure(NamedTuple):
 
     positions: np.ndarray  # (N, 3)
     numbers: np.ndarray  # (N,)
-    cell: np.ndarray | None = None  # (3, 3), periodic in all directions where there is one
+    cell: np.ndarray | None = None  # (3, 3), periodic in all directions; None: not periodic
 
     def graph(self, cutoff: float) -> Graph:
         """With its neighbour list."""
