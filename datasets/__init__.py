@@ -30,8 +30,10 @@ from mdrelax.datasets.frames import Frames, LabelReport, data_hash, make_frame, 
 from mdrelax.datasets.generate import GenerateSettings, generate
 from mdrelax.datasets.labels import LabelOptions, load_atoms
 from mdrelax.datasets.md17 import load_md17, warn_about_md17_noise
+from mdrelax.datasets.modelnet import is_modelnet, load_modelnet
 from mdrelax.datasets.nbody import NBodyData, NBodySplit, load_nbody
 from mdrelax.datasets.nbody_frames import NBODY_PREFIX, NBodyCalculator, load_nbody_frames, nbody_atoms
+from mdrelax.datasets.point_clouds import ModelNet, PointClouds, check_clouds, cloud_stats
 from mdrelax.datasets.predictions import write_predictions
 from mdrelax.datasets.sample import SAMPLES, provenance, sample_path
 from mdrelax.datasets.split import Split, index_split, load_split, random_split, read_indices, save_split
@@ -48,23 +50,29 @@ __all__ = [
     "GenerateSettings",
     "LabelOptions",
     "LabelReport",
+    "ModelNet",
     "NBodyCalculator",
     "NBodyData",
     "NBodySplit",
+    "PointClouds",
     "Split",
     "cached_path",
+    "check_clouds",
     "check_frames",
+    "cloud_stats",
     "data_hash",
     "dataset_stats",
     "fetch",
     "generate",
     "index_split",
+    "is_modelnet",
     "load",
     "load_ase",
     "load_atoms",
     "load_extxyz",
     "load_frames",
     "load_md17",
+    "load_modelnet",
     "load_nbody",
     "load_nbody_frames",
     "load_split",

@@ -6,8 +6,8 @@ Checksums, and how certain they are:
   first 12 digits are pinned by the load-atoms package. It was not computed here.
 - rMD17's single files (figshare 12672038): file numbers and md5 sums as two independent users quote them from
   figshare's interface. If figshare's files differ, the archive is tried next.
-- MD17 and MD22: the publisher gives none, so ``None``: the content of the first download is checked, and its sha256
-  is stored next to the file and compared from then on (trust on first use).
+- MD17, MD22 and ModelNet: the publisher gives none, so ``None``: the content of the first download is checked, and its
+  sha256 is stored next to the file and compared from then on (trust on first use).
 """
 
 from typing import NamedTuple
@@ -31,7 +31,8 @@ class Item(NamedTuple):
 
     filename: str
     sources: tuple[Source, ...]
-    formula: str | None = None  # of the molecule in an npz file; None for a file of frame indices
+    formula: str | None = None  # of the molecule in an npz file; None for other files
+    holds: str | None = None  # of a zip archive: the ending of the members that it must have
 
 
 RMD17_ARCHIVE = "rmd17.tar.bz2"  # 1,066,301,513 bytes
@@ -73,6 +74,14 @@ MD22_FILES = {  # file names, and formulas from the paper (doi 10.1126/sciadv.ad
     "double-walled-nanotube": (("md22_dw_nanotube.npz", "md22_double-walled_nanotube.npz"), "C326H44"),
     "stachyose": (("md22_stachyose.npz",), "C24H42O21"),
 }
+MODELNET10_URLS = (
+    "http://vision.princeton.edu/projects/2014/3DShapeNets/ModelNet10.zip",
+    "http://3dvision.princeton.edu/projects/2014/3DShapeNets/ModelNet10.zip",
+)
+MODELNET40_URLS = (
+    "https://shapenet.cs.stanford.edu/media/modelnet40_ply_hdf5_2048.zip",
+    "http://shapenet.cs.stanford.edu/media/modelnet40_ply_hdf5_2048.zip",
+)
 
 
 def _from_archive(member: str) -> tuple[Source, ...]:
@@ -85,6 +94,10 @@ def _rmd17(molecule: str) -> Item:
     single = Source(f"https://ndownloader.figshare.com/files/{number}", f"md5:{md5}")
     archived = _from_archive(f"rmd17/npz_data/rmd17_{molecule}.npz")
     return Item(f"rmd17_{molecule}.npz", (single, *archived), MD17_FORMULAS[molecule])
+
+
+def _modelnet(filename: str, holds: str, *urls: str) -> Item:
+    return Item(filename, tuple(Source(url) for url in urls), holds=holds)
 
 
 def _gdml(prefix: str, molecule: str, names: tuple[str, ...], formula: str) -> Item:
@@ -103,6 +116,8 @@ CATALOGUE: dict[str, Item] = {
     },
     **{f"md17:{name}": _gdml("md17", name, files, MD17_FORMULAS[name]) for name, files in MD17_FILES.items()},
     **{f"md22:{name}": _gdml("md22", name, files, formula) for name, (files, formula) in MD22_FILES.items()},
+    "modelnet:10": _modelnet("ModelNet10.zip", ".off", *MODELNET10_URLS),
+    "modelnet:40": _modelnet("modelnet40_ply_hdf5_2048.zip", ".h5", *MODELNET40_URLS),
 }
 
 

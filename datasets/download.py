@@ -13,6 +13,7 @@ import os
 import tarfile
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -273,7 +274,10 @@ def _verified(item: Item, target: Path, verdict: str) -> Fetched:
 
 
 def _check_content(item: Item, path: Path) -> None:
-    """Raise ``ValueError`` if keys, shapes or molecule do not match the name of the file."""
+    """Raise ``ValueError`` if members, keys, shapes or molecule do not match the name of the file."""
+    if item.holds is not None:
+        _check_zip(item.holds, item, path)
+        return
     if item.formula is None:
         read_index_file(path)
         return
@@ -291,6 +295,17 @@ def _check_content(item: Item, path: Path) -> None:
     found = Symbols(numbers.astype(int)).get_chemical_formula()
     if Formula(found).count() != Formula(item.formula).count() or shape[1:] != (len(numbers), 3):
         raise ValueError(f"`{item.filename}` holds {found} with coordinates {shape}; expected is {item.formula}.")
+
+
+def _check_zip(ending: str, item: Item, path: Path) -> None:
+    """A whole archive has its directory at the end, and in it the members that are read from it later."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f"`{item.filename}` is no zip archive, or was cut off ({error}); fetch it again.") from error
+    if not any(name.endswith(ending) for name in names):
+        raise ValueError(f"`{item.filename}` holds {len(names)} files, but none ending in `{ending}`.")
 
 
 def _digest(path: Path, kind: str) -> str:

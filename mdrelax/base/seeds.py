@@ -30,7 +30,10 @@ Purpose = Literal[
     "noise",  # noise added to the input of a training batch
     "operations",  # symmetry operations for measuring equivariance
     "order",  # order of the frames in an epoch
+    "points",  # points drawn on a mesh, or out of a cloud
+    "poses",  # orientations in which validation and test shapes stand
     "rotations",  # rotations of a training batch
+    "split",  # shapes held out for validation
     "structures",  # structures generated if none are given
 ]
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-Source = Annotated[str, typer.Argument(help="A file, sample:NAME or a fetched name.")]
+Source = Annotated[str, typer.Argument(help="A file, sample:NAME, a fetched name or modelnet:solids.")]
 EnergyKey = Annotated[str | None, typer.Option(help="extxyz: the key of the energies.")]
 ForcesKey = Annotated[str | None, typer.Option(help="extxyz: the key of the forces.")]
 StressKey = Annotated[str | None, typer.Option(help="extxyz: the key of the stress.")]
@@ -58,9 +58,12 @@ def stats(
     stress_sign: StressSign = None,
     format: Format = None,
 ) -> None:
-    """Counts, elements and ranges with their units."""
+    """Counts, elements and ranges with their units; of point clouds, shapes per class and part."""
     from mdrelax import datasets
 
+    if datasets.is_modelnet(data):
+        typer.echo(datasets.cloud_stats(datasets.load_modelnet(data)._asdict()).to_string())
+        return
     frames = datasets.load_frames(
         data, format=format, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key,
         energy_unit=energy_unit, length_unit=length_unit, forces_unit=forces_unit, stress_unit=stress_unit,
@@ -87,13 +90,16 @@ def check(
     """Compare lengths, forces, stress and energies with each other; exit code 3 if a check fails."""
     from mdrelax import datasets
 
-    frames = datasets.load_frames(
-        data, format=format, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key,
-        energy_unit=energy_unit, length_unit=length_unit, forces_unit=forces_unit, stress_unit=stress_unit,
-        forces_sign=forces_sign, stress_sign=stress_sign,
-    )  # fmt: skip
-    typer.echo(frames.report)
-    table = datasets.check_frames(frames.data)
+    if datasets.is_modelnet(data):
+        table = datasets.check_clouds(datasets.load_modelnet(data)._asdict())
+    else:
+        frames = datasets.load_frames(
+            data, format=format, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key,
+            energy_unit=energy_unit, length_unit=length_unit, forces_unit=forces_unit, stress_unit=stress_unit,
+            forces_sign=forces_sign, stress_sign=stress_sign,
+        )  # fmt: skip
+        typer.echo(frames.report)
+        table = datasets.check_frames(frames.data)
     for _, row in table.iterrows():
         state = "FAILED" if not row["passed"] else "untried" if row["message"] else "ok"
         typer.echo(f"{state:7} {row['check']}{': ' if row['message'] else ''}{row['message']}")
