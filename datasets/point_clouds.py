@@ -147,9 +147,10 @@ def cloud_stats(parts: Mapping[str, PointClouds]) -> pd.DataFrame:
 
 
 def check_clouds(parts: Mapping[str, PointClouds]) -> pd.DataFrame:
-    """One row per ``check``, with ``passed`` and a ``message``: every class in every part, no shape twice, no point twice.
+    """One row per ``check``, with ``passed`` and a ``message``.
 
-    A shape is there twice when all its points are equal; a point may be there twice in one shape in twenty.
+    Every part has every class; no shape is there twice, and no point. A shape is, when all its points are equal; a
+    point may be, in one shape in twenty.
     """
     missing = [
         f"{part.classes[k]} ({name})" for name, part in parts.items()

@@ -282,3 +282,19 @@ def test_the_penalty_at_all_rows_is_the_penalty_and_at_some_an_estimate():
     torch.testing.assert_close(some, penalty(layer, inputs), rtol=1e-12, atol=0)
     with pytest.raises(ValueError, match="`rows` must be at least 1, got 0"):
         penalty(layer, inputs, rows=0)
+
+
+@each_kind
+def test_the_lie_term_can_be_left_out(kind: PenaltyKind):
+    """The penalty is linear in the factor of the Lie-derivative term, and without it the size is left."""
+    irreps = IrrepsRepresentation("3x1o")
+    layer = Relaxed(nn.Linear(9, 9).double(), FreeLinear(irreps, irreps)).double()
+    with torch.no_grad():
+        layer.free.weight.copy_(normal(9, 9, seed=3))
+    with record_inputs(layer) as inputs:
+        layer(normal(20, 9, seed=4))
+    none, one, two = (penalty(layer, inputs, kind=kind, lie=factor).item() for factor in (0.0, 1.0, 2.0))
+    sizes = layer.free.penalty_terms(None if kind == "weight" else inputs[""]).size
+    assert none == pytest.approx(sizes.sqrt().item(), rel=1e-6)  # the guard takes 1e-8 off
+    assert two - one == pytest.approx(one - none, rel=1e-9)
+    assert one > none

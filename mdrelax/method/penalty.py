@@ -68,7 +68,12 @@ def record_inputs(model: nn.Module) -> Iterator[Inputs]:
 
 
 def penalty(
-    model: nn.Module, inputs: Inputs | None = None, *, kind: PenaltyKind = "activation", rows: int | None = None
+    model: nn.Module,
+    inputs: Inputs | None = None,
+    *,
+    kind: PenaltyKind = "activation",
+    rows: int | None = None,
+    lie: float = 1.0,
 ) -> Tensor:
     """sqrt(sum_l LD_l) + sqrt(sum_l N_l) over the relaxed layers, see the module: the paper's regulariser.
 
@@ -80,6 +85,7 @@ def penalty(
         kind: ``activation``, the paper's, or ``weight``, which is closed form and needs no inputs.
         rows: Number of evenly spaced rows of each layer's inputs at which the activation penalty is evaluated: an
             estimate of the same means at lower cost. All by default.
+        lie: Factor of the term with LD; 0 leaves the size term alone, which is an ablation of the paper's.
 
     Returns a scalar, whose gradient reaches the free maps only and is finite at W = 0. Raises ``ValueError`` for an
     unknown kind, for ``rows`` below 1, for a model without relaxed layers, and for the activation penalty if inputs
@@ -113,7 +119,7 @@ def penalty(
     calls = [None if kind == "weight" else _calls(inputs, name) for name in layers]
     terms = _terms(list(layers.values()), calls, rows)
     derivatives, sizes = (torch.stack(column).sum() for column in zip(*terms, strict=True))
-    return _safe_sqrt(derivatives) + _safe_sqrt(sizes)
+    return lie * _safe_sqrt(derivatives) + _safe_sqrt(sizes)
 
 
 def _terms(layers: Sequence[Relaxed], calls: Sequence[Sequence[Tensor] | None], rows: int | None) -> list[Terms]:

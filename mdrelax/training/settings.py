@@ -34,6 +34,7 @@ class RelaxationConfig(Section):
         None, ge=1, description="activation: number of evenly spaced input rows to evaluate it at; none: all."
     )
     weight: float = Field(0.01, ge=0, description="lambda, the weight of the penalty in the loss.")
+    lie_weight: float = Field(1.0, ge=0, description="Factor of the penalty's Lie-derivative term; 0: size alone.")
     projection: ProjectionKind = Field(
         "drop", description="How symmetry is restored; keep: not at all, for nearly symmetric data."
     )

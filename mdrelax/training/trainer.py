@@ -173,15 +173,15 @@ class Trainer(Generic[Model]):
         with default_stream(self.settings.seed, "dropout", self.step, device=self.settings.device):
             with record_inputs(self.model) as self.inputs:
                 loss, numbers = self.task.loss(self.model, batch, step=self.step)
-            extra = (
-                penalty(self.model, self.inputs, kind=self.relaxation.penalty, rows=self.relaxation.penalty_rows)
-                if self.relaxed
-                else torch.zeros(())
-            )
+            extra = self._penalty() if self.relaxed else torch.zeros(())
             (loss + self.relaxation.weight * extra).backward()
         self._apply_gradient()
         self.since_validation.append(torch.stack([loss.detach(), *numbers]))
         return theta, float(extra.detach())
+
+    def _penalty(self) -> Tensor:
+        own = self.relaxation
+        return penalty(self.model, self.inputs, kind=own.penalty, rows=own.penalty_rows, lie=own.lie_weight)
 
     def _set_theta(self) -> float:
         theta = self.schedule.at_step(self.step, n_steps=self.n_steps)

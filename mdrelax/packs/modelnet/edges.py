@@ -8,12 +8,10 @@ Features of edges are (..., k, B, N). A linear map of the published edge feature
 so both maps act on points, k times fewer than edges, and only sums are made for each edge.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-__all__ = ["edge_sum", "nearest_neighbours", "neighbours_of"]
+__all__ = ["edge_sum", "nearest_neighbours", "neighbours_of", "sum_at_ends"]
 
 
 @torch.no_grad()
@@ -34,35 +32,21 @@ def nearest_neighbours(features: Tensor, k: int) -> Tensor:
     return (nearest + first[:, None, None]).permute(2, 0, 1).contiguous()
 
 
-class _EdgeSum(torch.autograd.Function):
-    """Keeps nothing but the places for its backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, at_neighbour: Tensor, at_centre: Tensor | None, neighbours: Tensor) -> Tensor:
-        """See ``edge_sum``."""
-        ctx.save_for_backward(neighbours)
-        ctx.of_centre = at_centre is not None
-        rows = at_neighbour.reshape(-1, neighbours[0].numel())
-        gathered = rows.gather(1, neighbours.flatten().expand(len(rows), -1))
-        gathered = gathered.view(*at_neighbour.shape[:-2], *neighbours.shape)
-        return gathered if at_centre is None else gathered.add_(at_centre.unsqueeze(-3))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        """Summed over the edges that a point stands at the end of, and over those that it is the centre of."""
-        (neighbours,) = ctx.saved_tensors
-        points = gradient.shape[:-3] + gradient.shape[-2:]
-        rows = gradient.reshape(-1, neighbours.numel())
-        sums = gradient.new_zeros(len(rows), neighbours[0].numel())
-        sums.scatter_add_(1, neighbours.flatten().expand(len(rows), -1), rows)
-        return sums.view(points), gradient.sum(-3) if ctx.of_centre else None, None
-
-
 def edge_sum(at_neighbour: Tensor, at_centre: Tensor, neighbours: Tensor) -> Tensor:
     """a_j + c_i for every point i and neighbour j: two (..., B, N) and places (k, B, N) to (..., k, B, N)."""
-    return _EdgeSum.apply(at_neighbour, at_centre, neighbours)
+    return neighbours_of(at_neighbour, neighbours).add_(at_centre.unsqueeze(-3))
 
 
 def neighbours_of(features: Tensor, neighbours: Tensor) -> Tensor:
     """x_j for every point i and neighbour j: (..., B, N) and places (k, B, N) to (..., k, B, N)."""
-    return _EdgeSum.apply(features, None, neighbours)
+    rows = features.reshape(-1, neighbours[0].numel())
+    gathered = rows.gather(1, neighbours.flatten().expand(len(rows), -1))
+    return gathered.view(*features.shape[:-2], *neighbours.shape)
+
+
+def sum_at_ends(edges: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
+    """The transpose of ``edge_sum``: values of edges summed at their neighbours and at their centres, (..., B, N)."""
+    rows = edges.reshape(-1, neighbours.numel())
+    sums = rows.new_zeros(len(rows), neighbours[0].numel())
+    sums.scatter_add_(1, neighbours.flatten().expand(len(rows), -1), rows)
+    return sums.view(*edges.shape[:-3], *edges.shape[-2:]), edges.sum(-3)

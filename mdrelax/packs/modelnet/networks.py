@@ -8,6 +8,8 @@ Every network here and in ``plain_networks`` maps points (B, N, 3) to scores (B,
 2. the order of axes and of sums (``edges``, ``vector_neurons``), not the results.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -23,7 +25,7 @@ from mdrelax.packs.modelnet.vector_neurons import (
     inner_products,
 )
 
-__all__ = ["Head", "InvariantFeatures", "VNDGCNN", "VNPointNet", "centred"]
+__all__ = ["VNDGCNN", "Head", "InvariantFeatures", "VNPointNet", "centred"]
 
 DGCNN_SLOPE = 0.2
 
@@ -151,7 +153,7 @@ class Transform(nn.Module):
     def __init__(self, narrow: int, middle: int, wide: int, *, pooling: str) -> None:
         super().__init__()
         widths = (narrow, narrow, middle, wide)
-        self.points = nn.Sequential(*(VectorActivation(a, b, slope=0.0) for a, b in zip(widths, widths[1:], strict=False)))
+        self.points = nn.Sequential(*(VectorActivation(a, b, slope=0.0) for a, b in pairwise(widths)))
         self.pool = Pool(pooling, wide)
         self.cloud = nn.Sequential(
             VectorActivation(wide, wide // 2, slope=0.0),
@@ -193,8 +195,7 @@ class VNDGCNN(nn.Module):
         super().__init__()
         self.n_neighbours = n_neighbours
         widths = (1, *channels)
-        pairs = zip(widths[:-1], channels, strict=True)
-        self.edges = nn.ModuleList(EdgeActivation(a, b, slope=DGCNN_SLOPE) for a, b in pairs)
+        self.edges = nn.ModuleList(EdgeActivation(a, b, slope=DGCNN_SLOPE) for a, b in pairwise(widths))
         self.pools = nn.ModuleList(Pool(pooling, n) for n in channels)
         self.wide = VectorActivation(sum(channels), wide, slope=DGCNN_SLOPE, one_direction=True)
         self.invariants = InvariantFeatures(wide, slope=DGCNN_SLOPE)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mdrelax.method.free_maps import AxesView
 from mdrelax.method.groups import Blocks, IrrepsRepresentation
 from mdrelax.method.sites import Site
-from mdrelax.packs.modelnet.edges import edge_sum
+from mdrelax.packs.modelnet.vector_relu import edge_vector_relu, length_scale, vector_relu
 
 __all__ = [
     "CloudActivation",
@@ -31,10 +31,8 @@ __all__ = [
     "VectorLinear",
     "VectorMaxPool",
     "inner_products",
-    "vector_relu",
 ]
 
-EPS = 1e-6  # of lengths and squared lengths, as published
 VIEW = AxesView(channels=0, components=1)
 
 
@@ -71,51 +69,9 @@ class LengthNorm(nn.Module):
         super().__init__()
         self.norm = nn.BatchNorm1d(n)
 
-    def scale(self, x: Tensor) -> Tensor:
-        """The factor of each vector (C, ...) that gives it its new length."""
-        lengths = torch.linalg.vector_norm(x, dim=1) + EPS
-        return self.norm(lengths.flatten(1).unsqueeze(0)).view_as(lengths) / lengths
-
     def forward(self, x: Tensor) -> Tensor:
         """(C, 3, ...) to the same form."""
-        return x * self.scale(x).unsqueeze(1)
-
-
-class _VectorReLU(torch.autograd.Function):
-    """Keeps p, d and the scale; a step of autograd's own would keep eight tensors more.
-
-    out = scale p - r d with t = <p, d>, w = |d|^2 + eps, r = (1 - slope) min(scale t, 0) / w.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, p: Tensor, scale: Tensor, d: Tensor, slope: float) -> Tensor:
-        """See ``vector_relu``."""
-        ctx.save_for_backward(p, scale, d)
-        ctx.slope = slope
-        t, w = (p * d).sum(1), d.square().sum(1) + EPS
-        r = (scale * t).clamp_(max=0).mul_(1 - slope).div_(w)
-        return (p * scale.unsqueeze(1)).addcmul_(d, r.unsqueeze(1), value=-1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """With g the gradient: dr = -<g, d>, dw = -r dr / w, d(scale t) = (1 - slope) dr / w where scale t < 0."""
-        p, scale, d = ctx.saved_tensors
-        t, w = (p * d).sum(1), d.square().sum(1) + EPS
-        q = scale * t
-        r = q.clamp(max=0).mul_(1 - ctx.slope).div_(w)
-        of_r = (gradient * d).sum(1).neg_().div_(w)
-        of_q = (1 - ctx.slope) * of_r * (q < 0)
-        of_t = of_q * scale
-        of_scale = (gradient * p).sum(1).addcmul_(of_q, t)
-        of_p = (gradient * scale.unsqueeze(1)).addcmul_(d, of_t.unsqueeze(1))
-        of_d = (p * of_t.unsqueeze(1)).addcmul_(gradient, r.unsqueeze(1), value=-1)
-        of_d.addcmul_(d, (r * of_r).unsqueeze(1), value=-2)
-        return of_p, of_scale, of_d, None
-
-
-def vector_relu(p: Tensor, scale: Tensor, d: Tensor, *, slope: float) -> Tensor:
-    """The leaky ReLU of vectors (C, 3, ...), each times its scale (C, ...), along directions d (C or 1, 3, ...)."""
-    return _VectorReLU.apply(p, scale, d.expand_as(p), slope)
+        return x * length_scale(x, self.norm).unsqueeze(1)
 
 
 class VectorActivation(nn.Module):
@@ -132,8 +88,7 @@ class VectorActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(C_in, 3, ...) to (C_out, 3, ...)."""
-        p = self.feature(x)
-        return vector_relu(p, self.norm.scale(p), self.direction(x), slope=self.slope)
+        return vector_relu(self.feature(x), self.direction(x), self.norm.norm, slope=self.slope)
 
 
 class CloudActivation(nn.Module):
@@ -155,7 +110,7 @@ class CloudActivation(nn.Module):
         """(C, 3, B, N) and (C', 3, B) to (C_out, 3, B, N)."""
         p = self.feature_of_point(x) + self.feature_of_cloud(cloud).unsqueeze(-1)
         d = self.direction_of_point(x) + self.direction_of_cloud(cloud).unsqueeze(-1)
-        return vector_relu(p, self.norm.scale(p), d, slope=self.slope)
+        return vector_relu(p, d, self.norm.norm, slope=self.slope)
 
 
 class EdgeActivation(nn.Module):
@@ -172,9 +127,8 @@ class EdgeActivation(nn.Module):
     def forward(self, x: Tensor, neighbours: Tensor) -> Tensor:
         """Features of points (C_in, 3, B, N), places (k, B, N): features of edges (C_out, 3, k, B, N)."""
         p, d = self.feature_of_neighbour(x), self.direction_of_neighbour(x)
-        p = edge_sum(p, self.feature_of_centre(x) - p, neighbours)
-        d = edge_sum(d, self.direction_of_centre(x) - d, neighbours)
-        return vector_relu(p, self.norm.scale(p), d, slope=self.slope)
+        of_p, of_d = (p, self.feature_of_centre(x) - p), (d, self.direction_of_centre(x) - d)
+        return edge_vector_relu(of_p, of_d, neighbours, self.norm.norm, slope=self.slope)
 
 
 class VectorMaxPool(nn.Module):
@@ -187,7 +141,9 @@ class VectorMaxPool(nn.Module):
     def forward(self, x: Tensor, *, dim: int) -> Tensor:
         """(C, 3, ...) without the axis ``dim``, which must be behind the components."""
         chosen = (x * self.direction(x)).sum(1, keepdim=True).argmax(dim, keepdim=True)
-        return x.gather(dim, chosen.expand(*(1 if k == dim % x.ndim else n for k, n in enumerate(x.shape)))).squeeze(dim)
+        return x.gather(dim, chosen.expand(*(1 if k == dim % x.ndim else n for k, n in enumerate(x.shape)))).squeeze(
+            dim
+        )
 
 
 class _InnerProducts(torch.autograd.Function):
