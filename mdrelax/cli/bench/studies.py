@@ -59,7 +59,7 @@ def nbody(
         study.STUDY.refuse_mixtures(runs, study.finished_runs(out)[0])
         study.STUDY.run(runs, out, jobs=jobs or cores(), tell=typer.echo)
 
-    _train_and_tell(
+    train_and_tell(
         train, lambda: study.write_study(out, command=command_line()), f"{len(runs)} runs in {out}", folder=out
     )
 
@@ -133,12 +133,12 @@ def rmd17(
     def train() -> None:
         study.run_study(runs, out, place, jobs=jobs or cores(), command=command_line(), tell=typer.echo)
 
-    _train_and_tell(
+    train_and_tell(
         train, lambda: study.write_study(place), f"{len(runs)} runs in {out}, their results in {place}", folder=out
     )
 
 
-def _train_and_tell(
+def train_and_tell(
     train: "Callable[[], None]", write: "Callable[[], list[Path]]", first_line: str, *, folder: Path
 ) -> None:
     """Train in the study's folder, then write and print tables and figures."""

@@ -1,0 +1,134 @@
+"""The point-cloud study: standard and relaxed vector neurons, ablations and comparators, by `mdrelax bench modelnet`.
+
+Accuracies are in per cent: of all test shapes, and the mean over classes.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mdrelax.analysis.studies.measures import Factor, Measure, mean, minus_first, plain
+from mdrelax.analysis.studies.run_files import Config, Done, Results, Run, draw, read_results
+from mdrelax.analysis.studies.study import Study
+from mdrelax.base.names import nearest_name
+from mdrelax.base.sections import ConfigError, load
+from mdrelax.packs.modelnet.run import ARMS, ModelNetRun, prepare_folder
+
+__all__ = ["ACCURACY", "STUDY", "finished_runs", "recipe", "write_study"]
+
+RECIPES = ("published", "small")
+ACCURACY = Measure("accuracy", "accuracy", "%", scale=100, higher_is_better=True)
+CLASS_ACCURACY = Measure("class_accuracy", "class accuracy", "%", scale=100, higher_is_better=True)
+PLACES = (
+    "steps", "best_step", "n_parameters", "n_free_parameters", "test_accuracy", "test_class_accuracy", "test_loss",
+    "validation_accuracy", "validation_class_accuracy", "validation_loss", "inference_ms", "seconds", "cpu_seconds",
+)  # fmt: skip
+NEEDS = ("run", "environment", *PLACES, "confusion", "equivariance_error_float64", "equivariance_error_float32")
+EXPLANATION = (
+    "`+-` is the sample standard deviation over the seeds. `minus {first}` is the mean difference to the {first} arm "
+    "over common seeds, with its 95 % t interval. CPU minutes are those of one run, inference is processor time per "
+    "shape. `rotation error` is the largest change of a score under rotations (float64), relative to the terms that "
+    "scores are summed from."
+)
+
+
+def recipe(name: str, network: str) -> dict[str, Any]:
+    """A shipped recipe of a network as a document, the same for all arms; raises ``ConfigError``."""
+    if name not in RECIPES:
+        raise ConfigError(f"There is no recipe `{name}`; {nearest_name(name, RECIPES)}")
+    folder = resources.files("mdrelax") / "presets" / "modelnet"
+    path = folder / f"{network}-{name}.yaml"
+    if not path.is_file():
+        known = [
+            each.name.removesuffix(f"-{name}.yaml") for each in folder.iterdir() if each.name.endswith(f"-{name}.yaml")
+        ]
+        raise ConfigError(f"There is no network `{network}` in this benchmark; {nearest_name(network, known)}")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _resolve(base: Config, changes: Sequence[str]) -> dict[str, Any]:
+    return load(ModelNetRun, base, overrides=changes).model_dump(mode="json")
+
+
+def _read(place: Path, config: Config) -> Results | None:
+    return read_results(place / "results.json", NEEDS)
+
+
+def _start(place: Path, config: Config) -> list[str]:
+    prepare_folder(ModelNetRun.model_validate(config), place)
+    return [str(place)]
+
+
+STUDY = Study(
+    title="ModelNet benchmark",
+    arms={arm: (f"arm={arm}",) for arm in ARMS},
+    measures=(ACCURACY, CLASS_ACCURACY),
+    columns={
+        **{name: name for name in PLACES},
+        "rotation_error": lambda results: results["equivariance_error_float64"]["rotation"],
+        "seconds_per_step": lambda results: results["cpu_seconds"] / results["steps"],
+    },
+    resolve=_resolve,
+    read=_read,
+    start=_start,
+    command=(sys.executable, "-m", "mdrelax", "bench", "modelnet-run"),
+    factors={"penalty": Factor(("lambda", "lambda"), keys=lambda value: [f"relaxation.weight={value}"], log=True)},
+    name="{arm}-lambda{penalty}-seed{seed}",
+    first="standard",
+    budget=(
+        "data", "protocol", "network", "preset", "n_points", "n_train", "n_test", "training.steps", "training.epochs",
+        "training.batch_size",
+    ),
+    aggregates={
+        name: (name, lambda column: column.mean())
+        for name in ("n_parameters", "n_free_parameters", "inference_ms", "rotation_error")
+    },
+    shown={
+        "arm": plain("arm"),
+        "lambda": plain("penalty"),
+        "seeds": plain("seeds"),
+        "{judged} accuracy (%)": mean(ACCURACY),
+        "class accuracy (%)": mean(CLASS_ACCURACY),
+        "minus {first} (%)": minus_first(ACCURACY),
+        "parameters": plain("n_parameters", ",.0f"),
+        "free ones": plain("n_free_parameters", ",.0f"),
+        "CPU minutes": plain("cpu_minutes", ".3g"),
+        "inference (ms)": plain("inference_ms", ".2f"),
+        "rotation error": plain("rotation_error", ".0e"),
+    },
+    notes=lambda summary: [EXPLANATION],
+    curve=("val_error", "validation error (%), projected network", 100),
+)  # fmt: skip
+
+
+def finished_runs(folder: Path) -> tuple[list[Done], list[str]]:
+    """Every finished run below a folder, those to be compared together, and the names of those that have only begun.
+
+    Raises ``ValueError`` if a file of a run cannot be read.
+    """
+    done, begun = [], []
+    for place in sorted({path.parent for name in ("run.yaml", "results.json") for path in folder.glob(f"*/{name}")}):
+        results = _read(place, {})
+        if results is None:
+            begun.append(place.name)
+            continue
+        config = results["run"]
+        penalty = float(place.name.partition("-lambda")[2].partition("-seed")[0] or config["relaxation"]["weight"])
+        factors = {"penalty": penalty, "arm": config["arm"], "seed": config["training"]["seed"]}
+        own = {key: value for key, value in results.items() if key != "run"}
+        done.append(Done(Run(place.name, factors, config), own))
+    return STUDY.ordered(done), begun
+
+
+def write_study(folder: Path, *, command: str = "") -> list[Path]:
+    """Tables, record and figures of the finished runs below a folder; returns the paths written.
+
+    Raises ``ValueError`` if no run has finished, or if a file of a run cannot be read.
+    """
+    done, begun = finished_runs(folder)
+    written = STUDY.write(folder, done, unfinished=begun, command=command)
+    return [*written.paths, *draw(STUDY.drawings(folder, done, written.table), folder / "figures")]

@@ -1,0 +1,81 @@
+"""`mdrelax bench modelnet`: the paper's point clouds, standard and relaxed, with ablations and comparators."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mdrelax.cli.bench.studies import train_and_tell
+from mdrelax.cli.options import Jobs, OnlyReport, Override, Seeds
+
+if TYPE_CHECKING:
+    from mdrelax.training.trainer import Progress
+
+ABLATIONS = "standard,relaxed,relaxed-weight,no-schedule,no-lie-penalty,no-penalty,plain,equi-tuning,equiv-adapt"
+QUICK = [  # in miniature: tiny networks and solids made here
+    "preset=tiny", "n_points=96", "resample=false", "training.epochs=14", "training.batch_size=24",
+    "training.learning_rate=0.01", "training.warmup_steps=10", "training.validate_every=60", "training.ema=0.9",
+    "training.norm_batches=8", "n_test=80",
+]  # fmt: skip
+
+
+def modelnet(
+    data: Annotated[
+        str, typer.Option(help="modelnet:solids, a fetched name (modelnet:10, modelnet:40), a folder or a zip file.")
+    ] = "modelnet:solids",
+    out: Annotated[Path, typer.Option(help="Folder of the study: a folder per run, tables and figures.")] = Path(
+        "runs/modelnet"
+    ),
+    network: Annotated[str, typer.Option(help="vn-pointnet or vn-dgcnn.")] = "vn-pointnet",
+    arms: Annotated[str, typer.Option(help="Comma-separated; `all` for every ablation and comparator.")] = (
+        "standard,relaxed"
+    ),
+    seeds: Seeds = "0,1,2",
+    lambdas: Annotated[str, typer.Option(help="Comma-separated penalty weights; none: the recipe's.")] = "",
+    protocol: Annotated[str, typer.Option(help="Rotations in training/test: z/z, z/SO3 or SO3/SO3.")] = "SO3/SO3",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training set; the default is the recipe's.")] = (
+        None
+    ),
+    recipe: Annotated[str, typer.Option(help="small (for one core) or published.")] = "small",
+    override: Override = None,
+    jobs: Jobs = 0,
+    quick: Annotated[bool, typer.Option(help="Every arm in miniature on solids made here, in a few minutes.")] = False,
+    only_report: OnlyReport = False,
+) -> None:
+    """Train vector-neuron networks on rotated shapes, standard and relaxed; write tables and figures."""
+    from mdrelax.analysis.studies import modelnet as study
+    from mdrelax.base.provenance import command_line
+    from mdrelax.runs.inputs import whole_numbers
+    from mdrelax.runs.jobs import cores
+
+    if only_report:
+        train_and_tell(lambda: None, lambda: study.write_study(out), f"Runs in {out}", folder=out)
+        return
+    base = {**study.recipe(recipe, network), "data": data, "protocol": protocol}
+    numbers = whole_numbers("--seeds", seeds)
+    changes = [*(QUICK if quick else []), *([f"training.epochs={epochs}"] if epochs else []), *(override or [])]
+    if quick:
+        numbers, arms = numbers[:1], "all"
+    weights = [float(text) for text in lambdas.split(",")] if lambdas else [base["relaxation"]["weight"]]
+    chosen = ABLATIONS if arms == "all" else arms
+    runs = study.STUDY.plan(base, arms=chosen.split(","), seeds=numbers, levels={"penalty": weights}, overrides=changes)
+
+    def train() -> None:
+        study.STUDY.refuse_mixtures(runs, study.finished_runs(out)[0])
+        study.STUDY.run(runs, out, jobs=jobs or cores(), tell=typer.echo)
+
+    train_and_tell(
+        train, lambda: study.write_study(out, command=command_line()), f"{len(runs)} runs in {out}", folder=out
+    )
+
+
+def modelnet_run(folder: Annotated[Path, typer.Argument(help="A prepared run folder with its run.yaml.")]) -> None:
+    """One run of the ModelNet benchmark, from its folder's run.yaml."""
+    from mdrelax.packs.modelnet.run import load_run, run_modelnet
+
+    def listen(progress: "Progress") -> None:
+        if progress.row is not None:
+            typer.echo(f"step {progress.step}/{progress.n_steps} {json.dumps(progress.row)}")
+
+    run_modelnet(load_run(folder), folder, listener=listen)
