@@ -14,7 +14,6 @@ The tensors are the force field's state; the header holds one JSON document:
 
 import copy
 import hashlib
-import json
 import warnings
 from collections.abc import Callable
 from importlib import metadata
@@ -22,14 +21,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 import mdrelax.potentials as networks
 from mdrelax.base import o3
 from mdrelax.base.ambient import out_of_inference_mode
-from mdrelax.base.files import write_atomically
+from mdrelax.base.containers import ModelFileError, read_container, write_container
 from mdrelax.base.migrations import with_published_norm
 from mdrelax.base.names import nearest_name
 from mdrelax.base.provenance import software_versions
@@ -64,10 +60,6 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {  # from ve
 }
 CITATION = "Pertigkiozoglou, Chatzipantazis, Trivedi, Daniilidis, NeurIPS 2024 (arXiv 2408.13242)"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-
-class ModelFileError(RuntimeError):
-    """A file that is not a model, or has changed since it was saved."""
 
 
 class RoughPotentialWarning(UserWarning):
@@ -138,10 +130,7 @@ def save_refused(
         "versions": software_versions(),
         "coupling_fingerprint": coupling_fingerprint(),
     }
-    header["content"] = _content_hash(tensors, header)
-    path = Path(path)
-    write_atomically(path, save(tensors, metadata={"mdrelax": json.dumps(header)}))
-    return path
+    return write_container(path, tensors, header)
 
 
 @out_of_inference_mode
@@ -152,10 +141,7 @@ def load_model(path: str | Path, *, certified: bool = True) -> LoadedModel:
     (``RoughPotentialWarning``) if the energy is not smooth, as in files of version 1.
     """
     path = Path(path)
-    header, tensors = _read(path)
-    _refuse_newer(path, header)
-    if header.get("content") != _content_hash(tensors, {k: v for k, v in header.items() if k != "content"}):
-        raise ModelFileError(f"`{path}` was altered after it was saved: its content does not match its hash.")
+    header, tensors = read_container(path, refuse=_refuse_others)
     try:
         header = _migrate(header)
     except (KeyError, TypeError, AttributeError) as error:
@@ -192,33 +178,12 @@ def coupling_fingerprint() -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise ModelFileError(f"There is no model file `{path}`.")
-    if path.suffix == ".pt2":
+def _refuse_others(path: Path, header: dict[str, Any]) -> None:
+    """Checked first: another kind of model, or a newer version, stores everything differently, its hash included."""
+    if "kind" in header:
         raise ModelFileError(
-            f"`{path}` is a compiled model: loading it would run the code in it. If you made it yourself, or "
-            'trust its author, use `MDRelaxCalculator.from_compiled("...")`; else ask for the .safetensors file.'
+            f"`{path}` holds {header['kind']}, not a force field; `load_network` of its pack reads it."
         )
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            document = (file.metadata() or {}).get("mdrelax")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise ModelFileError(f"`{path}` is truncated or not a safetensors file ({error}).") from error
-    if document is None:
-        raise ModelFileError(f"`{path}` is a safetensors file, but not one of mdrelax.")
-    try:
-        header = json.loads(document)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ModelFileError(f"The header of `{path}` is damaged ({error}).") from error
-    if not isinstance(header, dict):
-        raise ModelFileError(f"The header of `{path}` is damaged (no object).")
-    return header, tensors
-
-
-def _refuse_newer(path: Path, header: dict[str, Any]) -> None:
-    """Checked first, because a newer version may store everything differently, including its hash."""
     version = header.get("format_version")
     if not isinstance(version, int) or version < FORMAT_VERSION - len(MIGRATIONS):
         raise ModelFileError(f"The header of `{path}` is damaged: `format_version` is {version!r}.")
@@ -240,11 +205,3 @@ def _build(header: dict[str, Any]) -> ForceField:
     network = networks.build_potential(spec["name"], len(elements), spec["arguments"])
     force_field = ForceField(network, elements=elements)
     return force_field.to_dtype(DTYPES[header["dtype"]])
-
-
-def _content_hash(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

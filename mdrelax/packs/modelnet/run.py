@@ -24,6 +24,7 @@ from mdrelax.base.sections import Section, load, read_yaml
 from mdrelax.datasets.modelnet import load_modelnet
 from mdrelax.datasets.point_clouds import ModelNet, PointClouds, Protocol, protocol_poses
 from mdrelax.method.certificate import Certificate, EquivarianceError, certificate_of, require
+from mdrelax.packs.modelnet.model_file import save_network
 from mdrelax.packs.modelnet.sizes import COMPARATORS, NetworkName, Preset, build_network
 from mdrelax.packs.modelnet.task import Augmentation, Classification, Errors, errors_of, predict, score_error, shapes
 from mdrelax.runs.config_changes import refuse_changes
@@ -169,7 +170,14 @@ class PointCloudExperiment:
         }
 
     def export(self, folder: Path, finished: Finished[nn.Module]) -> None:
-        """Write model.safetensors of a network that passed."""
+        """Write model.safetensors; comparators have no model file."""
+        own = self.settings
+        if own.arm not in COMPARATORS:
+            card = {key: finished.results[key] for key in ("run", "test_accuracy", "validation_accuracy", "steps")}
+            save_network(
+                folder / "model.safetensors", finished.fit.model, network=own.network, preset=own.preset,
+                classes=self.data.train.classes, n_points=own.n_points, certificate=finished.certificate, card=card,
+            )  # fmt: skip
 
 
 def run_modelnet(

@@ -1,0 +1,79 @@
+"""Containers: tensors and one JSON document in a `.safetensors` file that never executes code when it is read.
+
+The document is the header; its entry `content` is the SHA-256 over the tensors and the rest of it.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from mdrelax.base.files import write_atomically
+
+__all__ = ["ModelFileError", "read_container", "write_container"]
+
+
+class ModelFileError(RuntimeError):
+    """A file that is not a model, or has changed since it was saved."""
+
+
+def write_container(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Path:
+    """Write tensors and header atomically; raises ``OSError`` if the disk is full (the old file stays)."""
+    header = {**header, "content": _content_hash(tensors, header)}
+    path = Path(path)
+    write_atomically(path, save(tensors, metadata={"mdrelax": json.dumps(header)}))
+    return path
+
+
+def read_container(
+    path: str | Path, *, refuse: Callable[[Path, dict[str, Any]], None] = lambda path, header: None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a file; raises ``ModelFileError`` if it is missing, truncated, foreign or altered.
+
+    ``refuse(path, header)`` may raise before the content is compared with its hash.
+    """
+    path = Path(path)
+    header, tensors = _read(path)
+    refuse(path, header)
+    if header.get("content") != _content_hash(tensors, {k: v for k, v in header.items() if k != "content"}):
+        raise ModelFileError(f"`{path}` was altered after it was saved: its content does not match its hash.")
+    return header, tensors
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise ModelFileError(f"There is no model file `{path}`.")
+    if path.suffix == ".pt2":
+        raise ModelFileError(
+            f"`{path}` is a compiled model: loading it would run the code in it. If you made it yourself, or "
+            'trust its author, use `MDRelaxCalculator.from_compiled("...")`; else ask for the .safetensors file.'
+        )
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            document = (file.metadata() or {}).get("mdrelax")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(f"`{path}` is truncated or not a safetensors file ({error}).") from error
+    if document is None:
+        raise ModelFileError(f"`{path}` is a safetensors file, but not one of mdrelax.")
+    try:
+        header = json.loads(document)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ModelFileError(f"The header of `{path}` is damaged ({error}).") from error
+    if not isinstance(header, dict):
+        raise ModelFileError(f"The header of `{path}` is damaged (no object).")
+    return header, tensors
+
+
+def _content_hash(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

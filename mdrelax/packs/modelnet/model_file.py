@@ -1,0 +1,104 @@
+"""Model file of a point-cloud network: weights, and all that builds and describes it, in one `.safetensors` file.
+
+| key | content |
+| --- | --- |
+| kind | "a point-cloud network"; force fields have no such key |
+| format_version | 1; newer ones are refused |
+| network, preset, classes, n_points, dtype | everything needed to build and use the network |
+| certificate | the proof of invariance |
+| card | free text and numbers: data, training, errors |
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mdrelax.base.containers import ModelFileError, read_container, write_container
+from mdrelax.base.provenance import software_versions
+from mdrelax.method.certificate import Certificate, require
+from mdrelax.method.relaxation import is_relaxed
+from mdrelax.packs.modelnet.sizes import build_network
+from mdrelax.packs.modelnet.task import predict
+
+__all__ = ["LoadedNetwork", "load_network", "save_network"]
+
+KIND = "a point-cloud network"
+FORMAT_VERSION = 1
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class LoadedNetwork(NamedTuple):
+    """A network in evaluation mode on the CPU, its classes, its certificate and the whole header."""
+
+    network: nn.Module
+    classes: tuple[str, ...]
+    certificate: Certificate
+    header: dict[str, Any]
+
+    def probabilities(self, points: Tensor) -> Tensor:
+        """The probability of each class (M, n_classes) for clouds (M, P, 3), whatever their pose."""
+        return predict(self.network, points.to(DTYPES[self.header["dtype"]])).softmax(1)
+
+
+def save_network(
+    path: str | Path,
+    model: nn.Module,
+    *,
+    network: str,
+    preset: str,
+    classes: tuple[str, ...],
+    n_points: int,
+    certificate: Certificate,
+    card: dict[str, Any] | None = None,
+) -> Path:
+    """Write a projected, certified network atomically; ``network`` and ``preset`` are the names that built it.
+
+    Raises ``CertificateError`` if the certificate did not pass, ``ValueError`` for a network with free maps, and
+    ``OSError`` if the disk is full (the old file stays).
+    """
+    require(certificate)
+    if is_relaxed(model):
+        raise ValueError("The network still has free maps; `project` it before it is saved.")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    header = {
+        "kind": KIND,
+        "format_version": FORMAT_VERSION,
+        "network": network,
+        "preset": preset,
+        "classes": list(classes),
+        "n_points": n_points,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "certificate": certificate.to_dict(),
+        "card": card or {},
+        "versions": software_versions(),
+    }
+    return write_container(path, tensors, header)
+
+
+def load_network(path: str | Path) -> LoadedNetwork:
+    """Read a model file; raises ``ModelFileError`` if it is missing, truncated, foreign, altered or too new.
+
+    Raises ``CertificateError`` for a file whose certificate did not pass.
+    """
+    path = Path(path)
+    header, tensors = read_container(path, refuse=_refuse_others)
+    try:
+        network = build_network(header["network"], header["preset"], len(header["classes"]))
+        network.to(DTYPES[header["dtype"]]).load_state_dict(tensors)
+        certificate = Certificate.from_dict(header["certificate"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelFileError(f"`{path}` describes a network that this mdrelax cannot build ({error}).") from error
+    network.eval().requires_grad_(False)
+    return LoadedNetwork(network, tuple(header["classes"]), require(certificate), header)
+
+
+def _refuse_others(path: Path, header: dict[str, Any]) -> None:
+    if header.get("kind") != KIND:
+        raise ModelFileError(f"`{path}` does not hold {KIND}; `mdrelax info` shows its content.")
+    version = header.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ModelFileError(
+            f"`{path}` has format version {version}; this mdrelax reads up to {FORMAT_VERSION}: upgrade mdrelax."
+        )
