@@ -181,9 +181,7 @@ def coupling_fingerprint() -> str:
 def _refuse_others(path: Path, header: dict[str, Any]) -> None:
     """Checked first: another kind of model, or a newer version, stores everything differently, its hash included."""
     if "kind" in header:
-        raise ModelFileError(
-            f"`{path}` holds {header['kind']}, not a force field; `load_network` of its pack reads it."
-        )
+        raise ModelFileError(f"`{path}` holds {header['kind']}, not a force field; its pack has a `load_network`.")
     version = header.get("format_version")
     if not isinstance(version, int) or version < FORMAT_VERSION - len(MIGRATIONS):
         raise ModelFileError(f"The header of `{path}` is damaged: `format_version` is {version!r}.")
