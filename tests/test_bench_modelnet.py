@@ -130,7 +130,7 @@ def test_the_study_is_one_table_with_figures(study: Path):
     paths = write_study(study, command="mdrelax bench modelnet")
     text = (study / "study.md").read_text()
     assert all(f"| {arm} " in text for arm in ARMS)
-    assert {path.name for path in paths} >= {"study.md", "runs.csv", "summary.csv", "errors.png", "lie_derivatives.png"}
+    assert {path.name for path in paths} >= {"study.md", "runs.csv", "summary.csv", "errors.png", "confusion.png"}
     summary = STUDY.summarize(STUDY.collect(done))
     assert summary["arm"].iloc[0] == "standard"
     row = summary.set_index("arm").loc["relaxed"]

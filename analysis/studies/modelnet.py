@@ -5,12 +5,17 @@ Accuracies are in per cent: of all test shapes, and the mean over classes.
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import yaml
+from matplotlib.figure import Figure
 
+from mdrelax.analysis.drawing import panels, styled
 from mdrelax.analysis.studies.measures import Factor, Measure, mean, minus_first, plain
 from mdrelax.analysis.studies.run_files import Config, Done, Results, Run, draw, read_results
 from mdrelax.analysis.studies.study import Study
@@ -18,16 +23,25 @@ from mdrelax.base.names import nearest_name
 from mdrelax.base.sections import ConfigError, load
 from mdrelax.packs.modelnet.run import ARMS, ModelNetRun, prepare_folder
 
-__all__ = ["ACCURACY", "STUDY", "finished_runs", "recipe", "write_study"]
+__all__ = ["ACCURACY", "STUDY", "confusion", "finished_runs", "recipe", "write_study"]
 
 RECIPES = ("published", "small")
+MOST_NUMBERED = 20  # classes of a confusion matrix whose cells are numbered
 ACCURACY = Measure("accuracy", "accuracy", "%", scale=100, higher_is_better=True)
 CLASS_ACCURACY = Measure("class_accuracy", "class accuracy", "%", scale=100, higher_is_better=True)
 PLACES = (
     "steps", "best_step", "n_parameters", "n_free_parameters", "test_accuracy", "test_class_accuracy", "test_loss",
     "validation_accuracy", "validation_class_accuracy", "validation_loss", "inference_ms", "seconds", "cpu_seconds",
 )  # fmt: skip
-NEEDS = ("run", "environment", *PLACES, "confusion", "equivariance_error_float64", "equivariance_error_float32")
+NEEDS = (
+    "run",
+    "environment",
+    "classes",
+    *PLACES,
+    "confusion",
+    "equivariance_error_float64",
+    "equivariance_error_float32",
+)
 EXPLANATION = (
     "`+-` is the sample standard deviation over the seeds. `minus {first}` is the mean difference to the {first} arm "
     "over common seeds, with its 95 % t interval. CPU minutes are those of one run, inference is processor time per "
@@ -131,4 +145,35 @@ def write_study(folder: Path, *, command: str = "") -> list[Path]:
     """
     done, begun = finished_runs(folder)
     written = STUDY.write(folder, done, unfinished=begun, command=command)
-    return [*written.paths, *draw(STUDY.drawings(folder, done, written.table), folder / "figures")]
+    drawings = STUDY.drawings(folder, done, written.table)
+    drawings["confusion"] = partial(confusion, done)
+    return [*written.paths, *draw(drawings, folder / "figures")]
+
+
+@styled
+def confusion(done: Sequence[Done]) -> Figure:
+    """Which class test shapes are taken for: of the standard and the relaxed arm, all seeds together.
+
+    A cell is the share of its row's shapes, in per cent.
+    """
+    counts: dict[str, npt.NDArray[np.int64]] = {}
+    for run, results in done:
+        arm = run.factors["arm"]
+        if arm in ("standard", "relaxed"):
+            counts[arm] = counts.get(arm, np.int64(0)) + np.array(results["confusion"])
+    classes = done[0].results["classes"] if done else []
+    figure, axes = panels(len(counts), "neither the standard nor the relaxed arm has finished", height=5.0)
+    for ax, (arm, table) in zip(axes, counts.items(), strict=True):
+        shares = 100 * table / np.maximum(table.sum(1, keepdims=True), 1)
+        ax.imshow(shares, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+        for (row, column), share in np.ndenumerate(shares):
+            if share >= 1 and len(classes) <= MOST_NUMBERED:
+                ax.text(
+                    column, row, f"{share:.0f}", ha="center", va="center", color="w" if share < 50 else "k", fontsize=7
+                )
+        ax.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
+        ax.set_yticks(range(len(classes)), classes if ax is axes[0] else [""] * len(classes), fontsize=7)
+        ax.set(title=f"{arm} (%)", xlabel="taken for")
+        ax.grid(visible=False)
+    axes[0].set_ylabel("class")
+    return figure
