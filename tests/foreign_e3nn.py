@@ -13,8 +13,8 @@ from importlib.abc import MetaPathFinder
 import torch
 from torch import Tensor, nn
 
-# Needs YAML and pydantic: sections of a config file. The method has none and does not import it.
-EXEMPT = {"mdrelax.base.sections"}
+# Sections of a config file need YAML and pydantic, model files need safetensors. The method imports neither.
+EXEMPT = {"mdrelax.base.sections", "mdrelax.base.containers"}
 OURS = {  # what mdrelax installs beside torch and e3nn, by the names of the imports
     "ase", "equiformer_pytorch", "jinja2", "matplotlib", "pandas", "pooch", "pydantic", "rich", "safetensors",
     "torch_geometric", "typer", "vesin", "yaml",
