@@ -45,8 +45,8 @@ $(STAMP): pyproject.toml constraints.txt
 train: $(STAMP)  ## train, project, certify and run MD with the embedded ethanol set, in a few minutes
 	$(BIN)/mdrelax train $(PRESET) --out runs/$(PRESET) --restart auto
 
-test: $(STAMP)  ## the default tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(STAMP)  ## the default tests, one process per core with one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check .
