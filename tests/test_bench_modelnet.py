@@ -13,8 +13,9 @@ from mdrelax.base.containers import ModelFileError
 from mdrelax.base.sections import ConfigError
 from mdrelax.datasets.modelnet import load_modelnet
 from mdrelax.modelfile import load_model
+from mdrelax.packs.arm_runs import prepare_folder, read_result
 from mdrelax.packs.modelnet.model_file import load_network
-from mdrelax.packs.modelnet.run import ARMS, ModelNetRun, prepare_folder, read_result, run_modelnet
+from mdrelax.packs.modelnet.run import ARMS, ModelNetRun, run_modelnet
 from mdrelax.packs.modelnet.sizes import COMPARATORS
 from mdrelax.training.trainer import Progress
 

@@ -18,7 +18,8 @@ from mdrelax.analysis.studies.nbody import STUDY, finished_runs, recipe
 from mdrelax.analysis.studies.run_files import Run
 from mdrelax.analysis.studies.study import Study
 from mdrelax.base.sections import ConfigError
-from mdrelax.packs.nbody.run import ARMS, NBodyRun, load_run, prepare_folder, read_result, run_nbody
+from mdrelax.packs.arm_runs import load_run, prepare_folder, read_result
+from mdrelax.packs.nbody.run import ARMS, NBodyRun, run_nbody
 from mdrelax.packs.nbody.task import Displacement
 from mdrelax.runs import jobs
 from mdrelax.training.trainer import Progress
@@ -149,7 +150,7 @@ def test_a_run_that_is_older_than_a_key_goes_on(tmp_path):
         del document["training"][key]
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
     prepare_folder(run, tmp_path)
-    assert load_run(tmp_path) == run
+    assert load_run(NBodyRun, tmp_path) == run
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
     with pytest.raises(ConfigError, match=r"training\.decay_factor: 0\.5 -> 0\.1"):
         prepare_folder(_run("relaxed", training={"decay_factor": 0.1}), tmp_path)
@@ -164,7 +165,7 @@ def test_every_arm_ends_equivariant(finished):
         assert max(result["equivariance_error_float32"].values()) < 1e-4, arm
         assert 0 < result["test_mse"] < 1, arm
         assert result["steps"] == 9
-        assert load_run(folder) == _run(arm)
+        assert load_run(NBodyRun, folder) == _run(arm)
 
 
 def test_arms_are_what_their_names_say(finished):

@@ -16,7 +16,8 @@ from mdrelax.analysis.studies.measures import paired_difference
 from mdrelax.analysis.studies.nbody import PUBLISHED, STUDY, finished_runs, write_study
 from mdrelax.base.provenance import software_versions
 from mdrelax.base.sections import ConfigError
-from mdrelax.packs.nbody.run import load_run
+from mdrelax.packs.arm_runs import load_run
+from mdrelax.packs.nbody.run import NBodyRun
 from nbody_runs import EXACT, write_run
 
 STANDARD, RELAXED = (5.0e-3, 5.4e-3, 5.8e-3), (4.6e-3, 4.9e-3, 5.5e-3)
@@ -131,7 +132,7 @@ def test_the_record_has_the_config_and_the_results_of_every_run(study):
     document = _document(study)
     assert len(document["runs"]) == 6
     for run in document["runs"]:
-        assert run["config"] == load_run(study / run["name"]).model_dump(mode="json")
+        assert run["config"] == load_run(NBodyRun, study / run["name"]).model_dump(mode="json")
         result = json.loads((study / run["name"] / "results.json").read_text())
         assert {key: run[key] for key in result.keys() - {"run"}} == {k: v for k, v in result.items() if k != "run"}
     own = document["runs"][3]

@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 
 from mdrelax.analysis.drawing import panels, styled
 from mdrelax.analysis.studies.measures import Factor, Measure, mean, minus_first, plain
-from mdrelax.analysis.studies.run_files import Config, Done, Results, Run, draw, read_results
+from mdrelax.analysis.studies.run_files import Config, Done, arm_runs, draw, read_arm, resolve_settings, start_arm
 from mdrelax.analysis.studies.study import Study
 from mdrelax.base.names import nearest_name
-from mdrelax.base.sections import ConfigError, load
-from mdrelax.packs.modelnet.run import ARMS, ModelNetRun, prepare_folder
+from mdrelax.base.sections import ConfigError
+from mdrelax.packs.modelnet.run import ARMS, ModelNetRun
 
 __all__ = ["ACCURACY", "STUDY", "confusion", "finished_runs", "recipe", "write_study"]
 
@@ -64,19 +64,6 @@ def recipe(name: str, network: str) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def _resolve(base: Config, changes: Sequence[str]) -> dict[str, Any]:
-    return load(ModelNetRun, base, overrides=changes).model_dump(mode="json")
-
-
-def _read(place: Path, config: Config) -> Results | None:
-    return read_results(place / "results.json", NEEDS)
-
-
-def _start(place: Path, config: Config) -> list[str]:
-    prepare_folder(ModelNetRun.model_validate(config), place)
-    return [str(place)]
-
-
 STUDY = Study(
     title="ModelNet benchmark",
     arms={arm: (f"arm={arm}",) for arm in ARMS},
@@ -86,9 +73,9 @@ STUDY = Study(
         "rotation_error": lambda results: results["equivariance_error_float64"]["rotation"],
         "seconds_per_step": lambda results: results["cpu_seconds"] / results["steps"],
     },
-    resolve=_resolve,
-    read=_read,
-    start=_start,
+    resolve=partial(resolve_settings, ModelNetRun),
+    read=partial(read_arm, NEEDS),
+    start=partial(start_arm, ModelNetRun),
     command=(sys.executable, "-m", "mdrelax", "bench", "modelnet-run"),
     factors={"penalty": Factor(("lambda", "lambda"), keys=lambda value: [f"relaxation.weight={value}"], log=True)},
     name="{arm}-lambda{penalty}-seed{seed}",
@@ -124,18 +111,13 @@ def finished_runs(folder: Path) -> tuple[list[Done], list[str]]:
 
     Raises ``ValueError`` if a file of a run cannot be read.
     """
-    done, begun = [], []
-    for place in sorted({path.parent for name in ("run.yaml", "results.json") for path in folder.glob(f"*/{name}")}):
-        results = _read(place, {})
-        if results is None:
-            begun.append(place.name)
-            continue
-        config = results["run"]
-        penalty = float(place.name.partition("-lambda")[2].partition("-seed")[0] or config["relaxation"]["weight"])
-        factors = {"penalty": penalty, "arm": config["arm"], "seed": config["training"]["seed"]}
-        own = {key: value for key, value in results.items() if key != "run"}
-        done.append(Done(Run(place.name, factors, config), own))
+    done, begun = arm_runs(folder, NEEDS, lambda name, config: {"penalty": _penalty_weight(name, config)})
     return STUDY.ordered(done), begun
+
+
+def _penalty_weight(name: str, config: Config) -> float:
+    """Lambda of a run, from its folder's name; arms without a penalty keep that of their row."""
+    return float(name.partition("-lambda")[2].partition("-seed")[0] or config["relaxation"]["weight"])
 
 
 def write_study(folder: Path, *, command: str = "") -> list[Path]:

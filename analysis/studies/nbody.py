@@ -4,7 +4,8 @@ Errors are mean squared errors of positions, shown in units of 1e-3 of the simul
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ from typing import Any
 import yaml
 
 from mdrelax.analysis.studies.measures import Factor, Measure, main_setting, mean, minus_first, plain
-from mdrelax.analysis.studies.run_files import Config, Done, Results, Run, draw, read_results
+from mdrelax.analysis.studies.run_files import Done, arm_runs, draw, read_arm, resolve_settings, start_arm
 from mdrelax.analysis.studies.study import Study
 from mdrelax.base.names import nearest_name
-from mdrelax.base.sections import ConfigError, load
-from mdrelax.packs.nbody.run import ARMS, NBodyRun, prepare_folder
+from mdrelax.base.sections import ConfigError
+from mdrelax.packs.nbody.run import ARMS, NBodyRun
 
 __all__ = ["MSE", "PUBLISHED", "STUDY", "finished_runs", "recipe", "write_study"]
 
@@ -45,19 +46,6 @@ def recipe(name: str = "tuned") -> dict[str, Any]:
     return yaml.safe_load(text)
 
 
-def _resolve(base: Config, changes: Sequence[str]) -> dict[str, Any]:
-    return load(NBodyRun, base, overrides=changes).model_dump(mode="json")
-
-
-def _read(place: Path, config: Config) -> Results | None:
-    return read_results(place / "results.json", NEEDS)
-
-
-def _start(place: Path, config: Config) -> list[str]:
-    prepare_folder(NBodyRun.model_validate(config), place)
-    return [str(place)]
-
-
 STUDY = Study(
     title="N-body benchmark",
     arms={arm: (f"arm={arm}",) for arm in ARMS},
@@ -66,9 +54,9 @@ STUDY = Study(
         **{name: name for name in PLACES},
         "equivariance_error": lambda results: max(results["equivariance_error_float64"].values()),
     },
-    resolve=_resolve,
-    read=_read,
-    start=_start,
+    resolve=partial(resolve_settings, NBodyRun),
+    read=partial(read_arm, NEEDS),
+    start=partial(start_arm, NBodyRun),
     command=(sys.executable, "-m", "mdrelax", "bench", "nbody-run"),
     factors={
         "n_layers": Factor(("layer", "layers")),
@@ -96,17 +84,7 @@ def finished_runs(folder: Path) -> tuple[list[Done], list[str]]:
 
     Raises ``ValueError`` if a file of a run cannot be read.
     """
-    done, begun = [], []
-    for place in sorted({path.parent for name in ("run.yaml", "results.json") for path in folder.glob(f"*/{name}")}):
-        results = _read(place, {})
-        if results is None:
-            begun.append(place.name)
-            continue
-        config = results["run"]
-        factors = {"n_layers": config["n_layers"], "n_train": config["n_train"], "arm": config["arm"],
-                   "seed": config["training"]["seed"]}  # fmt: skip
-        own = {key: value for key, value in results.items() if key != "run"}
-        done.append(Done(Run(place.name, factors, config), own))
+    done, begun = arm_runs(folder, NEEDS, lambda _, config: {name: config[name] for name in STUDY.factors})
     return STUDY.ordered(done), begun
 
 

@@ -11,10 +11,12 @@ from matplotlib.figure import Figure
 
 from mdrelax.analysis.drawing import save
 from mdrelax.analysis.tables import read_json, read_optional
+from mdrelax.base.sections import Section, load
+from mdrelax.packs.arm_runs import prepare_folder
 from mdrelax.runs.config_changes import with_defaults
 
-__all__ = ["Config", "Done", "Results", "Run", "draw", "portable_config", "read_results", "recipe",
-           "record"]  # fmt: skip
+__all__ = ["Config", "Done", "Results", "Run", "arm_runs", "draw", "portable_config", "read_arm", "read_results",
+           "recipe", "record", "resolve_settings", "start_arm"]  # fmt: skip
 
 Config = Mapping[str, Any]
 Results = Mapping[str, Any]
@@ -33,6 +35,42 @@ class Done(NamedTuple):
 
     run: Run
     results: Results
+
+
+def resolve_settings(model: type[Section], base: Config, changes: Sequence[str]) -> dict[str, Any]:
+    """``Study.resolve`` of runs whose settings are a section; raises ``ConfigError``."""
+    return load(model, base, overrides=changes).model_dump(mode="json")
+
+
+def read_arm(needs: Sequence[str], place: Path, config: Config) -> Results | None:
+    """``Study.read`` of runs that write results.json with the keys ``needs``."""
+    return read_results(place / "results.json", needs)
+
+
+def arm_runs(
+    folder: Path, needs: Sequence[str], levels: Callable[[str, Config], dict[str, Any]]
+) -> tuple[list[Done], list[str]]:
+    """Every finished run below a folder, and the names of those that have only begun.
+
+    ``levels(name, config)`` are the run's factors apart from arm and seed. Raises ``ValueError`` for unreadable files.
+    """
+    done, begun = [], []
+    for place in sorted({path.parent for name in ("run.yaml", "results.json") for path in folder.glob(f"*/{name}")}):
+        results = read_arm(needs, place, {})
+        if results is None:
+            begun.append(place.name)
+            continue
+        config = results["run"]
+        factors = {**levels(place.name, config), "arm": config["arm"], "seed": config["training"]["seed"]}
+        own = {key: value for key, value in results.items() if key != "run"}
+        done.append(Done(Run(place.name, factors, config), own))
+    return done, begun
+
+
+def start_arm(model: type[Section], place: Path, config: Config) -> list[str]:
+    """``Study.start`` of runs that begin with their folder's run.yaml."""
+    prepare_folder(model.model_validate(config), place)
+    return [str(place)]
 
 
 def read_results(path: Path, needs: Sequence[str]) -> dict[str, Any] | None:

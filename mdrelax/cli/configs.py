@@ -57,10 +57,10 @@ def validate(
 
     from mdrelax import potentials
     from mdrelax.runs.inputs import open_config
-    from mdrelax.runs.network import arguments_of
+    from mdrelax.runs.network import check_network
 
     settings = open_config(config, override or [])
-    arguments_of(settings.potential, potentials)
+    check_network(settings.potential, potentials)
     typer.echo(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
 
 

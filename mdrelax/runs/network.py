@@ -27,7 +27,7 @@ from mdrelax.runs.config import PotentialConfig
 from mdrelax.runs.experiment import seeded
 from mdrelax.training.checkpoint import CheckpointError
 
-__all__ = ["NetworkFile", "Networks", "Untrained", "arguments_of", "read_network", "write_network"]
+__all__ = ["NetworkFile", "Networks", "Untrained", "arguments_of", "check_network", "read_network", "write_network"]
 
 NAME = "network.json"
 FORMAT_VERSION = 1
@@ -47,21 +47,26 @@ class Networks(Protocol):
 
 
 def arguments_of(settings: PotentialConfig, networks: Networks) -> dict[str, Any]:
-    """The network's arguments that follow from the settings: the preset, the cut-off, and explicit arguments.
+    """The arguments of the network as far as the settings decide them: those of its preset, cut-off and its own.
 
-    Raises ``ConfigError`` for an unknown network, preset or argument, and for a network that cannot be built.
+    Raises ``ConfigError`` for an unknown network, preset or argument.
     """
     try:
         preset = networks.preset(settings.name, settings.preset)
         section = networks.arguments_section(settings.name)
-        own = load(section, settings.arguments, place="potential.arguments").model_dump(exclude_unset=True)
-        arguments = {**preset, "cutoff": settings.cutoff, **own}
-        seeded(lambda: networks.build_potential(settings.name, 1, arguments), 0)  # a range may span several arguments
-    except ConfigError:
-        raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return arguments
+    own = load(section, settings.arguments, place="potential.arguments").model_dump(exclude_unset=True)
+    return {**preset, "cutoff": settings.cutoff, **own}
+
+
+def check_network(settings: PotentialConfig, networks: Networks) -> None:
+    """Raise ``ConfigError`` for a network that cannot be built: ranges may span several arguments, so one is built."""
+    arguments = arguments_of(settings, networks)
+    try:
+        seeded(lambda: networks.build_potential(settings.name, 1, arguments), 0)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 class Untrained(NamedTuple):

@@ -25,7 +25,7 @@ from mdrelax.modelfile import LoadedModel, save_model, save_refused
 from mdrelax.runs.config import Config
 from mdrelax.runs.experiment import Finished, run
 from mdrelax.runs.inputs import Parts, check_cutoff, check_labels, load_parts, prepare_folder
-from mdrelax.runs.network import Networks, Untrained, arguments_of, read_network, write_network
+from mdrelax.runs.network import Networks, Untrained, check_network, read_network, write_network
 from mdrelax.runs.refused import REFUSED, refuse
 from mdrelax.runs.untrained import load_start, shift_references, untrained
 from mdrelax.structures.graph import Graph
@@ -77,7 +77,8 @@ class Potentials:
     def enter(self, folder: Path, *, restart: bool) -> bool:
         """Write config.yaml and env.json; see ``Experiment``."""
         self.start = load_start(self.config.potential)
-        arguments_of(self.config.potential, self.networks)  # raises on unknown names before the data are read
+        if self.start is None:
+            check_network(self.config.potential, self.networks)  # before the data are read
         return prepare_folder(self.config, folder, restart=restart)
 
     def prepare(self, folder: Path, *, resume: bool, tell: Callable[[str], None]) -> ForceField:

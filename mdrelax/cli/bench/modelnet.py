@@ -1,16 +1,12 @@
 """`mdrelax bench modelnet`: the paper's point clouds, standard and relaxed, with ablations and comparators."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from mdrelax.cli.bench.studies import train_and_tell
+from mdrelax.cli.bench.studies import say_validation, train_and_tell
 from mdrelax.cli.options import Jobs, OnlyReport, Override, Seeds
-
-if TYPE_CHECKING:
-    from mdrelax.training.trainer import Progress
 
 ABLATIONS = "standard,relaxed,relaxed-weight,no-schedule,no-lie-penalty,no-penalty,plain,equi-tuning,equiv-adapt"
 QUICK = [  # in miniature: tiny networks and solids made here
@@ -72,10 +68,7 @@ def modelnet(
 
 def modelnet_run(folder: Annotated[Path, typer.Argument(help="A prepared run folder with its run.yaml.")]) -> None:
     """One run of the ModelNet benchmark, from its folder's run.yaml."""
-    from mdrelax.packs.modelnet.run import load_run, run_modelnet
+    from mdrelax.packs.arm_runs import load_run
+    from mdrelax.packs.modelnet.run import ModelNetRun, run_modelnet
 
-    def listen(progress: "Progress") -> None:
-        if progress.row is not None:
-            typer.echo(f"step {progress.step}/{progress.n_steps} {json.dumps(progress.row)}")
-
-    run_modelnet(load_run(folder), folder, listener=listen)
+    run_modelnet(load_run(ModelNetRun, folder), folder, listener=say_validation)

@@ -66,13 +66,16 @@ def nbody(
 
 def nbody_run(folder: Annotated[Path, typer.Argument(help="A prepared run folder with its run.yaml.")]) -> None:
     """One run of the N-body benchmark, from its folder's run.yaml."""
-    from mdrelax.packs.nbody.run import load_run, run_nbody
+    from mdrelax.packs.arm_runs import load_run
+    from mdrelax.packs.nbody.run import NBodyRun, run_nbody
 
-    def listen(progress: "Progress") -> None:
-        if progress.row is not None:
-            typer.echo(f"step {progress.step}/{progress.n_steps} {json.dumps(progress.row)}")
+    run_nbody(load_run(NBodyRun, folder), folder, listener=say_validation)
 
-    run_nbody(load_run(folder), folder, listener=listen)
+
+def say_validation(progress: "Progress") -> None:
+    """Print the row of metrics.csv after a validation."""
+    if progress.row is not None:
+        typer.echo(f"step {progress.step}/{progress.n_steps} {json.dumps(progress.row)}")
 
 
 def nbody_md(

@@ -7,7 +7,6 @@ of steps; vector-neuron arms start from the same weights. The network is chosen 
 projection; the test set is looked at once, at the end.
 """
 
-import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,25 +14,22 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-import yaml
 from pydantic import Field, model_validator
 from torch import nn
 
-from mdrelax.base.files import locked_folder, write_atomically
-from mdrelax.base.sections import Section, load, read_yaml
+from mdrelax.base.sections import Section
 from mdrelax.datasets.modelnet import load_modelnet
 from mdrelax.datasets.point_clouds import ModelNet, PointClouds, Protocol, protocol_poses
 from mdrelax.method.certificate import Certificate, EquivarianceError, certificate_of, require
+from mdrelax.packs.arm_runs import enter, run_arm, with_arm
 from mdrelax.packs.modelnet.model_file import save_network
 from mdrelax.packs.modelnet.sizes import COMPARATORS, NetworkName, Preset, build_network
 from mdrelax.packs.modelnet.task import Augmentation, Classification, Errors, errors_of, predict, score_error, shapes
-from mdrelax.runs.config_changes import refuse_changes
-from mdrelax.runs.experiment import RESULTS, Finished, run, seeded
+from mdrelax.runs.experiment import Finished, seeded
 from mdrelax.training.settings import OptimisationConfig, RelaxationConfig, refuse_keep
 from mdrelax.training.trainer import FitResult, Progress
 
-__all__ = ["ARMS", "ArmName", "ModelNetRun", "PointCloudExperiment", "load_run", "prepare_folder", "read_result",
-           "run_modelnet"]  # fmt: skip
+__all__ = ["ARMS", "ArmName", "ModelNetRun", "PointCloudExperiment", "run_modelnet"]
 
 ArmName = Literal[
     "standard", "relaxed", "relaxed-weight", "relaxed-fold", "no-schedule", "no-lie-penalty", "no-penalty",
@@ -51,7 +47,6 @@ ARMS: dict[str, dict[str, Any]] = {  # what an arm changes in the relaxation of 
 }
 CERTIFIED_SHAPES = 8
 TIMED_SHAPES = 32  # of the inference time
-SETTINGS = "run.yaml"
 POSE_SEED = 0  # of validation and test shapes: the same in every run
 
 
@@ -77,12 +72,7 @@ class ModelNetRun(Section):
     @model_validator(mode="before")
     @classmethod
     def _apply_arm(cls, document: Any) -> Any:
-        """The arm's own keys replace those of the study: an arm is what its name says."""
-        if not isinstance(document, dict) or document.get("arm") not in ARMS:
-            return document
-        relaxation = document.get("relaxation", {})
-        given = relaxation.model_dump() if isinstance(relaxation, RelaxationConfig) else dict(relaxation)
-        return {**document, "relaxation": {**given, **ARMS[document["arm"]]}}
+        return with_arm(document, ARMS)
 
     @model_validator(mode="after")
     def _invariant_in_the_end(self) -> Self:
@@ -106,8 +96,7 @@ class PointCloudExperiment:
 
     def enter(self, folder: Path, *, restart: bool) -> bool:
         """Write run.yaml; see ``Experiment``."""
-        prepare_folder(self.settings, folder)
-        return restart and (folder / "checkpoints" / "last.pt").exists()
+        return enter(self.settings, folder, restart=restart)
 
     def prepare(self, folder: Path, *, resume: bool, tell: Callable[[str], None]) -> nn.Module:
         """Read the shapes and build the network of the arm."""
@@ -184,37 +173,8 @@ def run_modelnet(
     settings: ModelNetRun, folder: Path, *, listener: Callable[[Progress], None] = lambda progress: None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train (or resume from the folder's checkpoint), project, certify and test; returns the content of results.json.
-
-    A finished run is read, not repeated. Raises ``ConfigError`` when the folder holds a run with other settings,
-    ``InUseError`` when another process trains in it, and ``CertificateError`` when the projected network is not
-    invariant.
-    """
-    with locked_folder(folder):
-        prepare_folder(settings, folder)
-        if (finished := read_result(folder)) is not None:
-            return finished
-        return run(PointCloudExperiment(settings), folder, restart=True, listener=listener, tell=tell).results
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """What a finished run says of itself, ``None`` before it has finished."""
-    path = folder / RESULTS
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
-def prepare_folder(run: ModelNetRun, folder: Path) -> None:
-    """Make a run's folder with its run.yaml; raises ``ConfigError`` when it holds a run with other settings."""
-    saved, document = folder / SETTINGS, run.model_dump(mode="json")
-    if saved.is_file():
-        found = load_run(folder).model_dump(mode="json")
-        refuse_changes(found, document, found=f"`{folder}` holds a run with other settings", choose="folder")
-    write_atomically(saved, yaml.safe_dump(document, sort_keys=False).encode())
-
-
-def load_run(folder: Path) -> ModelNetRun:
-    """The settings in a prepared folder; raises ``ConfigError``."""
-    return load(ModelNetRun, read_yaml(folder / SETTINGS))
+    """Train, project, certify and test an arm; see ``run_arm``."""
+    return run_arm(PointCloudExperiment(settings), settings, folder, listener=listener, tell=tell)
 
 
 def _some(clouds: PointClouds, n: int | None) -> PointClouds:

@@ -7,22 +7,20 @@ weights, and gets the same optimiser and number of steps; the network is chosen 
 projection. The test set is evaluated once, at the end.
 """
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-import yaml
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
-from mdrelax.base.files import locked_folder, write_atomically
 from mdrelax.base.names import nearest_name
-from mdrelax.base.sections import Section, load, read_yaml
+from mdrelax.base.sections import Section
 from mdrelax.datasets.nbody import load_nbody
 from mdrelax.method.certificate import Certificate, EquivarianceError, certificate_of, require
+from mdrelax.packs.arm_runs import enter, run_arm, with_arm
 from mdrelax.packs.nbody.egnn import EGNN
 from mdrelax.packs.nbody.networks import NBodySEGNN
 from mdrelax.packs.nbody.task import (
@@ -33,12 +31,11 @@ from mdrelax.packs.nbody.task import (
     mean_squared_error,
     prepare,
 )
-from mdrelax.runs.config_changes import refuse_changes
-from mdrelax.runs.experiment import RESULTS, Finished, run, seeded
+from mdrelax.runs.experiment import Finished, seeded
 from mdrelax.training.settings import OptimisationConfig, RelaxationConfig, refuse_keep
 from mdrelax.training.trainer import FitResult, Progress
 
-__all__ = ["ARMS", "NBody", "NBodyRun", "load_run", "prepare_folder", "read_result", "run_nbody"]
+__all__ = ["ARMS", "NBody", "NBodyRun", "run_nbody"]
 
 ARMS: dict[str, dict[str, Any]] = {  # changes of each arm to the relaxation settings of the study
     "standard": {"schedule": "off"},
@@ -50,7 +47,6 @@ ARMS: dict[str, dict[str, Any]] = {  # changes of each arm to the relaxation set
     "egnn": {"schedule": "off"},
 }
 CERTIFIED_SYSTEMS = 8
-SETTINGS = "run.yaml"
 
 
 class NBodyRun(Section):
@@ -72,12 +68,7 @@ class NBodyRun(Section):
     @model_validator(mode="before")
     @classmethod
     def _apply_arm(cls, document: Any) -> Any:
-        """The settings with those of the arm, which replace the study's."""
-        if not isinstance(document, dict) or document.get("arm") not in ARMS:
-            return document
-        relaxation = document.get("relaxation", {})
-        given = relaxation.model_dump() if isinstance(relaxation, RelaxationConfig) else dict(relaxation)
-        return {**document, "relaxation": {**given, **ARMS[document["arm"]]}}
+        return with_arm(document, ARMS)
 
     @model_validator(mode="after")
     def _equivariant_in_the_end(self) -> Self:
@@ -109,8 +100,7 @@ class NBody:
 
     def enter(self, folder: Path, *, restart: bool) -> bool:
         """Write run.yaml; see ``Experiment``."""
-        prepare_folder(self.settings, folder)
-        return restart and (folder / "checkpoints" / "last.pt").exists()
+        return enter(self.settings, folder, restart=restart)
 
     def prepare(self, folder: Path, *, resume: bool, tell: Callable[[str], None]) -> nn.Module:
         """Read the trajectories and build the network of the arm."""
@@ -159,40 +149,8 @@ class NBody:
 def run_nbody(
     settings: NBodyRun, folder: Path, *, listener: Callable[[Progress], None] = lambda progress: None
 ) -> dict[str, Any]:
-    """Train (or resume from the folder's checkpoint), project, certify and test; returns the content of results.json.
-
-    A finished run is read, not repeated. Raises ``ConfigError`` if the folder contains a run with other settings,
-    ``InUseError`` if another process trains in it, and ``CertificateError`` if the projected network is not
-    equivariant.
-    """
-    with locked_folder(folder):
-        prepare_folder(settings, folder)
-        if (finished := read_result(folder)) is not None:
-            return finished
-        return run(NBody(settings), folder, restart=True, listener=listener).results
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """The results of a finished run, ``None`` before it has finished."""
-    path = folder / RESULTS
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
-def prepare_folder(run: NBodyRun, folder: Path) -> None:
-    """Make a run's folder with its run.yaml; raises ``ConfigError`` if it contains a run with other settings.
-
-    Keys that a run of an older version lacks have their defaults.
-    """
-    saved, document = folder / SETTINGS, run.model_dump(mode="json")
-    if saved.is_file():
-        found = load_run(folder).model_dump(mode="json")
-        refuse_changes(found, document, found=f"`{folder}` holds a run with other settings", choose="folder")
-    write_atomically(saved, yaml.safe_dump(document, sort_keys=False).encode())
-
-
-def load_run(folder: Path) -> NBodyRun:
-    """The settings in a prepared folder; raises ``ConfigError``."""
-    return load(NBodyRun, read_yaml(folder / SETTINGS))
+    """Train, project, certify and test an arm; see ``run_arm``."""
+    return run_arm(NBody(settings), settings, folder, listener=listener)
 
 
 def _network(settings: NBodyRun) -> nn.Module:

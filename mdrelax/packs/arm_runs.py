@@ -1,0 +1,86 @@
+"""Runs of a pack's benchmark: one arm and one seed in a folder with its run.yaml and results.json.
+
+Every arm of a comparison changes the relaxation of the study and nothing else. A finished run is read, not repeated; an
+interrupted one is resumed.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from torch import nn
+
+from mdrelax.base.files import locked_folder, write_atomically
+from mdrelax.base.sections import Section, load, read_yaml
+from mdrelax.runs.config_changes import refuse_changes
+from mdrelax.runs.experiment import RESULTS, Experiment, run
+from mdrelax.training.settings import RelaxationConfig
+from mdrelax.training.trainer import Progress
+
+__all__ = ["enter", "load_run", "prepare_folder", "read_result", "run_arm", "with_arm"]
+
+SETTINGS = "run.yaml"
+Settings = TypeVar("Settings", bound=Section)
+
+
+def with_arm(document: Any, arms: Mapping[str, Mapping[str, Any]]) -> Any:
+    """A document of settings in which the arm's own relaxation keys replace those of the study.
+
+    Documents without a known arm are returned as they are, for pydantic to refuse.
+    """
+    if not isinstance(document, dict) or document.get("arm") not in arms:
+        return document
+    relaxation = document.get("relaxation", {})
+    given = relaxation.model_dump() if isinstance(relaxation, RelaxationConfig) else dict(relaxation)
+    return {**document, "relaxation": {**given, **arms[document["arm"]]}}
+
+
+def run_arm(
+    experiment: Experiment[nn.Module],
+    settings: Section,
+    folder: Path,
+    *,
+    listener: Callable[[Progress], None] = lambda progress: None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Run an experiment, or resume it from the folder's checkpoint; returns the content of results.json.
+
+    Raises ``ConfigError`` if the folder contains a run with other settings, ``InUseError`` if another process trains in
+    it, and ``CertificateError`` if the projected network does not have its symmetry.
+    """
+    with locked_folder(folder):
+        prepare_folder(settings, folder)
+        if (finished := read_result(folder)) is not None:
+            return finished
+        return run(experiment, folder, restart=True, listener=listener, tell=tell).results
+
+
+def enter(settings: Section, folder: Path, *, restart: bool) -> bool:
+    """Write run.yaml; True if there is a checkpoint to resume from. See ``Experiment.enter``."""
+    prepare_folder(settings, folder)
+    return restart and (folder / "checkpoints" / "last.pt").exists()
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The results of a finished run, ``None`` before it has finished."""
+    path = folder / RESULTS
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def prepare_folder(settings: Section, folder: Path) -> None:
+    """Make a run's folder with its run.yaml; raises ``ConfigError`` if it contains a run with other settings.
+
+    Keys that a run of an older version lacks have their defaults.
+    """
+    saved, document = folder / SETTINGS, settings.model_dump(mode="json")
+    if saved.is_file():
+        found = load_run(type(settings), folder).model_dump(mode="json")
+        refuse_changes(found, document, found=f"`{folder}` holds a run with other settings", choose="folder")
+    write_atomically(saved, yaml.safe_dump(document, sort_keys=False).encode())
+
+
+def load_run(model: type[Settings], folder: Path) -> Settings:
+    """The settings in a prepared folder; raises ``ConfigError``."""
+    return load(model, read_yaml(folder / SETTINGS))
