@@ -115,6 +115,11 @@ class Loader:
         self.seed, self.shuffle = seed, shuffle
         self.n_edges = [frame.graph.edge_index.shape[1] for frame in frames]
 
+    @property
+    def limited_by_edges(self) -> bool:
+        """Whether ``max_edges`` can end a batch before ``batch_size`` does."""
+        return self.max_edges is not None and self.batch_size * max(self.n_edges) > self.max_edges
+
     def order(self, epoch: int) -> list[int]:
         """The frames' order in an epoch."""
         if not self.shuffle:
@@ -124,7 +129,7 @@ class Loader:
     def positions(self, epoch: int) -> list[list[int]]:
         """The frame numbers of each batch of an epoch."""
         order = self.order(epoch)
-        if self.max_edges is None:
+        if self.max_edges is None or not self.limited_by_edges:
             return [order[k : k + self.batch_size] for k in range(0, len(order), self.batch_size)]
         starts, load = [0], 0
         for place, frame in enumerate(order):
@@ -142,7 +147,7 @@ class Loader:
 
     def n_steps(self, epochs: int) -> int:
         """The number of batches in a number of epochs."""
-        if self.max_edges is None:
+        if not self.limited_by_edges:
             return epochs * len(self.positions(0))
         return sum(len(self.positions(epoch)) for epoch in range(epochs))
 

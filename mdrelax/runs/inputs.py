@@ -20,6 +20,7 @@ from mdrelax.base.provenance import environment
 from mdrelax.base.sections import ConfigError, read_yaml
 from mdrelax.datasets import Frames, LabelOptions, Split
 from mdrelax.forces.loader import Batch
+from mdrelax.forces.settings import STRESS_WEIGHT
 from mdrelax.runs.config import Config, DataConfig, load_config
 from mdrelax.runs.config_changes import changed_keys, read_saved, refuse_changes
 from mdrelax.structures.graph import Graph
@@ -41,17 +42,41 @@ class Parts(NamedTuple):
 
 
 def open_config(source: str, overrides: Sequence[str]) -> Config:
-    """A config from a YAML file or a preset that the package ships; raises ``ConfigError``."""
+    """A config from a YAML file, a preset or the name of data, which has the defaults; raises ``ConfigError``."""
+    if is_data(source, overrides):
+        return load_config({"data": {"source": source}}, overrides=overrides)
     if Path(source).is_file():
         return load_config(read_yaml(source), overrides=overrides)
     folder = resources.files("mdrelax") / "presets"
     names = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
     if source not in names:
         raise ConfigError(
-            f"There is no config file `{source}`, and no preset of that name; {nearest_name(source, names)}"
+            f"There is no config file, data file or preset `{source}`; {nearest_name(source, names)}"
         )
     with resources.as_file(folder / f"{source}.yaml") as path:
         return load_config(read_yaml(path), overrides=overrides)
+
+
+def is_data(source: str, overrides: Sequence[str]) -> bool:
+    """True for the name of a data set or file in place of a config, also a file whose format an override names."""
+    named = Path(source).is_file() and any(override.startswith("data.format=") for override in overrides)
+    return datasets.is_source(source) or (named and Path(source).suffix not in (".yaml", ".yml"))
+
+
+def recipe_of(config: Config) -> str:
+    """Network, optimiser, length and split of a config in one sentence."""
+    potential, training, data = config.potential, config.training, config.data
+    network = f"{potential.name} `{potential.preset}` with cut-off {potential.cutoff:g} A"
+    network = network if potential.start is None else f"the network of `{potential.start}`"
+    steps = f"{training.steps:,} steps" if training.epochs is None else f"{training.epochs:,} epochs"
+    edges = "" if training.max_edges is None else f" and {training.max_edges:,} edges"
+    relaxed = "never relaxed" if config.relaxation.schedule == "off" else f"relaxed ({config.relaxation.schedule})"
+    rest = "the rest" if data.test is None else f"{data.test:g}"
+    return (
+        f"{network}, {relaxed}; {training.optimizer} at {training.learning_rate:g}, {steps} of up to "
+        f"{training.batch_size} structures{edges}; split {data.train:g} to train, {data.validation:g} to validate, "
+        f"{rest} to test, drawn with seed {data.seed}"
+    )
 
 
 def resolve(config: Config | Mapping[str, Any] | str | Path, data: Sequence[Atoms] | str | Path | None) -> Config:
@@ -219,6 +244,18 @@ def _shortest_distance(graph: Graph) -> float:
     return float(torch.cat([between.flatten(), lengths[lengths > 0]]).min())
 
 
+def with_stress_weight(config: Config, parts: Parts, *, conservative: bool) -> Config:
+    """The config with a stress weight, by default ``STRESS_WEIGHT`` if a training frame has a stress.
+
+    A network that is not ``conservative`` has no stress.
+    """
+    if config.training.stress_weight is not None:
+        return config
+    counts = conservative and any("stress" in frame for frame in parts.train)
+    training = config.training.model_copy(update={"stress_weight": STRESS_WEIGHT if counts else 0.0})
+    return config.model_copy(update={"training": training})
+
+
 def check_labels(config: Config, parts: Parts) -> None:
     """Refuse, before training, data that would fail afterwards or lack labels.
 
@@ -233,7 +270,7 @@ def check_labels(config: Config, parts: Parts) -> None:
                 f"The {name} frames have atomic numbers {unknown}, which no training frame has: train on more frames, "
                 "or take another `data.seed`."
             )
-    if config.training.stress_weight > 0 and not any("stress" in frame for frame in parts.train):
+    if config.training.stress_weight and not any("stress" in frame for frame in parts.train):
         raise ConfigError(
             f"`training.stress_weight` is {config.training.stress_weight}, but no training frame has a stress: name "
             "its key with `data.stress_key`, or set the weight to 0."
