@@ -65,10 +65,12 @@ def _evidence(data: Sequence[Data]) -> Evidence:
 
 
 def _named(data: Sequence[Data], frames: list[int]) -> str:
-    """The frames of a finding, by their numbers in the file."""
-    numbers = [place_of(data[k], k).split()[1] for k in frames[:SHOWN]]
+    """The frames of a finding: "Frames 3, 5 of `x.extxyz`."."""
+    places = [place_of(data[k], k) for k in frames[:SHOWN]]
+    numbers, source = [place.split()[1] for place in places], " ".join(places[0].split()[2:])
     more = f" and {len(frames) - SHOWN} more" if len(frames) > SHOWN else ""
-    return f"Frames {', '.join(numbers)}{more}." if len(frames) > 1 else f"Frame {numbers[0]}."
+    named = f"Frames {', '.join(numbers)}{more}" if len(frames) > 1 else f"Frame {numbers[0]}"
+    return f"{named} {source}".rstrip() + "."
 
 
 def _where(data: Sequence[Data], suspicious: Callable[[Data], bool]) -> list[int]:

@@ -114,7 +114,7 @@ def _spoilt(name: str) -> list[Atoms]:
 def test_one_bad_structure_of_many_is_named(fault: str) -> None:
     """By its number, whatever the batch it falls into."""
     for batch_size in (1, 5, 32):
-        with pytest.raises(ValueError, match=r"^Structure 7\b") as caught:
+        with pytest.raises(ValueError, match=r"^Frame 7: ") as caught:
             lj_calculator().calculate_many(_spoilt(fault), batch_size=batch_size)
         assert "\n" not in str(caught.value)
 

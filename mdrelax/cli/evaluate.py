@@ -175,12 +175,13 @@ def _errors(folder: Path, calculator: "MDRelaxCalculator", structures: "list[Dat
     from mdrelax.forces.loader import frames_from_data
     from mdrelax.forces.predict import predictions_of
 
-    batches = frames_from_data(structures, cutoff=calculator.force_field.cutoff)
+    force_field = calculator.force_field
+    batches = frames_from_data(structures, cutoff=force_field.cutoff, check=force_field.species_of)
     stress = any("stress" in frame for frame in structures)
-    if stress and not calculator.force_field.conservative:
+    if stress and not force_field.conservative:
         typer.echo("The model predicts forces directly, so it has no stress: that of the data is left out.")
         stress = False
-    predictions = predictions_of(calculator.force_field, batches, stress=stress)
+    predictions = predictions_of(force_field, batches, stress=stress)
     errors = metrics.errors(predictions)
     _tables(folder, predictions, [frame.config_type for frame in structures])
     _worst(folder, predictions, structures, worst)
