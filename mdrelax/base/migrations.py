@@ -20,6 +20,6 @@ def with_published_norm(potential: str, arguments: Mapping[str, Any]) -> dict[st
 
 
 def with_recipe_of_version_2(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of version 2 as one of version 3: the keys of ``training`` that it leaves out have their old defaults."""
+    """A config of version 2 as one of version 3: keys of ``training`` that it leaves out have their old defaults."""
     training = {**RECIPE_OF_VERSION_2, **(document.get("training") or {})}
     return {**document, "training": training, "format_version": 3}

@@ -46,7 +46,9 @@ class TrainingConfig(OptimisationConfig):
     energy_weight: float = Field(4.0, ge=0, description="Weight of the energy error per atom, 1/eV.")
     forces_weight: float = Field(1.0, ge=0, description="Weight of the force error, A/eV.")
     stress_weight: float | None = Field(
-        None, ge=0, description=f"Weight of the stress error, A^3/eV; none: {STRESS_WEIGHT:g} where frames have a stress."
+        None,
+        ge=0,
+        description=f"Weight of the stress error, A^3/eV; none: {STRESS_WEIGHT:g} where frames have a stress.",
     )
     huber_delta: float = Field(0.01, gt=0, description="Where the Huber loss turns linear.")
 

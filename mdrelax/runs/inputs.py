@@ -50,9 +50,7 @@ def open_config(source: str, overrides: Sequence[str]) -> Config:
     folder = resources.files("mdrelax") / "presets"
     names = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
     if source not in names:
-        raise ConfigError(
-            f"There is no config file, data file or preset `{source}`; {nearest_name(source, names)}"
-        )
+        raise ConfigError(f"There is no config file, data file or preset `{source}`; {nearest_name(source, names)}")
     with resources.as_file(folder / f"{source}.yaml") as path:
         return load_config(read_yaml(path), overrides=overrides)
 
