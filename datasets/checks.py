@@ -160,7 +160,7 @@ def _check_equal(data: Sequence[Data], limits: CheckLimits, evidence: Evidence) 
     both = [(a, b) for a, b in sorted(pairs) if "energy" in data[a] and "energy" in data[b]]
     unequal = [(a, b) for a, b in both if abs(float(data[a].energy - data[b].energy)) > 1e-3]
     states = sorted({name for a, b in unequal for name in ("charge", "spin") if data[a].get(name) != data[b].get(name)})
-    cause = f"their {' and '.join(states)} differ, which a network does not see" if states else (
+    cause = f"they differ in {' and '.join(states)}, which a network does not see" if states else (
         "their labels are shuffled, or of different methods, charges or spins"
     )  # fmt: skip
     frames = sorted({k for pair in unequal for k in pair})

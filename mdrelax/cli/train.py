@@ -64,7 +64,8 @@ def _train(settings: "Config", folder: Path, *, restart: str, tensorboard: bool,
     from mdrelax.runs.experiment import write_results
     from mdrelax.runs.inputs import check_folder
 
-    check_folder(settings, folder, restart=restart == "auto")  # raises before anything is started
+    if longer := check_folder(settings, folder, restart=restart == "auto"):  # raises before anything is started
+        log(longer)
     with _standard_arm(settings, folder, restart=restart) as standard, _progress_bar(folder, tensorboard) as listener:
         outcome = mdrelax.train(settings, folder=folder, restart=restart == "auto", tell=log, listener=listener)
         standard_results = standard()

@@ -27,6 +27,7 @@ from mdrelax.structures.graph import Graph
 
 MOST_NEIGHBOURS = 1000  # per atom
 IN_MEMORY = "memory"  # `data.source` for structures passed in memory
+LENGTHS = ("steps", "epochs")  # keys of `training`; the length may grow when a run is resumed
 MAY_CHANGE = ("md_picoseconds",)  # keys that may change when a run is resumed; none of them affects a number
 
 
@@ -46,7 +47,7 @@ def open_config(source: str, overrides: Sequence[str]) -> Config:
     if is_data(source, overrides):
         return load_config({"data": {"source": source}}, overrides=overrides)
     if Path(source).is_file():
-        return load_config(read_yaml(source), overrides=overrides)
+        return load_config(_document(source), overrides=overrides)
     folder = resources.files("mdrelax") / "presets"
     names = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
     if source not in names:
@@ -55,10 +56,22 @@ def open_config(source: str, overrides: Sequence[str]) -> Config:
         return load_config(read_yaml(path), overrides=overrides)
 
 
+def _document(path: str) -> dict[str, Any]:
+    try:
+        return read_yaml(path)
+    except ConfigError as error:
+        hint = "" if _is_yaml(path) else " If it holds structures, name their format: `-r data.format=ase`."
+        raise ConfigError(f"{error}{hint}") from error
+
+
+def _is_yaml(path: str) -> bool:
+    return Path(path).suffix.lower() in (".yaml", ".yml")
+
+
 def is_data(source: str, overrides: Sequence[str]) -> bool:
     """True for the name of a data set or file in place of a config, also a file whose format an override names."""
     named = Path(source).is_file() and any(override.startswith("data.format=") for override in overrides)
-    return datasets.is_source(source) or (named and Path(source).suffix not in (".yaml", ".yml"))
+    return datasets.is_source(source) or (named and not _is_yaml(source))
 
 
 def recipe_of(config: Config) -> str:
@@ -99,15 +112,17 @@ def whole_numbers(option: str, text: str) -> list[int]:
         raise ConfigError(f"`{option}` wants whole numbers separated by commas, got `{text}`.") from error
 
 
-def check_folder(config: Config, folder: Path, *, restart: bool) -> None:
-    """Raise ``ConfigError`` if the folder contains a run and ``restart`` is off, or a run with another config.
+def check_folder(config: Config, folder: Path, *, restart: bool) -> str | None:
+    """A sentence to print if the folder contains a run that is made longer, else None.
 
-    A run that ended before its first checkpoint (a mistake in the config, a missing file) does not count.
+    Raises ``ConfigError`` if the folder contains a run and ``restart`` is off, or a run whose config differs in more
+    than a greater number of steps (or epochs). A run that ended before its first checkpoint (a mistake in the config, a
+    missing file) does not count.
     """
     saved = folder / "config.yaml"
     finished = (folder / "checkpoints" / "last.pt").exists() or (folder / "model.safetensors").exists()
     if not (saved.exists() and finished):
-        return
+        return None
     if not restart:
         raise ConfigError(
             f"`{folder}` already contains a run; add `--restart auto` to resume it, or choose another `--out`."
@@ -117,12 +132,15 @@ def check_folder(config: Config, folder: Path, *, restart: bool) -> None:
         for document in (read_saved(saved), config.model_dump(mode="json"))
     )
     changed = {line.partition(":")[0] for line in changed_keys(old, new)}
-    if changed and changed <= {"training.steps", "training.epochs"} and (folder / "model.safetensors").exists():
-        raise ConfigError(
-            f"`{folder}` is finished, and theta and the learning rate followed its length. To train on, continue from "
-            f"its model in another folder: `-r potential.start={folder / 'model.safetensors'}` in place of the network."
-        )
+    for unit in LENGTHS:
+        before, now = (document["training"].get(unit) for document in (old, new))
+        if changed == {f"training.{unit}"} and before is not None and now is not None and now > before:
+            return (
+                f"The run of {before:,} {unit} is continued to {now:,}: theta and the learning rate follow the new "
+                "length from here on, so the result is not that of one run of this length."
+            )
     refuse_changes(old, new, found=f"`{folder}` was made with another config", choose="`--out`")
+    return None
 
 
 def prepare_folder(config: Config, folder: Path, *, restart: bool) -> bool:
@@ -177,9 +195,13 @@ def _split(settings: DataConfig, n_frames: int, *, separate_test: bool) -> Split
             n_frames, train=settings.train_indices, valid=valid, test=settings.test_indices or (), generator=generator
         )
     test = 0 if separate_test else settings.test
-    return datasets.random_split(
-        n_frames, train=settings.train, valid=settings.validation, test=test, generator=generator
-    )
+    train, valid = (_some(size, n_frames) for size in (settings.train, settings.validation))
+    return datasets.random_split(n_frames, train=train, valid=valid, test=test, generator=generator)
+
+
+def _some(size: int | float, n_frames: int) -> int | float:
+    """A fraction as it is, or 1 if it would be no frame at all."""
+    return 1 if 0 < size < 1 and _size(size, n_frames) == 0 else size
 
 
 def _check_indices(settings: DataConfig) -> None:
