@@ -240,7 +240,7 @@ CHECKS: dict[str, Check] = {
     "no net force": _check_net_force,
     "no extreme force": _check_forces,
     "forces fit the bonds": lambda _, __, evidence: plausibility.check_stiffness(evidence.stiffnesses),
-    "forces agree with energies": lambda _, __, evidence: check_forces_and_energies(evidence),
+    "forces agree with energies": lambda data, _, evidence: check_forces_and_energies(data, evidence),
     "stress agrees with energies": lambda data, _, evidence: check_stress(data, evidence),
     "no energy outlier": _check_energies,
     "one reference for all energies": lambda data, _, evidence: check_references(data, evidence),

@@ -311,9 +311,10 @@ def require_finite(label: str, values: np.ndarray, *, source: str, frame: int | 
     value = np.asarray(values)[tuple(where)]
     index = where.pop(0) if frame is None else frame
     atom = f", atom {where[0]}" if label in PER_ATOM else ""
+    article = "an" if label[0] in "aeiou" else "a"
     raise ValueError(
-        f"There is a {label} value of {value} in {frame_name(index, source)}{atom}; remove the frame or compute its "
-        "label again."
+        f"There is {article} {label} value of {value} in {frame_name(index, source)}{atom}; remove the frame or "
+        "compute its label again."
     )
 
 

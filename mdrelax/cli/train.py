@@ -216,10 +216,11 @@ def _progress_bar(folder: Path, tensorboard: bool) -> Iterator["Callable[[Progre
 
 
 def _numbers(row: dict[str, float]) -> str:
-    return (
-        f"forces {row['val_forces_mae_meV_per_A']:.1f} meV/A  energy {row['val_energy_mae_meV']:.1f} meV  "
-        f"theta {row['theta']:.2f}  penalty {row['penalty']:.3f}"
-    )
+    """Errors of the labels that the validation frames have, theta and penalty."""
+    forces, energy, theta = row["val_forces_mae_meV_per_A"], row["val_energy_mae_meV"], row["theta"]
+    errors = ["" if forces != forces else f"forces {forces:.1f} meV/A  "]  # NaN: there is no label
+    errors += ["" if energy != energy else f"energy {energy:.1f} meV  "]
+    return f"{''.join(errors)}theta {theta:.2f}  penalty {row['penalty']:.3f}"
 
 
 def _tensorboard(folder: Path) -> Any:

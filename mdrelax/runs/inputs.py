@@ -51,7 +51,10 @@ def open_config(source: str, overrides: Sequence[str]) -> Config:
     folder = resources.files("mdrelax") / "presets"
     names = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
     if source not in names:
-        raise ConfigError(f"There is no config file, data file or preset `{source}`; {nearest_name(source, names)}")
+        raise ConfigError(
+            f"There is no config file `{source}`, no data file and no preset of that name; "
+            f"{nearest_name(source, names)}"
+        )
     with resources.as_file(folder / f"{source}.yaml") as path:
         return load_config(read_yaml(path), overrides=overrides)
 
@@ -195,8 +198,8 @@ def _split(settings: DataConfig, n_frames: int, *, separate_test: bool) -> Split
             n_frames, train=settings.train_indices, valid=valid, test=settings.test_indices or (), generator=generator
         )
     test = 0 if separate_test else settings.test
-    train, valid = (_some(size, n_frames) for size in (settings.train, settings.validation))
-    return datasets.random_split(n_frames, train=train, valid=valid, test=test, generator=generator)
+    train, validation = (_some(size, n_frames) for size in (settings.train, settings.validation))
+    return datasets.random_split(n_frames, train=train, valid=validation, test=test, generator=generator)
 
 
 def _some(size: int | float, n_frames: int) -> int | float:
