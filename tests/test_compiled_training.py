@@ -6,13 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from ase import Atoms
+from ase.calculators.emt import EMT
 from torch import Tensor, nn
 
 from mdrelax.compiled import training
 from mdrelax.compiled.recording import CompileError
 from mdrelax.compiled.training import CompiledTrainingStep
+from mdrelax.datasets import load_atoms
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.forcematching import ForceMatching
 from mdrelax.forces.loader import Batch, Loader, frames_from_data, join
@@ -23,7 +27,7 @@ from mdrelax.method.penalty import penalty, record_inputs
 from mdrelax.method.relaxation import relax_constraints, set_theta
 from mdrelax.structures.graph import Edges, Graph, edge_vectors
 from molecules import ELEMENTS, batch_of, ethanol, graph_of, rattled, tiny_equiformer, tiny_segnn, water
-from small_runs import CLUSTER_CUTOFF, clusters, data_of
+from small_runs import CLUSTER_CUTOFF, CRYSTAL_CUTOFF, clusters, crystals, data_of
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "equiformer, linear messages": lambda: tiny_equiformer("8x0e+4x1o", nonlinear_messages=False),
@@ -174,6 +178,7 @@ def test_the_code_is_for_one_molecules_edges_where_all_frames_are_that(tmp_path:
     assert torch.equal(task.edges, graph.edge_index)
     assert isinstance(task.compiled.potential, CompiledTrainingStep)
     assert torch.equal(task.compiled.potential.edge_index, join([Batch(graph, targets)] * 4).graph.edge_index)
+    assert prepared(Loader(known, batch_size=4, max_edges=6000)).edges is not None  # four never have so many
     for loader in (Loader([*known, other], batch_size=4), Loader(known, batch_size=4, max_edges=24)):
         task = prepared(loader)
         assert task.edges is None
@@ -234,3 +239,46 @@ def test_a_compiled_step_is_the_uncompiled_one(tmp_path: Path) -> None:
         found.append([loss.detach(), *numbers, *(p.grad for p in model.parameters() if p.grad is not None)])
         assert (task.compiled is not None) == compiled
     assert_alike(*found)
+
+
+@pytest.mark.parametrize("channels", [8, 4])
+def test_one_compilation_serves_frames_of_every_size_open_or_periodic(channels: int) -> None:
+    """Also where the first batch has as many atoms as the network has channels: no size is taken for another.
+
+    Bulk with stress and clusters without; each further compilation would take minutes.
+    """
+    compilations = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        compilations.append(graph)
+        return graph.forward
+
+    data = load_atoms([*crystals(4), *(_copper(n, n) for n in (4, 7, 8, 9))]).data
+    known = frames_from_data(data, cutoff=CRYSTAL_CUTOFF)
+    network = tiny_equiformer(f"{channels}x0e+4x1o", n_blocks=1, cutoff=CRYSTAL_CUTOFF)
+    model = ForceField(network, elements=(29,))
+    relax_constraints(model, initial_std=0.05, generator=torch.Generator().manual_seed(1))
+    set_theta(model, 0.5)
+    chosen = settings(compile=True, stress_weight=20.0)
+    task = ForceMatching(
+        Loader(known, batch_size=2, shuffle=False),
+        known,
+        chosen,
+        compiler=partial(CompiledTrainingStep, backend=backend),
+    )
+    plain = ForceMatching(Loader(known, batch_size=2), known, settings(stress_weight=20.0))
+    for step, batch in enumerate(task.batches(0, start=0)):
+        (ours, _), (theirs, _) = (each.loss(model.train(), batch, step=step) for each in (task, plain))
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+        ours.backward()
+    assert len(compilations) == 1
+
+
+def _copper(n: int, seed: int) -> Atoms:
+    """An open cluster of ``n`` atoms with energy and forces."""
+    positions = 2.3 * np.argwhere(np.ones((3, 3, 1)))[:n] + np.random.default_rng(seed).normal(scale=0.1, size=(n, 3))
+    atoms = Atoms(f"Cu{n}", positions)
+    atoms.calc = EMT()
+    atoms.info["REF_energy"], atoms.arrays["REF_forces"] = atoms.get_potential_energy(), atoms.get_forces()
+    atoms.calc = None
+    return atoms

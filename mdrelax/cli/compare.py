@@ -23,7 +23,7 @@ THETAS = [k / 10 for k in range(10, -1, -1)]
 
 
 def compare(
-    config: Annotated[str, typer.Argument(help="A YAML file or the name of a preset, such as rmd17-ethanol.")],
+    config: Annotated[str, typer.Argument(help="A YAML file, a preset such as rmd17-ethanol, or data.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder; default: runs/compare-NAME, with --quick runs/compare-NAME-quick.")
     ] = None,
@@ -41,6 +41,7 @@ def compare(
     from mdrelax.analysis.studies.forces import STUDY
     from mdrelax.analysis.studies.study import split_arms
     from mdrelax.base.files import locked_folder
+    from mdrelax.cli.train import run_name
     from mdrelax.runs.inputs import open_config, whole_numbers
     from mdrelax.runs.jobs import cores
 
@@ -48,7 +49,7 @@ def compare(
     base = open_config(config, changes).model_dump(mode="json")
     numbers = [0, 1] if quick else whole_numbers("--seeds", seeds)
     runs = STUDY.plan(base, arms=split_arms(arms), seeds=numbers)
-    folder = out or Path("runs") / f"compare-{Path(config).stem}{'-quick' if quick else ''}"
+    folder = out or Path("runs") / f"compare-{run_name(config)}{'-quick' if quick else ''}"
     with contextlib.nullcontext() if only_report else locked_folder(folder):
         typer.echo(f"{len(runs)} runs in {folder}")
         try:

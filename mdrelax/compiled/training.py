@@ -24,6 +24,7 @@ from mdrelax.compiled.recording import (
     Arguments,
     CompileError,
     first_line,
+    independent_sizes,
     keep_second_derivatives,
     record,
     require_compiler,
@@ -106,7 +107,7 @@ class CompiledTrainingStep(Potential):
             species, edge_index, vectors = arguments
             edges = Edges(edge_index, vectors)
             wanted = self._probe(self.potential.energies_and_gradient(species, edges, create_graph=True))
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), independent_sizes():
                 warnings.simplefilter("ignore")  # torch's, about its own inner deprecations
                 name, symbolic = type(self.potential).__name__, self.edge_index is None
                 graph = record(self._function(), self._inputs(arguments), symbolic=symbolic, network=name)

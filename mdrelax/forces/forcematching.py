@@ -53,8 +53,8 @@ class ForceMatching:
             raise ValueError("The settings ask for a compiled step (`compile: true`), but no `compiler` is given.")
         self.loader, self.validation, self.settings, self.compiler = loader, validation, settings, compiler
         self.weights = LossWeights(
-            settings.energy_weight, settings.forces_weight, settings.stress_weight, settings.huber_delta
-        )
+            settings.energy_weight, settings.forces_weight, settings.stress_weight or 0.0, settings.huber_delta
+        )  # no stress weight: a run has one from its data
         self.compiled: ForceField | None = None  # compiled from the network of the first step
         self.trained: ForceField | None = None  # that network
         self.edges: Tensor | None = None  # common to all structures, if the compiled code is specialised to them
@@ -97,8 +97,8 @@ class ForceMatching:
         return total, _batch_errors(Prediction.join(predictions), batch)
 
     def _compile(self, compiler: Compiler, model: ForceField, part: Batch) -> None:
-        """Compile for the common edges if all frames are one molecule and batches count structures, not edges."""
-        if self.loader.max_edges is None:
+        """Compile for the common edges if all frames are one molecule and the largest batch is a full one."""
+        if not self.loader.limited_by_edges:
             self.edges = common_edges([frame.graph for frame in self.loader.frames])
         fixed = None if self.edges is None else with_edges(part.graph, self.edges).edge_index
         self.compiled, self.trained = model.with_potential(compiler(model.potential, fixed)), model

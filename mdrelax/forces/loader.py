@@ -4,13 +4,14 @@ Nothing random is kept between steps: the order of an epoch follows from (seed, 
 (seed, step). A resumed run therefore sees what an uninterrupted one sees, with no generator to save.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mdrelax.base.places import frame_name, naming
 from mdrelax.base.seeds import generator
 from mdrelax.forces.loss import Targets
 from mdrelax.structures.graph import Graph, collate
@@ -31,19 +32,20 @@ class Batch(NamedTuple):
         return Batch(self.graph.to(device), Targets(*(tensor.to(device) for tensor in self.targets)))
 
 
-def frames_from_data(data: Iterable[Any], *, cutoff: float) -> list[Batch]:
+def frames_from_data(
+    data: Iterable[Any], *, cutoff: float, check: Callable[[Tensor], object] = lambda numbers: None
+) -> list[Batch]:
     """PyG data (see ``mdrelax.datasets.frames``) as single-structure batches with their neighbour lists.
 
     Edges are searched once, here; ``cutoff`` is in Angstrom. Missing labels become NaN. Raises ``ValueError`` that
-    names the frame (by ``place``, else by its number) whose structure has no graph.
+    names the frame (by ``place``, else by its number) whose structure has no graph, or whose atomic numbers (N,)
+    ``check`` refuses, for instance ``ForceField.species_of``.
     """
     frames = []
     for number, item in enumerate(data):
-        try:
+        with naming(item.place if "place" in item else frame_name(number)):
             graph = build_graph(item.pos, item.z, item.cell[0], item.pbc[0], cutoff=cutoff)
-        except ValueError as error:
-            place = item.place if "place" in item else f"frame {number}"
-            raise ValueError(f"{place[0].upper()}{place[1:]}: {error}") from error
+            check(graph.numbers)
         missing = torch.full((), torch.nan, dtype=torch.float64)
         targets = Targets(
             item.energy.reshape(1) if "energy" in item else missing.expand(1),
@@ -115,6 +117,11 @@ class Loader:
         self.seed, self.shuffle = seed, shuffle
         self.n_edges = [frame.graph.edge_index.shape[1] for frame in frames]
 
+    @property
+    def limited_by_edges(self) -> bool:
+        """Whether ``max_edges`` can end a batch before ``batch_size`` does."""
+        return self.max_edges is not None and self.batch_size * max(self.n_edges) > self.max_edges
+
     def order(self, epoch: int) -> list[int]:
         """The frames' order in an epoch."""
         if not self.shuffle:
@@ -124,7 +131,7 @@ class Loader:
     def positions(self, epoch: int) -> list[list[int]]:
         """The frame numbers of each batch of an epoch."""
         order = self.order(epoch)
-        if self.max_edges is None:
+        if self.max_edges is None or not self.limited_by_edges:
             return [order[k : k + self.batch_size] for k in range(0, len(order), self.batch_size)]
         starts, load = [0], 0
         for place, frame in enumerate(order):
@@ -142,7 +149,7 @@ class Loader:
 
     def n_steps(self, epochs: int) -> int:
         """The number of batches in a number of epochs."""
-        if self.max_edges is None:
+        if not self.limited_by_edges:
             return epochs * len(self.positions(0))
         return sum(len(self.positions(epoch)) for epoch in range(epochs))
 

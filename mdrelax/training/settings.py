@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mdrelax.base.sections import Section
 from mdrelax.method.penalty import PenaltyKind
@@ -11,7 +11,16 @@ from mdrelax.method.schedule import Schedule, ScheduleKind
 from mdrelax.training.optimizers import OptimizerKind
 from mdrelax.training.rates import LearningRate, LearningRateKind
 
-__all__ = ["OptimisationConfig", "RelaxationConfig", "refuse_keep"]
+__all__ = ["OptimisationConfig", "RelaxationConfig", "Share", "refuse_keep"]
+
+
+def _whole_or_below_1(value: int | float) -> int | float:
+    if value > 1 and value != int(value):
+        raise ValueError(f"this must be a whole number or a fraction below 1, got {value}")
+    return int(value) if value >= 1 else value
+
+
+Share = Annotated[int | float, AfterValidator(_whole_or_below_1)]  # a number of steps, or a fraction of them
 
 
 class RelaxationConfig(Section):
@@ -80,7 +89,9 @@ class OptimisationConfig(Section):
     learning_rate_schedule: LearningRateKind = Field(
         "cosine", description="After warm-up, see `mdrelax.training.rates`."
     )
-    warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
+    warmup_steps: Share = Field(
+        100, ge=0, description="Steps of linear warm-up: a number, or a fraction of the steps below 1."
+    )
     final_learning_rate: float = Field(0.01, ge=0, le=1, description="Last rate of the cosine, a fraction of the peak.")
     plateau_factor: float = Field(0.5, gt=0, lt=1, description="Reduction at a plateau.")
     plateau_patience: int = Field(10, ge=1, description="Validations without improvement before a reduction.")
@@ -91,7 +102,9 @@ class OptimisationConfig(Section):
     weight_decay: float = Field(
         1e-6, ge=0, description="Decay of weight matrices; `adam`, `sgd` and `rmsprop`: of all weights."
     )
-    ema: float = Field(0.999, ge=0, lt=1, description="Decay of the weights' moving average; 0 turns it off.")
+    ema: float = Field(
+        0.999, ge=0, lt=1, description="Decay of the weights' moving average, s / (s + 10) at most in step s; 0: none."
+    )
     norm_batches: int = Field(
         32,
         ge=0,
@@ -99,7 +112,9 @@ class OptimisationConfig(Section):
     )
     gradient_clip: float = Field(10.0, gt=0, description="Largest norm of the gradient.")
     early_stopping: int | None = Field(None, ge=1, description="Stop after this many validations without improvement.")
-    validate_every: int = Field(500, ge=1, description="Steps between validations, each with a checkpoint.")
+    validate_every: Share = Field(
+        500, gt=0, description="Steps between validations, each with a checkpoint: a number, or a fraction below 1."
+    )
     rotate: bool = Field(True, description="Rotate each structure at random in each batch.")
     dtype: Literal["float32", "float64"] = Field("float32", description="The network's precision.")
     device: str = Field("cpu", description="`cpu` or `cuda`.")
@@ -122,10 +137,20 @@ class OptimisationConfig(Section):
             )
         return self
 
-    def rate(self) -> LearningRate:
-        """The learning rate as a function of the step."""
+    def rate(self, n_steps: int) -> LearningRate:
+        """The learning rate as a function of the step, in a training of ``n_steps``."""
         return LearningRate(
-            self.learning_rate, self.learning_rate_schedule, self.warmup_steps, self.final_learning_rate,
+            self.learning_rate, self.learning_rate_schedule, _in_steps(self.warmup_steps, n_steps),
+            self.final_learning_rate,
             self.plateau_factor, self.decay_factor, self.decay_steps or self.decay_epochs or 1,
             "epochs" if self.decay_epochs else "steps",
         )  # fmt: skip
+
+    def validation_interval(self, n_steps: int) -> int:
+        """Steps between validations in a training of ``n_steps``."""
+        return max(1, _in_steps(self.validate_every, n_steps))
+
+
+def _in_steps(share: int | float, n_steps: int) -> int:
+    """A number of steps, from itself or from a fraction of them."""
+    return round(share * n_steps) if share < 1 else int(share)

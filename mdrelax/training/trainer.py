@@ -127,8 +127,9 @@ class Trainer(Generic[Model]):
         self.model = model.to(training.device)
         self.task, self.folder, self.listener = task, folder, listener
         self.settings, self.relaxation = training, relaxation
-        self.schedule, self.learning_rate = relaxation.theta(), training.rate()
         self.n_steps = training.steps or task.n_steps(training.epochs or 1)
+        self.schedule, self.learning_rate = relaxation.theta(), training.rate(self.n_steps)
+        self.interval = training.validation_interval(self.n_steps)
         self.optimizer = make_optimizer(
             self.model, kind=training.optimizer, lr=training.learning_rate, weight_decay=training.weight_decay,
             betas=training.betas, vector_fraction=training.vector_rate_fraction, free_kind=relaxation.optimizer,
@@ -155,7 +156,7 @@ class Trainer(Generic[Model]):
             for batch in self.task.batches(self.epoch, start=self.batch):
                 theta, extra = self._train_step(batch)
                 self.step, self.batch = self.step + 1, self.batch + 1
-                validate = self.step % self.settings.validate_every == 0 or self.step == self.n_steps
+                validate = self.step % self.interval == 0 or self.step == self.n_steps
                 self.seconds, self.cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
                 row = self._validate(theta, extra) if validate else None
                 self.listener(Progress(self.step, self.n_steps, theta, extra, row))
