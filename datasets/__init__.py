@@ -133,6 +133,8 @@ def load_frames(source: str | Path, *, format: str | None = None, **options: Any
     ``energy_key`` for ``extxyz``, ``labels`` for ``md17``. Options of value ``None`` count as not given. Raises
     ``ValueError`` for an unknown format or option (naming the nearest), ``FileNotFoundError`` for a missing file.
     """
+    if is_plumes(source):
+        raise ValueError(f"`{source}` holds smoke plumes and no atoms; `open_plumes` reads it.")
     path = _resolve(str(source))
     name = format or _format(path)
     if name not in LOADERS:

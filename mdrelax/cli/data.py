@@ -62,7 +62,7 @@ def stats(
     format: Format = None,
     plot: Annotated[Path | None, typer.Option(help="Of plumes: draw some of the flows into this png.")] = None,
 ) -> None:
-    """Counts, elements and ranges with their units; of point clouds, shapes per class and part; of plumes, each task."""
+    """Counts, elements, ranges and units; of point clouds, shapes per class and part; of plumes, the tasks."""
     from mdrelax import datasets
 
     if datasets.is_plumes(data):
