@@ -159,7 +159,7 @@ def stream_function(u: Array) -> Array:
 
 
 def velocity_of(psi: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """The velocity (..., 2, n, n) on left and lower faces of the flow with the stream function psi (..., n + 1, n + 1)."""
+    """The velocity (..., 2, n, n) on left and lower faces, from the stream function psi (..., n + 1, n + 1)."""
     u = psi[..., 1:, :-1] - psi[..., :-1, :-1]
     v = psi[..., :-1, :-1] - psi[..., :-1, 1:]
     return np.stack([u, v], axis=-3)

@@ -9,8 +9,8 @@ import pytest
 
 from command_line import mdrelax
 from mdrelax.cli import DATA
-from mdrelax.datasets.catalogue import Item, Source
 from mdrelax.datasets import load_frames
+from mdrelax.datasets.catalogue import Item, Source
 from mdrelax.datasets.download import fetch
 from small_runs import crystals, write_frames
 
