@@ -125,6 +125,7 @@ def _explain(error: Exception) -> None:
     from mdrelax.method.certificate import CertificateError
     from mdrelax.modelfile import ModelFileError
     from mdrelax.training.checkpoint import CheckpointError
+    from mdrelax.training.ranks import LostRankError
     from mdrelax.training.trainer import TrainingError
 
     if isinstance(error, ConfigError):
@@ -137,7 +138,10 @@ def _explain(error: Exception) -> None:
         _fail(str(error), DATA)
     if isinstance(error, OSError) and error.strerror and error.filename is None:  # our own message
         _fail(error.strerror, OTHER)
-    own = (CheckpointError, CompileError, ExplodedError, InUseError, ModelFileError, NotRelaxedError, TrainingError)
+    own = (
+        CheckpointError, CompileError, ExplodedError, InUseError, LostRankError, ModelFileError, NotRelaxedError,
+        TrainingError,
+    )  # fmt: skip
     _fail(str(error) if isinstance(error, own) else f"{type(error).__name__}: {error}", OTHER)
 
 

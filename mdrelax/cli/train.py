@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from mdrelax.training.trainer import Progress
 
 
+_NO_BASELINE = (
+    "`standard_baseline: true` trains a second network in a process of its own, which torchrun does not start: set it "
+    "to false, and compare arms with `mdrelax compare --ranks N`."
+)
+
+
 def train(
     config: Annotated[str, typer.Argument(help="A YAML file or the name of a preset, such as ethanol-tiny.")],
     out: Annotated[Path | None, typer.Option(help="Run folder; the default is runs/NAME.")] = None,
@@ -29,14 +36,30 @@ def train(
 ) -> None:
     """Train a potential, project it to exact equivariance, certify, test and report it."""
     own_threads = _one_thread_unless_told()
-    from mdrelax.base.files import locked_folder
+    import mdrelax
     from mdrelax.base.sections import ConfigError
     from mdrelax.runs.inputs import open_config
+    from mdrelax.training.ranks import joined
 
     if restart not in ("auto", "never"):
         raise ConfigError(f"`--restart` must be auto or never, got {restart!r}.")
-    settings = open_config(config, override or [])
     folder = out or Path("runs") / Path(config).stem
+    with joined() as ranks:
+        with ranks.in_turn():
+            settings = open_config(config, override or [])
+        if ranks.size > 1 and ranks.share(settings.standard_baseline):
+            raise ranks.one_sentence(ConfigError(_NO_BASELINE))
+        if ranks.first:
+            _train_and_log(settings, folder, restart=restart, tensorboard=tensorboard, own_threads=own_threads)
+        else:
+            warnings.simplefilter("ignore")  # rank 0 has the same
+            mdrelax.train(settings, folder=folder, restart=restart == "auto")
+
+
+def _train_and_log(settings: "Config", folder: Path, *, restart: str, tensorboard: bool, own_threads: bool) -> None:
+    from mdrelax.base.files import locked_folder
+    from mdrelax.base.sections import ConfigError
+
     log = _Log(folder)
     with locked_folder(folder):
         if own_threads:
