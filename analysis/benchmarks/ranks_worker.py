@@ -3,6 +3,7 @@
 A rank of it, if torchrun starts it. The seconds of each step go to the JSON file TIMES.
 """
 
+import itertools
 import json
 import sys
 import time
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
             listener=lambda progress: ends.append(time.perf_counter()), ranks=ranks,
         ).run()  # fmt: skip
         if ranks.first:
-            seconds = [after - before for before, after in zip(ends, ends[1:], strict=False)]
+            seconds = [after - before for before, after in itertools.pairwise(ends)]
             times.write_text(json.dumps(seconds[WARM_UP - 1 : -1]))
 
 

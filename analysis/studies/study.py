@@ -41,7 +41,7 @@ from mdrelax.base.names import nearest_name
 from mdrelax.base.provenance import portable
 from mdrelax.base.sections import ConfigError
 from mdrelax.runs.config_changes import changed_keys, refuse_changes
-from mdrelax.runs.jobs import Processes, Start, run_side_by_side
+from mdrelax.runs.jobs import ONE_THREAD_EACH, Start, run_side_by_side
 
 __all__ = ["Study", "Written", "split_arms"]
 
@@ -141,7 +141,7 @@ class Study(NamedTuple):
         folder: Path,
         *,
         jobs: int,
-        start: Start = Processes(),
+        start: Start = ONE_THREAD_EACH,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Train the unfinished runs, ``jobs`` at a time, by default as processes with one thread each.

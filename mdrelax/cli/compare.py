@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdrelax.cli.options import (
-    Arms, Jobs, Launcher, OnlyReport, Override, RanksOfRun, Seeds, Slurm, Threads, workers,
+    Arms,
+    Jobs,
+    Launcher,
+    OnlyReport,
+    Override,
+    RanksOfRun,
+    Seeds,
+    Slurm,
+    Threads,
+    workers,
 )  # fmt: skip
 from mdrelax.cli.output import tell_table, write_text
 

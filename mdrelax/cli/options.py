@@ -54,8 +54,8 @@ def workers(folder: Path, *, jobs: int, threads: int, ranks: int, launcher: str,
 
     if launched()[1] > 1:
         raise ConfigError(
-            "A study starts the processes of its runs itself: run this command without torchrun; `--ranks N` trains each "
-            "run on N processes."
+            "A study starts the processes of its runs itself: run this command without torchrun; `--ranks N` trains "
+            "each run on N processes."
         )
     if launcher not in ("local", "slurm"):
         raise ConfigError(f"`--launcher` must be local or slurm, got `{launcher}`.")
@@ -64,4 +64,4 @@ def workers(folder: Path, *, jobs: int, threads: int, ranks: int, launcher: str,
     if launcher == "slurm":
         start = SlurmJobs(folder / "submitit", threads=threads, ranks=ranks, options=slurm or [])
         return Workers(jobs or MOST_JOBS, start)
-    return Workers(jobs or max(1, cores() // (threads * ranks)), Processes(threads, ranks))
+    return Workers(jobs or max(1, cores() // (threads * ranks)), Processes(threads=threads, ranks=ranks))

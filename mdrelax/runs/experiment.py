@@ -158,8 +158,8 @@ def _require_same_data(folder: Path, ranks: Ranks) -> None:
     own = path.read_text() if path.is_file() else None
     if ranks.share(own) != own:
         raise ConfigError(
-            f"Rank {ranks.rank} has read other data than rank 0 (their hashes in split.json differ): give every machine "
-            "the same files."
+            f"Rank {ranks.rank} has read other data than rank 0 (their hashes in split.json differ): give every "
+            "machine the same files."
         )
 
 

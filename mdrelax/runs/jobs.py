@@ -17,10 +17,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-__all__ = ["PARENT", "Job", "Processes", "Start", "cores", "end_with_parent", "job_environment", "on_ranks",
-           "run_side_by_side"]  # fmt: skip
+__all__ = ["ONE_THREAD_EACH", "PARENT", "Job", "Processes", "Start", "cores", "end_with_parent", "job_environment",
+           "on_ranks", "run_side_by_side"]  # fmt: skip
 
 POLL_SECONDS = 0.5
 PARENT = "MDRELAX_PARENT"  # environment variable: the process that waits for this run
@@ -42,11 +42,11 @@ class Job(Protocol):
 Start = Callable[[Sequence[str], Path], Job]  # of a command, whose output goes to run.log in a folder
 
 
-class Processes(NamedTuple):
+class Processes:
     """Start each run as a process on this machine, with so many threads on each of its ranks."""
 
-    threads: int = 1
-    ranks: int = 1
+    def __init__(self, *, threads: int = 1, ranks: int = 1) -> None:
+        self.threads, self.ranks = threads, ranks
 
     def __call__(self, command: Sequence[str], place: Path) -> "subprocess.Popen[bytes]":
         """Start a command; see ``Start``."""
@@ -58,13 +58,16 @@ class Processes(NamedTuple):
             )
 
 
+ONE_THREAD_EACH = Processes()
+
+
 def run_side_by_side(
     places: Sequence[Path],
     command: Callable[[Path], Sequence[str]],
     *,
     finished: Callable[[Path], str | None],
     jobs: int,
-    start: Start = Processes(),
+    start: Start = ONE_THREAD_EACH,
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Run the command of each folder that is not finished, ``jobs`` at a time; its output goes to run.log there.

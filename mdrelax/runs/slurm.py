@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mdrelax.base.sections import ConfigError
 from mdrelax.runs.jobs import PARENT, job_environment, on_ranks
@@ -23,12 +23,11 @@ MOST_REQUEUES = 100
 POLL_SECONDS = 10.0  # between two looks at a job in a cluster's queue
 
 
-class _Work(NamedTuple):
+class _Work:
     """What a job runs; submitit calls it there, and ``checkpoint`` when the job has to end before the run has."""
 
-    command: Sequence[str]
-    place: Path
-    threads: int
+    def __init__(self, command: Sequence[str], place: Path, *, threads: int) -> None:
+        self.command, self.place, self.threads = command, place, threads
 
     def __call__(self) -> None:
         """Run the command, with its output in run.log; raises ``CalledProcessError`` if it fails."""
@@ -103,7 +102,7 @@ class SlurmJobs:
         from submitit.core.utils import FailedSubmissionError
 
         self.executor.update_parameters(name=place.name)
-        work = _Work(on_ranks(command, self.ranks), place.resolve(), self.threads)
+        work = _Work(on_ranks(command, self.ranks), place.resolve(), threads=self.threads)
         try:
             return _Queued(self.executor.submit(work), seconds=self.seconds)
         except FailedSubmissionError as error:

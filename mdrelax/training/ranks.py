@@ -154,7 +154,8 @@ class Ranks:
         except RuntimeError as error:
             raise LostRankError(
                 f"Rank {self.rank} of {self.size} ends, because another rank ended or cannot be reached "
-                f"({_reason(error)}); the one that ended first says why. `--restart auto` resumes the run."
+                f"({_reason(error)}): its own message says why, or torchrun's if it was killed. `--restart auto` resumes "
+                "the run."
             ) from error
 
 
@@ -301,6 +302,6 @@ def _balanced(sizes: Sequence[int], n_parts: int) -> list[int]:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error of torch's, without the place in its source and without a final full stop."""
+    """The first sentence of an error of torch's, without the place in its source and without the full stop."""
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return line.rpartition("] ")[2].rstrip(".")
+    return line.partition("] ")[2].partition(". ")[0].rstrip(".") or line

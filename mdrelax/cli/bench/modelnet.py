@@ -7,7 +7,15 @@ import typer
 
 from mdrelax.cli.bench.studies import say_validation, train_and_tell
 from mdrelax.cli.options import (
-    Jobs, Launcher, OnlyReport, Override, RanksOfRun, Seeds, Slurm, Threads, workers,
+    Jobs,
+    Launcher,
+    OnlyReport,
+    Override,
+    RanksOfRun,
+    Seeds,
+    Slurm,
+    Threads,
+    workers,
 )  # fmt: skip
 
 ABLATIONS = "standard,relaxed,relaxed-weight,no-schedule,no-lie-penalty,no-penalty,plain,equi-tuning,equiv-adapt"

@@ -122,7 +122,7 @@ def ranks(
     table = time_ranks(config, ranks=processes, rounds=rounds, threads=threads, tell=typer.echo)
     tell_table(table)
     size, name = config["training"]["batch_size"], config["potential"]["preset"]
-    work = f"training steps of `{name}`, {size} structures of {Path(source).name}, {steps} steps in each of {rounds} rounds"
+    work = f"training steps of `{name}`, {size} structures of {Path(source).name}; {steps} steps in each round"
     keep_table(table, out, work=work, name="ranks")
 
 

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mdrelax.cli.options import (
-    Arms, Compile, Jobs, Launcher, OnlyReport, Override, RanksOfRun, Seeds, Slurm, Threads, workers,
+    Arms,
+    Compile,
+    Jobs,
+    Launcher,
+    OnlyReport,
+    Override,
+    RanksOfRun,
+    Seeds,
+    Slurm,
+    Threads,
+    workers,
 )  # fmt: skip
 
 if TYPE_CHECKING:
