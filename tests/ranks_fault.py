@@ -1,6 +1,6 @@
 """The command `mdrelax` on one of several ranks, on one of which something fails.
 
-    torchrun --nproc-per-node 2 tests/ranks_fault.py FAULT RANK train ...
+torchrun --nproc-per-node 2 tests/ranks_fault.py FAULT RANK train ...
 """
 
 import errno

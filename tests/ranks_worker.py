@@ -47,8 +47,10 @@ FORCES: dict[str, dict[str, Any]] = {
         "potential": SEGNN, "training": {"micro_batch_size": 2}, "relaxation": {"penalty_rows": 7},
     },
     "segnn, standard": {"potential": SEGNN, "relaxation": OFF},
-    "equiformer, relaxed, compiled": {"training": {"compile": True, "batch_size": 4}},
-    "equiformer, standard, compiled": {"training": {"compile": True, "batch_size": 4}, "relaxation": OFF},
+    "equiformer, relaxed, compiled": {"training": {"compile": True}},
+    "equiformer, standard, compiled for common edges": {
+        "training": {"compile": True, "batch_size": 4}, "potential": {"cutoff": 4.0}, "relaxation": OFF,
+    },
 }  # fmt: skip
 NBODY: dict[str, dict[str, Any]] = {
     "n-body, relaxed": {"penalty_rows": 7},
@@ -67,7 +69,9 @@ def force_field(name: str, folder: Path, ranks: Ranks, listener: Any = lambda pr
     source = next(place / "clusters.extxyz" for place in folder.parents if (place / "clusters.extxyz").is_file())
     config = load_config(document(source, data=data, potential=potential, training=training, relaxation=relaxation))
     parts = load_parts(config.data)
-    train, validation = (frames_from_data(part, cutoff=CUTOFF) for part in (parts.train, parts.validation))
+    train, validation = (
+        frames_from_data(part, cutoff=config.potential.cutoff) for part in (parts.train, parts.validation)
+    )
     model = untrained(config, train, parts.isolated_energies, potentials, None).force_field
     if config.relaxation.schedule != "off":
         relax_constraints(model, initial_std=0.05, generator=torch.Generator().manual_seed(ranks.rank))
@@ -92,9 +96,7 @@ def nbody(name: str, folder: Path, ranks: Ranks, listener: Any = lambda progress
         relax_constraints(model, initial_std=0.05, generator=torch.Generator().manual_seed(ranks.rank))
     task = Displacement(systems.take(slice(0, 16)), systems.take(slice(16, None)), batch_size=5, noise=0.1)
     settings = OptimisationConfig(**TRAINING)
-    return Trainer(
-        model, task, training=settings, relaxation=relaxation, folder=folder, listener=listener, ranks=ranks
-    )
+    return Trainer(model, task, training=settings, relaxation=relaxation, folder=folder, listener=listener, ranks=ranks)
 
 
 class Normed(nn.Module):

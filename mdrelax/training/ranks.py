@@ -154,8 +154,8 @@ class Ranks:
         except RuntimeError as error:
             raise LostRankError(
                 f"Rank {self.rank} of {self.size} ends, because another rank ended or cannot be reached "
-                f"({_reason(error)}): its own message says why, or torchrun's if it was killed. `--restart auto` resumes "
-                "the run."
+                f"({_reason(error)}): its own message says why, or torchrun's if it was killed. `--restart auto` "
+                "resumes the run."
             ) from error
 
 
