@@ -5,6 +5,7 @@
 Rank 0 writes FOLDER/found.json: the largest relative differences between the two, and what resuming gives.
 """
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -165,10 +166,8 @@ def resume(folder: Path, ranks: Ranks) -> dict[str, Any] | None:
 
     build = partial(force_field, "equiformer, relaxed")
     for place, listener in (("whole", lambda progress: None), ("parts", stop)):
-        try:
+        with contextlib.suppress(Stop):
             build(folder / place, ranks, listener).run()
-        except Stop:
-            pass
     again = build(folder / "parts", ranks)
     again.resume()
     begun = again.step

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def test_batch_norms_of_the_validated_network_are_those_of_one_process(found):
     ("sizes", "largest"),
     [
         ([1] * 32, [16, 11, 8]),
-        ([9, 1, 1, 1, 6], [11, 9, 9]),
+        ([9, 1, 1, 1, 6], [9, 9, 9]),
         ([100, 1, 1], [100, 100, 100]),
         ([5], [5, 5, 5]),
         ([0, 0, 3], [3, 3, 3]),
@@ -130,10 +131,8 @@ def test_the_penalty_of_three_parts_is_that_of_the_batch(rows, kind):
         with record_inputs(model) as inputs:
             if len(part):
                 model(part)
-        terms = [
-            penalty(model, inputs, kind=kind, rows=rows, lie=lie, processes=Together(rank, counts))
-            for lie in (0.0, 1.0)
-        ]
+        own = partial(penalty, model, inputs, kind=kind, rows=rows, processes=Together(rank, counts))
+        terms = [own(lie=0.0), own(lie=1.0)]
         squares.append(torch.stack([terms[0], terms[1] - terms[0]]).square())
     size = penalty(model, whole, kind=kind, rows=rows, lie=0.0)
     both = penalty(model, whole, kind=kind, rows=rows)
