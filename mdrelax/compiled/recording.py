@@ -38,7 +38,7 @@ def record(function: Callable[..., Any], arguments: tuple[Any, ...], *, symbolic
     try:
         with (
             torch.backends.opt_einsum.flags(enabled=False),  # it would order operations by the example's sizes
-            _config.patch(use_duck_shape=False),  # it takes numbers of atoms for the network's equal dimensions
+            _config.patch(use_duck_shape=False),  # type: ignore[attr-defined]  # else equal sizes become one
         ):
             return make_fx(function, tracing_mode=mode, _allow_non_fake_inputs=True)(*arguments)
     except Exception as error:  # torch raises many types here, none of them public
