@@ -34,6 +34,7 @@ SECTIONS: dict[str, list[str]] = {  # heading: names, most used first
     ],
     "A task of your own": [
         "mdrelax.runs.experiment.Experiment", "mdrelax.runs.experiment.run", "mdrelax.training.trainer.Task",
+        "mdrelax.training.ranks.Divisible",
     ],
 }  # fmt: skip
 METHODS = {"from_file", "from_compiled", "calculate_many", "get_hessian", "forward", "finish", "energies_and_gradient"}

@@ -80,6 +80,20 @@ def test_the_recorded_graph_trains_as_the_network_does(build: Callable[[], nn.Mo
     assert graph.compiled is not None
 
 
+def test_sizes_that_a_network_has_too_are_no_constants() -> None:
+    """Recorded on as many edges as the network has channels, the graph serves other numbers of edges."""
+    model = model_of(SMALLEST, relaxed=False)
+    batch = graph_of(ethanol())
+    species, vectors = model.species_of(batch.numbers), edge_vectors(batch).to(model.dtype)
+    graph = CompiledTrainingStep(model.potential, backend=RECORDED)
+    for n_edges in (8, 20):
+        edges = Edges(batch.edge_index[:, :n_edges], vectors[:n_edges])
+        ours, theirs = (
+            each.energies_and_gradient(species, edges, create_graph=True) for each in (graph, model.potential)
+        )
+        assert_alike(list(ours), list(theirs))
+
+
 def test_fixed_edges_are_compiled_and_others_run_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """One connectivity is part of the graph; what has another one is right, too."""
     model = model_of(SMALLEST, relaxed=True)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
     from mdrelax.runs.train import Outcome
     from mdrelax.training.trainer import Progress
 
+_RECIPE = "The default recipe for data: {}. Change it with `-r section.key=value`."
+_ONE_THREAD = "One thread per process, which is fastest for small networks; set OMP_NUM_THREADS for more."
+_NO_BASELINE = (
+    "`standard_baseline: true` trains a second network in a process of its own, which torchrun does not start: set it "
+    "to false, and compare arms with `mdrelax compare --ranks N`."
+)
+
 
 def train(
     config: Annotated[
@@ -31,20 +39,37 @@ def train(
 ) -> None:
     """Train a potential, project it to exact equivariance, certify, test and report it."""
     own_threads = _one_thread_unless_told()
-    from mdrelax.base.files import locked_folder
+    import mdrelax
     from mdrelax.base.sections import ConfigError
     from mdrelax.runs.inputs import is_data, open_config, recipe_of
+    from mdrelax.training.ranks import joined
 
     if restart not in ("auto", "never"):
         raise ConfigError(f"`--restart` must be auto or never, got {restart!r}.")
-    settings = open_config(config, override or [])
     folder = out or Path("runs") / run_name(config)
+    with joined() as ranks:
+        with ranks.in_turn():
+            settings = open_config(config, override or [])
+        if ranks.size > 1 and ranks.share(settings.standard_baseline):
+            raise ranks.one_sentence(ConfigError(_NO_BASELINE))
+        if ranks.first:
+            said = [_RECIPE.format(recipe_of(settings))] if is_data(config, override or []) else []
+            said += [_ONE_THREAD] if own_threads else []
+            _train_and_log(settings, folder, restart=restart, tensorboard=tensorboard, said=said)
+        else:
+            warnings.simplefilter("ignore")  # rank 0 has the same
+            mdrelax.train(settings, folder=folder, restart=restart == "auto")
+
+
+def _train_and_log(settings: "Config", folder: Path, *, restart: str, tensorboard: bool, said: list[str]) -> None:
+    """Train in a locked folder, whose log begins with the sentences ``said`` and keeps any traceback."""
+    from mdrelax.base.files import locked_folder
+    from mdrelax.base.sections import ConfigError
+
     log = _Log(folder)
     with locked_folder(folder):
-        if is_data(config, override or []):
-            log(f"The default recipe for data: {recipe_of(settings)}. Change it with `-r section.key=value`.")
-        if own_threads:
-            log("One thread per process, which is fastest for small networks; set OMP_NUM_THREADS for more.")
+        for sentence in said:
+            log(sentence)
         try:
             _train(settings, folder, restart=restart, tensorboard=tensorboard, log=log)
         except ConfigError:

@@ -18,7 +18,16 @@ from mdrelax.structures.graph import Graph, collate
 from mdrelax.structures.neighbors import build_graph
 from mdrelax.structures.rotate import random_rotations, rotate
 
-__all__ = ["Batch", "Loader", "distinct_elements", "frames_from_data", "join", "rotate_batch", "split_batch"]
+__all__ = [
+    "Batch",
+    "Loader",
+    "distinct_elements",
+    "frames_from_data",
+    "join",
+    "part_of_batch",
+    "rotate_batch",
+    "split_batch",
+]
 
 
 class Batch(NamedTuple):
@@ -64,18 +73,24 @@ def join(frames: Sequence[Batch]) -> Batch:
 
 def split_batch(batch: Batch, size: int) -> list[Batch]:
     """The structures of a batch in parts of a given number; ``join`` is the inverse."""
-    graph, targets, n = batch.graph, batch.targets, batch.graph.n_graphs
-    if n <= size:
-        return [batch]
-    firsts = torch.arange(0, n, size, device=graph.batch.device)  # first graph of each part
-    atoms = torch.searchsorted(graph.batch, firsts)  # first atom of each part
+    n = batch.graph.n_graphs
+    return [batch] if n <= size else _cut(batch, [*range(0, n, size), n])
+
+
+def part_of_batch(batch: Batch, structures: slice) -> Batch:
+    """Some consecutive structures of a batch."""
+    first, end, _ = structures.indices(batch.graph.n_graphs)
+    return batch if end - first == batch.graph.n_graphs else _cut(batch, [first, end])[0]
+
+
+def _cut(batch: Batch, bounds: Sequence[int]) -> list[Batch]:
+    """The structures from each bound up to the next; edges are sorted by target."""
+    graph, targets = batch.graph, batch.targets
+    graphs = torch.tensor(bounds, device=graph.batch.device)
+    atoms = torch.searchsorted(graph.batch, graphs)
     edges = torch.searchsorted(graph.edge_index[1].contiguous(), atoms)
-    bounds = [
-        [*starts.tolist(), end]
-        for starts, end in ((firsts, n), (atoms, len(graph.batch)), (edges, graph.edge_index.shape[1]))
-    ]
     parts = []
-    for (g, g_end), (a, a_end), (e, e_end) in zip(*map(pairwise, bounds), strict=True):
+    for (g, g_end), (a, a_end), (e, e_end) in zip(*(pairwise(x.tolist()) for x in (graphs, atoms, edges)), strict=True):
         part = Graph(
             graph.positions[a:a_end], graph.numbers[a:a_end], graph.cell[g:g_end],
             graph.edge_index[:, e:e_end] - a, graph.edge_shift[e:e_end], graph.batch[a:a_end] - g,

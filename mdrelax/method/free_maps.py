@@ -30,6 +30,7 @@ __all__ = [
     "FreeLinear",
     "FreeMap",
     "ImageView",
+    "Sample",
     "Terms",
     "fibre_axes",
 ]
@@ -40,6 +41,24 @@ class Terms(NamedTuple):
 
     derivative: Tensor  # LD
     size: Tensor  # N
+
+
+class Sample(NamedTuple):
+    """Evenly spaced rows of the inputs of several processes, floor(k total / wanted) for k = 0, 1, ...
+
+    ``before`` rows are those of the processes before this one, ``total`` those of all.
+    """
+
+    wanted: int
+    before: int
+    total: int
+
+    def rows(self, n: int) -> Tensor:
+        """The sampled ones of this process's ``n`` rows, counted from its first; all if no fewer are wanted."""
+        if self.wanted >= self.total:
+            return torch.arange(n)
+        first, last = (-(-edge * self.wanted // self.total) for edge in (self.before, self.before + n))
+        return torch.arange(first, last) * self.total // self.wanted - self.before
 
 
 # --- features and the vectors that they are ---
@@ -122,15 +141,19 @@ class FreeMap(nn.Module, ABC):
         """W x."""
 
     @abstractmethod
-    def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | None = None) -> Terms:
+    def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | Sample | None = None) -> Terms:
         """(LD, N) as means over the inputs of recorded calls, or of the weights themselves if none are given.
 
-        ``rows`` limits the means to that many evenly spaced rows of all calls.
+        ``rows`` limits the means to that many evenly spaced rows of all calls, or to those of a sample.
         """
+
+    def n_rows(self, inputs: Sequence[Tensor]) -> int:
+        """The number of rows that the inputs of recorded calls (..., dim) have."""
+        return sum(x.shape[:-1].numel() for x in inputs)
 
     @classmethod
     def terms_of_many(
-        cls, maps: Sequence[Self], inputs: Sequence[Sequence[Tensor] | None], *, rows: int | None = None
+        cls, maps: Sequence[Self], inputs: Sequence[Sequence[Tensor] | None], *, rows: int | Sample | None = None
     ) -> list[Terms]:
         """The terms of several maps of this class, in any order and grouping: only their sums are used."""
         return [each.penalty_terms(x, rows=rows) for each, x in zip(maps, inputs, strict=True)]
@@ -167,14 +190,14 @@ class FreeLinear(FreeMap):
         """(..., dim_in) to (..., dim_out)."""
         return x @ self.weight.T
 
-    def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | None = None) -> Terms:
+    def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | Sample | None = None) -> Terms:
         """A row is a vector x: LD = mean sum_A ||drho_out(A) W x - W drho_in(A) x||^2 and N = mean ||W x||^2."""
         (terms,) = self.terms_of_many([self], [inputs], rows=rows)
         return terms
 
     @classmethod
     def terms_of_many(
-        cls, maps: Sequence[Self], inputs: Sequence[Sequence[Tensor] | None], *, rows: int | None = None
+        cls, maps: Sequence[Self], inputs: Sequence[Sequence[Tensor] | None], *, rows: int | Sample | None = None
     ) -> list[Terms]:
         """Maps between equal representations with inputs of equal size are evaluated together; one entry per map."""
         groups: dict[Any, list[tuple[Self, Tensor | None]]] = {}
@@ -224,7 +247,7 @@ class FreeConv2d(FreeMap):
         """Images (B, dim_in, H, W) to (B, dim_out, H', W')."""
         return self._convolve(x, self.weight)
 
-    def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | None = None) -> Terms:
+    def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | Sample | None = None) -> Terms:
         """A row is an image; the means are over images and over the pixels of the result."""
         changes = self.commutators()
         if inputs is None:
@@ -236,6 +259,10 @@ class FreeConv2d(FreeMap):
             derivative, size = derivative + change.square().sum(), size + image.square().sum()
             n_pixels += image[:, 0].numel()
         return Terms(derivative / max(n_pixels, 1), size / max(n_pixels, 1))
+
+    def n_rows(self, inputs: Sequence[Tensor]) -> int:
+        """The number of images."""
+        return sum(map(len, inputs))
 
     def commutators(self) -> Tensor:
         """C_g(K) of the inverse of the generator, as on images above: (G, dim_out, dim_in, k, k)."""
@@ -276,25 +303,30 @@ def _terms_of_equals(maps: Sequence[FreeLinear], inputs: Sequence[Tensor | None]
     return Terms(difference.square().sum() / n_rows, image.square().sum() / n_rows)
 
 
-def _rows(calls: Sequence[Tensor], rows: int | None) -> Tensor:
+def _rows(calls: Sequence[Tensor], rows: int | Sample | None) -> Tensor:
     """The inputs of all calls as (rows, dim), all of them or evenly spaced ones."""
     flat = [x.flatten(0, -2) for x in calls]
     x = flat[0] if len(flat) == 1 else torch.cat(flat)
-    return x if rows is None or rows >= len(x) else x[_evenly(rows, len(x)).to(x.device)]
+    chosen = _chosen(rows, len(x))
+    return x if chosen is None else x[chosen.to(x.device)]
 
 
-def _some_of_each(calls: Sequence[Tensor], rows: int | None) -> Sequence[Tensor]:
+def _some_of_each(calls: Sequence[Tensor], rows: int | Sample | None) -> Sequence[Tensor]:
     """The calls themselves, or evenly spaced entries of their concatenated first axes."""
     sizes = [len(x) for x in calls]
-    if rows is None or rows >= sum(sizes):
+    chosen = _chosen(rows, sum(sizes))
+    if chosen is None:
         return calls
-    chosen = torch.zeros(sum(sizes), dtype=torch.bool)
-    chosen[_evenly(rows, sum(sizes))] = True
-    return [x[mask.to(x.device)] for x, mask in zip(calls, chosen.split(sizes), strict=True)]
+    masks = torch.zeros(sum(sizes), dtype=torch.bool).index_fill(0, chosen, value=True).split(sizes)
+    return [x[mask.to(x.device)] for x, mask in zip(calls, masks, strict=True)]
 
 
-def _evenly(n: int, total: int) -> Tensor:
-    return torch.arange(n) * total // n
+def _chosen(rows: int | Sample | None, n: int) -> Tensor | None:
+    """The numbers of the sampled ones of ``n`` rows; None for all."""
+    if rows is None:
+        return None
+    sample = Sample(rows, 0, n) if isinstance(rows, int) else rows
+    return None if sample.wanted >= sample.total else sample.rows(n)
 
 
 # --- layers that absorb an equivariant map ---

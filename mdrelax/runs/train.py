@@ -74,6 +74,11 @@ class Potentials:
         self.start: LoadedModel | None = None
         self.training, self.relaxation = config.training, config.relaxation
 
+    @property
+    def settings(self) -> Config:
+        """The whole config."""
+        return self.config
+
     def enter(self, folder: Path, *, restart: bool) -> bool:
         """Write config.yaml and env.json; see ``Experiment``."""
         self.start = load_start(self.config.potential)

@@ -28,9 +28,10 @@ from mdrelax.method.free_map_log import LAYER_COLUMNS, activation_lie_squares, l
 from mdrelax.method.penalty import Inputs, penalty, record_inputs
 from mdrelax.method.projection import LayerRecord, projected_copy
 from mdrelax.method.relaxation import is_relaxed, set_theta
-from mdrelax.training.averages import Ema, has_running_statistics, own_statistics
+from mdrelax.training.averages import Ema, has_running_statistics, own_statistics, running_statistics
 from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from mdrelax.training.optimizers import make_optimizer, set_rate
+from mdrelax.training.ranks import ALONE, Divisible, Ranks
 from mdrelax.training.settings import OptimisationConfig, RelaxationConfig
 
 __all__ = ["CHECKPOINT_KEYS", "FitResult", "Progress", "Task", "Trainer", "TrainingError"]
@@ -66,12 +67,14 @@ class FitResult(NamedTuple, Generic[Model]):
     best_step: int
     steps: int  # done; fewer than planned after early stopping
     seconds: float
-    cpu_seconds: float  # of all threads of this process, without interruptions
+    cpu_seconds: float  # of all threads of all ranks, without interruptions
     metrics: pd.DataFrame
 
 
 class Task(Protocol[ModelIn]):
     """A training task: batches, their loss, and the validation error that selects the best network.
+
+    To train on several ranks it has to be ``mdrelax.training.ranks.Divisible``, too.
 
     All randomness in a batch follows from a seed of the task and from ``epoch`` or ``step``, so that a resumed run
     sees the same batches as an uninterrupted one. Only the network, in ``loss``, may draw from torch's own generators
@@ -112,6 +115,9 @@ class Trainer(Generic[Model]):
 
     ``model`` is already relaxed unless the schedule is ``off``. Checkpoints, metrics.csv and (of a relaxed model)
     layers.csv go to ``folder`` after every validation, so a killed run loses at most the steps since then.
+
+    Of several ``ranks`` each has a trainer with the same arguments: they start from the weights of rank 0, each takes
+    its part of every batch, and rank 0 alone writes. Raises ``TrainingError`` for a task that cannot be divided.
     """
 
     def __init__(
@@ -123,7 +129,12 @@ class Trainer(Generic[Model]):
         relaxation: RelaxationConfig,
         folder: Path,
         listener: Callable[[Progress], None] = lambda progress: None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        _require_divisible(task, ranks)
+        self.ranks = ranks
+        if ranks.size > 1:
+            model.load_state_dict(ranks.share({name: tensor.cpu() for name, tensor in model.state_dict().items()}))
         self.model = model.to(training.device)
         self.task, self.folder, self.listener = task, folder, listener
         self.settings, self.relaxation = training, relaxation
@@ -171,18 +182,33 @@ class Trainer(Generic[Model]):
         theta = self._set_theta()
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with default_stream(self.settings.seed, "dropout", self.step, device=self.settings.device):
+        stream = self.step * self.ranks.size + self.ranks.rank
+        with default_stream(self.settings.seed, "dropout", stream, device=self.settings.device):
             with record_inputs(self.model) as self.inputs:
-                loss, numbers = self.task.loss(self.model, batch, step=self.step)
+                loss, numbers = self._loss(batch)
             extra = self._penalty() if self.relaxed else torch.zeros(())
             (loss + self.relaxation.weight * extra).backward()
+        self.ranks.add_gradients(self.model.parameters())
         self._apply_gradient()
         self.since_validation.append(torch.stack([loss.detach(), *numbers]))
         return theta, float(extra.detach())
 
+    def _loss(self, batch: Any) -> tuple[Tensor, list[Tensor]]:
+        """The loss of a batch and its numbers, or this rank's shares of them."""
+        if self.ranks.size == 1:
+            return self.task.loss(self.model, batch, step=self.step)
+        task: Any = self.task  # it is divisible
+        part = self.ranks.part(task.sizes(batch))
+        if part.start == part.stop:
+            nothing = torch.zeros((), dtype=torch.float64, device=self.settings.device)
+            return nothing.clone().requires_grad_(), [nothing] * len(task.train_columns)
+        return task.loss(self.model, batch, step=self.step, part=part)
+
     def _penalty(self) -> Tensor:
-        own = self.relaxation
-        return penalty(self.model, self.inputs, kind=own.penalty, rows=own.penalty_rows, lie=own.lie_weight)
+        own, processes = self.relaxation, self.ranks if self.ranks.size > 1 else None
+        return penalty(
+            self.model, self.inputs, kind=own.penalty, rows=own.penalty_rows, lie=own.lie_weight, processes=processes
+        )
 
     def _set_theta(self) -> float:
         theta = self.schedule.at_step(self.step, n_steps=self.n_steps)
@@ -194,10 +220,11 @@ class Trainer(Generic[Model]):
         """Clip, step, average; a gradient that is not finite ends the run before it changes the weights."""
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
         if not torch.isfinite(norm):
-            raise TrainingError(
+            error = TrainingError(
                 f"The gradient is {norm.item()} at step {self.step}: (a) lower `training.learning_rate` "
                 f"({self.settings.learning_rate}), or (b) look for broken data (frames: with `mdrelax data check`)."
             )
+            raise self.ranks.one_sentence(error)
         rate = self.learning_rate.at_step(self.step, n_steps=self.n_steps, epoch=self.epoch, reductions=self.reductions)
         set_rate(self.optimizer, rate)
         self.optimizer.step()
@@ -234,27 +261,37 @@ class Trainer(Generic[Model]):
         if not (self.settings.norm_batches and has_running_statistics(twin)):
             return
 
-        def forward(batch: Any, k: int) -> None:
+        done: list[int] = []
+
+        def forward(numbered: tuple[int, Any], _: int) -> None:
+            k, batch = numbered
+            done.append(k)
             with default_stream(self.settings.seed, "dropout", k, device=self.settings.device):
                 self.task.loss(twin, batch, step=k)
 
-        own_statistics(twin, forward, itertools.islice(self.task.batches(0, start=0), self.settings.norm_batches))
+        batches = itertools.islice(self.task.batches(0, start=0), self.settings.norm_batches)
+        own_statistics(twin, forward, itertools.islice(enumerate(batches), self.ranks.rank, None, self.ranks.size))
+        self.ranks.average(running_statistics(twin), weight=len(done))
         twin.zero_grad(set_to_none=True)
 
     def _errors(self, twin: Model) -> dict[str, float]:
         """The validation errors of a network; if its free maps are kept, also those of its projection."""
-        errors = self.task.validate(twin)
+        task: Any = self.task
+        keys = {"ranks": self.ranks} if self.ranks.size > 1 else {}
+        errors = task.validate(twin, **keys)
         if self.keeps:
             nearest, _ = projected_copy(twin, how="fold")
             self._give_statistics(nearest)
-            errors |= {PROJECTED + name: error for name, error in self.task.validate(nearest).items()}
-        return errors
+            errors |= {PROJECTED + name: error for name, error in task.validate(nearest, **keys).items()}
+        return self.ranks.share(errors)  # on other processors they may be rounded differently
 
     def _validate(self, theta: float, extra: float) -> dict[str, float]:
         """Measure the network, keep it if it is the best, write the checkpoint and the tables."""
+        self.ranks.average(running_statistics(self.model))
         twin, layers = self._log_and_project()
         errors = self._errors(twin)
-        loss, *numbers = torch.stack(self.since_validation).nanmean(0).tolist()
+        steps = torch.stack(self.since_validation)
+        loss, *numbers = (steps if self.ranks.size == 1 else self.ranks.sum(steps.double())).nanmean(0).tolist()
         self.since_validation = []
         row = {
             "step": self.step, "epoch": self.epoch, "time_s": round(self.seconds, 3),
@@ -277,7 +314,9 @@ class Trainer(Generic[Model]):
             self.reductions += 1
 
     def save(self) -> None:
-        """Write checkpoints/last.pt, metrics.csv and layers.csv."""
+        """Write checkpoints/last.pt, metrics.csv and layers.csv; rank 0 does."""
+        if not self.ranks.first:
+            return
         state = {name: getattr(self, name) for name in PRIMITIVES}
         state |= {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "ema")}
         save_checkpoint(self.folder / "checkpoints" / "last.pt", state)
@@ -289,7 +328,7 @@ class Trainer(Generic[Model]):
     def resume(self) -> None:
         """Load the state of checkpoints/last.pt; raises ``CheckpointError`` if it cannot be used."""
         path = self.folder / "checkpoints" / "last.pt"
-        state = load_checkpoint(path, keys=CHECKPOINT_KEYS)
+        state = self.ranks.share(load_checkpoint(path, keys=CHECKPOINT_KEYS) if self.ranks.first else {})
         try:
             for name in ("model", "optimizer", "ema"):
                 getattr(self, name).load_state_dict(state[name])
@@ -311,14 +350,24 @@ class Trainer(Generic[Model]):
     def result(self) -> FitResult[Model]:
         """The best network so far; raises ``TrainingError`` if no validation gave a finite error."""
         if not self.best["state"]:
-            raise TrainingError(
+            error = TrainingError(
                 f"No validation up to step {self.step} gave a finite error, so there is no best network: (a) the run "
                 "was stopped before the first validation, or (b) the network's numbers overflow."
             )
+            raise self.ranks.one_sentence(error)
         twin, _ = projected_copy(self.model, how=self.relaxation.projection)
         twin.load_state_dict(self.best["state"])
         layers = [LayerRecord(**record) for record in self.best["layers"]]
         if self.keeps:
             set_theta(twin, layers[0].theta)
-        times = (self.seconds, self.cpu_seconds)
+        times = (self.seconds, self.ranks.sum(torch.tensor(self.cpu_seconds, dtype=torch.float64)).item())
         return FitResult(twin.cpu(), layers, self.best["step"], self.step, *times, self.metrics())
+
+
+def _require_divisible(task: object, ranks: Ranks) -> None:
+    if ranks.size > 1 and not isinstance(task, Divisible):
+        error = TrainingError(
+            f"The task `{type(task).__name__}` cannot be divided among {ranks.size} ranks: it has no method `sizes` "
+            "(`mdrelax.training.ranks.Divisible`). Train it with one process."
+        )
+        raise ranks.one_sentence(error)
