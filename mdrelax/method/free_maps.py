@@ -121,6 +121,10 @@ class FreeMap(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """W x."""
 
+    def joins(self, layer: nn.Module) -> bool:
+        """Whether the layer adds W to its own map before it applies it once: ``layer(x, free=(theta, W))``."""
+        return False
+
     @abstractmethod
     def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | None = None) -> Terms:
         """(LD, N) as means over the inputs of recorded calls, or of the weights themselves if none are given.
@@ -223,6 +227,10 @@ class FreeConv2d(FreeMap):
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, dim_in, H, W) to (B, dim_out, H', W')."""
         return self._convolve(x, self.weight)
+
+    def joins(self, layer: nn.Module) -> bool:
+        """If the layer says so by ``joins_kernels``: one convolution instead of two."""
+        return bool(getattr(layer, "joins_kernels", False))
 
     def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | None = None) -> Terms:
         """A row is an image; the means are over images and over the pixels of the result."""

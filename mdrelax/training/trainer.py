@@ -14,6 +14,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -155,9 +156,8 @@ class Trainer(Generic[Model]):
             for batch in self.task.batches(self.epoch, start=self.batch):
                 theta, extra = self._train_step(batch)
                 self.step, self.batch = self.step + 1, self.batch + 1
-                validate = self.step % self.settings.validate_every == 0 or self.step == self.n_steps
                 self.seconds, self.cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-                row = self._validate(theta, extra) if validate else None
+                row = self._validate(theta, extra) if self._validates_at(self.step) else None
                 self.listener(Progress(self.step, self.n_steps, theta, extra, row))
                 if self.step == self.n_steps or self._stopped_early():
                     break
@@ -171,13 +171,20 @@ class Trainer(Generic[Model]):
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         with default_stream(self.settings.seed, "dropout", self.step, device=self.settings.device):
-            with record_inputs(self.model) as self.inputs:
+            with record_inputs(self.model) if self._needs_inputs() else nullcontext({}) as self.inputs:
                 loss, numbers = self.task.loss(self.model, batch, step=self.step)
             extra = self._penalty() if self.relaxed else torch.zeros(())
             (loss + self.relaxation.weight * extra).backward()
         self._apply_gradient()
         self.since_validation.append(torch.stack([loss.detach(), *numbers]))
         return theta, float(extra.detach())
+
+    def _needs_inputs(self) -> bool:
+        """For the activation penalty, and before a validation for layers.csv; recorded images take much memory."""
+        return self.relaxation.penalty == "activation" or self._validates_at(self.step + 1)
+
+    def _validates_at(self, step: int) -> bool:
+        return step % self.settings.validate_every == 0 or step == self.n_steps
 
     def _penalty(self) -> Tensor:
         own = self.relaxation
