@@ -33,6 +33,11 @@ from mdrelax.datasets.md17 import load_md17, warn_about_md17_noise
 from mdrelax.datasets.modelnet import is_modelnet, load_modelnet
 from mdrelax.datasets.nbody import NBodyData, NBodySplit, load_nbody
 from mdrelax.datasets.nbody_frames import NBODY_PREFIX, NBodyCalculator, load_nbody_frames, nbody_atoms
+from mdrelax.datasets.plume import PlumeSet, PlumeSplit, PlumeTask
+from mdrelax.datasets.plume_checks import check_plumes, plume_stats
+from mdrelax.datasets.plume_files import is_plumes, open_plumes
+from mdrelax.datasets.plume_generate import generate_plumes
+from mdrelax.datasets.plume_recipes import PlumeSettings
 from mdrelax.datasets.point_clouds import ModelNet, PointClouds, check_clouds, cloud_stats
 from mdrelax.datasets.predictions import write_predictions
 from mdrelax.datasets.sample import SAMPLES, provenance, sample_path
@@ -54,18 +59,25 @@ __all__ = [
     "NBodyCalculator",
     "NBodyData",
     "NBodySplit",
+    "PlumeSet",
+    "PlumeSettings",
+    "PlumeSplit",
+    "PlumeTask",
     "PointClouds",
     "Split",
     "cached_path",
     "check_clouds",
     "check_frames",
+    "check_plumes",
     "cloud_stats",
     "data_hash",
     "dataset_stats",
     "fetch",
     "generate",
+    "generate_plumes",
     "index_split",
     "is_modelnet",
+    "is_plumes",
     "load",
     "load_ase",
     "load_atoms",
@@ -79,6 +91,8 @@ __all__ = [
     "make_frame",
     "min_distance",
     "nbody_atoms",
+    "open_plumes",
+    "plume_stats",
     "provenance",
     "random_split",
     "read_atoms",

@@ -16,10 +16,10 @@ but left faces to lower or upper ones, so only the arrays of ``centres`` (means 
 are symmetric under ``rot90``. They are the default.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,11 @@ class PlumeInfo(NamedTuple):
     divergence: float = np.nan  # the largest one of all simulated cells and steps, per step
     symmetry_error: float = np.nan  # at step 20, relative to the flow that symmetry predicts from the unbiased one
 
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "PlumeInfo":
+        """The description whose ``_asdict`` went through JSON, which has no tuples."""
+        return cls(**{**fields, "inflow": tuple(fields["inflow"])})
+
 
 @dataclass(frozen=True)
 class PlumeTask:
@@ -92,6 +97,7 @@ class PlumeSet:
     tasks: tuple[PlumeTask, ...]
     shape: tuple[int, int, int, int]  # (T, 2, H, W) of every task
     source: str  # the file or folder, for messages
+    first_step: int = 2  # of the simulation, shown in frame 0; the published files leave out the first one
 
     def index(self, name: str) -> int:
         """The place of a task in ``tasks``; raises ``ValueError`` for an unknown name, naming the nearest."""

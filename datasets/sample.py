@@ -10,7 +10,7 @@ from mdrelax.datasets.extxyz import read_atoms
 
 __all__ = ["SAMPLES", "provenance", "sample_path"]
 
-SAMPLES = {"ethanol": "ethanol_pbe.extxyz"}
+SAMPLES = {"ethanol": "ethanol_pbe.extxyz", "plume": "plume.npz"}
 
 
 def sample_path(name: str) -> Path:

@@ -30,6 +30,7 @@ Purpose = Literal[
     "noise",  # noise added to the input of a training batch
     "operations",  # symmetry operations for measuring equivariance
     "order",  # order of the frames in an epoch
+    "plumes",  # inflow places of the graded plumes
     "points",  # points drawn on a mesh, or out of a cloud
     "poses",  # orientations in which validation and test shapes stand
     "rotations",  # rotations of a training batch

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-Source = Annotated[str, typer.Argument(help="A file, sample:NAME, a fetched name or modelnet:solids.")]
+from mdrelax.cli import generate
+
+Source = Annotated[str, typer.Argument(help="A file or folder, sample:NAME, a fetched name or modelnet:solids.")]
 EnergyKey = Annotated[str | None, typer.Option(help="extxyz: the key of the energies.")]
 ForcesKey = Annotated[str | None, typer.Option(help="extxyz: the key of the forces.")]
 StressKey = Annotated[str | None, typer.Option(help="extxyz: the key of the stress.")]
@@ -20,6 +22,7 @@ StressSign = Annotated[str | None, typer.Option(help="extxyz: `opposite` if comp
 Format = Annotated[str | None, typer.Option(help="extxyz, md17 or ase, if the file's ending does not tell.")]
 
 app = typer.Typer(help="Fetch, generate, describe and check data sets.", no_args_is_help=True)
+app.add_typer(generate.app, name="generate")
 
 
 @app.command()
@@ -57,10 +60,16 @@ def stats(
     forces_sign: ForcesSign = None,
     stress_sign: StressSign = None,
     format: Format = None,
+    plot: Annotated[Path | None, typer.Option(help="Of plumes: draw some of the flows into this png.")] = None,
 ) -> None:
-    """Counts, elements and ranges with their units; of point clouds, shapes per class and part."""
+    """Counts, elements and ranges with their units; of point clouds, shapes per class and part; of plumes, each task."""
     from mdrelax import datasets
 
+    if datasets.is_plumes(data):
+        _plume_stats(data, plot)
+        return
+    if plot is not None:
+        raise ValueError(f"`--plot` draws plumes; `{data}` holds none.")
     if datasets.is_modelnet(data):
         typer.echo(datasets.cloud_stats(datasets.load_modelnet(data)._asdict()).to_string())
         return
@@ -90,7 +99,9 @@ def check(
     """Compare lengths, forces, stress and energies with each other; exit code 3 if a check fails."""
     from mdrelax import datasets
 
-    if datasets.is_modelnet(data):
+    if datasets.is_plumes(data):
+        table = datasets.check_plumes(datasets.open_plumes(data))
+    elif datasets.is_modelnet(data):
         table = datasets.check_clouds(datasets.load_modelnet(data)._asdict())
     else:
         frames = datasets.load_frames(
@@ -107,33 +118,18 @@ def check(
         raise ValueError("Some checks failed; see the table above.")
 
 
-@app.command()
-def generate(
-    source: Annotated[str, typer.Argument(help="A geometry file, or a molecule that ASE knows, such as CH3CH2OH.")],
-    output: Annotated[Path, typer.Argument(help="The extxyz to write.")],
-    frames: Annotated[int, typer.Option(help="Number of frames.")] = 700,
-    temperature: Annotated[float, typer.Option(help="K, of the GFN2-xTB Langevin sampling.")] = 500.0,
-    method: Annotated[
-        str, typer.Option(help="Labels: GFN2-xTB, or FUNCTIONAL/BASIS such as PBE/def2-SVP.")
-    ] = "GFN2-xTB",
-    interval: Annotated[float, typer.Option(help="fs between frames.")] = 100.0,
-    grid_level: Annotated[int, typer.Option(help="pyscf's integration grid, 0 to 9.")] = 3,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
-) -> None:
-    """Generate a data set of your own molecule; an interrupted run resumes if the command is repeated."""
-    from rich.progress import Progress
-
+def _plume_stats(source: str, plot: Path | None) -> None:
+    """Print the table of a set of plumes; draw it if asked to."""
     from mdrelax import datasets
+    from mdrelax.cli.output import tell_table
 
-    settings = datasets.GenerateSettings(
-        n_frames=frames, temperature=temperature, method=method, interval_fs=interval, grid_level=grid_level, seed=seed
-    )
-    with Progress() as bar:
-        tasks = {stage: bar.add_task(stage, total=None) for stage in ("sampling", "labelling")}
-        datasets.generate(
-            source,
-            output,
-            settings=settings,
-            progress=lambda stage, done, total: bar.update(tasks[stage], completed=done, total=total),
-        )
-    typer.echo(f"Written: {output}")
+    plumes = datasets.open_plumes(source)
+    frames, _, height, width = plumes.shape
+    typer.echo(f"{plumes.source}: {plumes.kind} set, {len(plumes.tasks)} tasks, {frames} frames, {height} x {width}")
+    tell_table(datasets.plume_stats(plumes))
+    if plot is not None:
+        from mdrelax.analysis.drawing import save
+        from mdrelax.analysis.plume_figures import plume_figure
+
+        save(plot, lambda: plume_figure(plumes))
+        typer.echo(f"Written: {plot}")
