@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from click import Context
+from typer import Context
 from typer.core import TyperGroup
 
 

@@ -26,7 +26,7 @@ from mdrelax.method.certificate import EquivarianceError
 from mdrelax.packs.smoke.convolution import assembled_once
 
 __all__ = ["Forecast", "Frames", "RolloutErrors", "commutation_error", "evenly", "predict", "quarter_turned",
-           "roll_out", "rollout_errors", "symmetry_error"]  # fmt: skip
+           "roll_out", "rollout_errors", "rollout_loss", "symmetry_error"]  # fmt: skip
 
 EVALUATION_BATCH = 16  # windows predicted at once
 SMALLEST_SCALE = 1e-12  # a network that predicts no flow has no scale of its own
@@ -119,19 +119,8 @@ class Forecast:
     def loss(self, model: nn.Module, batch: Frames, *, step: int) -> tuple[Tensor, list[Tensor]]:
         """The loss of a batch and the RMSE of its frames; gradients of parts end at the kernels until it is used."""
         batch = self._on_device(model, self._turned(batch, step) if self.rotate else batch)
-        n, n_frames = len(batch.inputs), batch.targets.shape[1]
-        size = n if _has_norms(model) else self.part
-        with assembled_once() as kernels:
-            total = batch.inputs.new_zeros(())
-            for inputs, targets in zip(batch.inputs.split(size), batch.targets.split(size), strict=True):
-                frames = roll_out(model, inputs, n_frames)
-                errors = [(frame - target).square().mean() for frame, target in zip(frames, targets.unbind(1), strict=True)]
-                part = torch.stack(errors).sum() * (len(inputs) / n)
-                if part.requires_grad:
-                    part.backward()
-                total = total + part.detach()
-            loss = kernels.loss(total) + model.constraint()  # type: ignore[operator]
-        return loss, [(total / n_frames).sqrt()]
+        loss = rollout_loss(model, batch, part=self.part)
+        return loss + model.constraint(), [(loss.detach() / batch.targets.shape[1]).sqrt()]  # type: ignore[operator]
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """The RMSE of a network in evaluation mode on the validation windows."""
@@ -146,6 +135,25 @@ class Forecast:
     def _on_device(self, model: nn.Module, batch: Frames) -> Frames:
         device = next(model.parameters()).device
         return Frames(*(part.to(device) for part in batch))
+
+
+def rollout_loss(model: nn.Module, batch: Frames, *, part: int) -> Tensor:
+    """The sum over predicted frames of the mean squared error, with the gradient's graph from the kernels on.
+
+    ``part`` windows are computed at a time, unless the network has batch norms; kernels are assembled once for all.
+    """
+    n, n_frames = batch.targets.shape[:2]
+    size = n if _has_norms(model) else part
+    with assembled_once() as kernels:
+        total = batch.inputs.new_zeros(())
+        for inputs, targets in zip(batch.inputs.split(size), batch.targets.split(size), strict=True):
+            pairs = zip(roll_out(model, inputs, n_frames), targets.unbind(1), strict=True)
+            loss = torch.stack([(frame - target).square().mean() for frame, target in pairs]).sum()
+            loss = loss * (len(inputs) / n)
+            if loss.requires_grad:
+                loss.backward()
+            total = total + loss.detach()
+        return kernels.loss(total)
 
 
 def _has_norms(model: nn.Module) -> bool:
