@@ -1,6 +1,6 @@
 """RSteer in its plain published form (Wang, Walters, Yu, ICML 2022): the kernels are expanded at every call.
 
-Slow and simple: what ``mdrelax.packs.smoke`` is compared with, in the tests for equal numbers and in ``bench smoke-speed``
+Slow and simple: ``mdrelax.packs.smoke`` is compared with it, in the tests for equal numbers and in `bench smoke-speed`
 for time and memory. Training steps hold all windows and frames of a batch at once, as the published ones do.
 """
 

@@ -1,6 +1,6 @@
 """Speed of RSteer: a training step in the published form, in ours, and relaxed, timed in turns; memory in processes.
 
-A step is the rollout's loss of a batch and its backward pass, to the gradients of all weights; relaxed with the penalty.
+A step is the rollout's loss of a batch and its backward pass, to the gradients of all weights; relaxed with penalty.
 """
 
 import multiprocessing

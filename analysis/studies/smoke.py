@@ -1,7 +1,7 @@
-"""The smoke study: networks with exact, approximate and without symmetry, standard and relaxed, by `mdrelax bench smoke`.
+"""The smoke study: networks with exact, approximate and no symmetry, standard and relaxed, by `mdrelax bench smoke`.
 
-Errors are root mean squares of the velocity over rollouts of 20 frames, in cells per step: at later times of the training
-tasks (Future), and in other tasks (Domain).
+Errors are root mean squares of the velocity over rollouts of 20 frames, in cells per step: at later times of the
+training tasks (Future), and in other tasks (Domain).
 """
 
 import sys
@@ -89,7 +89,7 @@ STUDY = Study(
         "inference (ms)": plain("inference_ms", ".2f"),
     },
     notes=lambda summary: [EXPLANATION],
-    curve=("val_rmse", "validation RMSE (cells/step), projected network", 1),
+    curve=("val_rmse", "validation RMSE (cells/step)", 1),
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from mdrelax.analysis.drawing import (
     has_numbers,
     panels,
     shared_legend,
+    step_axis,
     styled,
 )
 from mdrelax.analysis.plume_figures import draw_flow
@@ -148,11 +149,12 @@ def errors_by_step(done: Sequence[Done]) -> Figure:
     for ax, (name, test) in zip(axes, places, strict=True):
         for arm in arms:
             own = [each for each in done if each.run.factors["arm"] == arm and each.run.factors["set"] == name]
-            curves = [pd.Series(each.results[f"{test}_by_step"]) for each in own]
-            curves = [curve.set_axis(curve.index + 1) for curve in curves if np.isfinite(curve).all()]
+            errors = [np.asarray(each.results[f"{test}_by_step"], dtype=float) for each in own]
+            curves = [pd.Series(e, index=range(1, len(e) + 1)) for e in errors if np.isfinite(e).all()]
             if curves:
                 seed_curves(ax, curves, arm_style(arm, arms)[0], label=arm)
         ax.set(title=f"{name}: {test.capitalize()}", xlabel="predicted frame")
+        step_axis(ax)
     axes[0].set_ylabel("RMSE (cells/step)")
     fit_axes(axes)
     shared_legend(figure)

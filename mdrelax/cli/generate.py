@@ -1,17 +1,16 @@
 """`mdrelax data generate`: label your own molecule, or simulate smoke plumes; a repeated command resumes."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
-from typer import Context
 from typer.core import TyperGroup
 
 
 class _MoleculeByDefault(TyperGroup):
     """`generate CH3CH2OH out.extxyz` is `generate molecule CH3CH2OH out.extxyz`."""
 
-    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the name of the command in front where it is not given."""
         named = not args or args[0] in (*self.commands, "--help", "-h")
         return super().parse_args(ctx, args if named else ["molecule", *args])

@@ -14,7 +14,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -171,7 +171,7 @@ class Trainer(Generic[Model]):
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         with default_stream(self.settings.seed, "dropout", self.step, device=self.settings.device):
-            with record_inputs(self.model) if self._needs_inputs() else nullcontext({}) as self.inputs:
+            with self._recorded() as self.inputs:
                 loss, numbers = self.task.loss(self.model, batch, step=self.step)
             extra = self._penalty() if self.relaxed else torch.zeros(())
             (loss + self.relaxation.weight * extra).backward()
@@ -179,9 +179,10 @@ class Trainer(Generic[Model]):
         self.since_validation.append(torch.stack([loss.detach(), *numbers]))
         return theta, float(extra.detach())
 
-    def _needs_inputs(self) -> bool:
+    def _recorded(self) -> AbstractContextManager[Inputs]:
         """For the activation penalty, and before a validation for layers.csv; recorded images take much memory."""
-        return self.relaxation.penalty == "activation" or self._validates_at(self.step + 1)
+        needed = self.relaxation.penalty == "activation" or self._validates_at(self.step + 1)
+        return record_inputs(self.model) if needed else nullcontext({})
 
     def _validates_at(self, step: int) -> bool:
         return step % self.settings.validate_every == 0 or step == self.n_steps

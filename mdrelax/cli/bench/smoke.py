@@ -49,7 +49,7 @@ def smoke(
     if only_report:
         train_and_tell(lambda: None, lambda: study.write_study(out), f"Runs in {out}", folder=out)
         return
-    chosen = list(study.ARMS) if arms == "all" or quick else (TABLE if arms == "table" else arms).split(",")
+    chosen = list(study.STUDY.arms) if arms == "all" or quick else (TABLE if arms == "table" else arms).split(",")
     changes = [*(QUICK if quick else []), *([f"training.epochs={epochs}"] if epochs else []), *(override or [])]
     numbers = whole_numbers("--seeds", seeds)[: 1 if quick else None]
     runs = [

@@ -1,9 +1,9 @@
 """Convolutions whose kernels are assembled from weights: one convolution per layer, one assembly per training step.
 
-A kernel may be a sum over a basis, have a residual, and a free map beside it: all of this is added up before images are
-convolved. Inside ``with assembled_once() as kernels`` every layer assembles its kernel at its first call and uses it in
-all others (a rollout calls a network once per frame). The loss may then be made part by part, each with its own backward
-pass that ends at the kernels; ``kernels.loss`` returns the whole, whose backward pass continues from there.
+A kernel may be a sum over a basis, with a residual and a free map: all of this is added up before images are convolved.
+Inside ``with assembled_once() as kernels`` every layer assembles its kernel at its first call and uses it in all others
+(a rollout calls a network once per frame). The loss may then be computed in parts, each with its own backward pass that
+ends at the kernels; ``kernels.loss`` returns their sum, whose backward pass continues from there.
 
 3 x 3 kernels between many channels are applied by ``winograd`` while a gradient is wanted.
 """

@@ -11,9 +11,9 @@
 | ``lift`` | steerable, with features of an encoder without symmetry | no |
 | ``rsteer`` | steerable with weights that vary over the kernel | no |
 
-As published (Wang, Walters, Yu, ICML 2022, arXiv 2201.11969), apart from the constants of initialisation, and without the
-unused norms of the published RSteer. The frames are vectors of the plane, not pairs of numbers: a rotation turns both
-the grid and the components.
+As published (Wang, Walters, Yu, ICML 2022, arXiv 2201.11969), apart from the constants of initialisation, and without
+the unused norms of the published RSteer. The frames are vectors of the plane, not pairs of numbers: a rotation turns
+both the grid and the components.
 """
 
 from collections.abc import Callable, Sequence
@@ -77,7 +77,9 @@ class LiftNetwork(nn.Module):
     claims = "none"
     alpha = 0.0
 
-    def __init__(self, n_in: int, size: tuple[int, int], *, hidden: int, encoder: int, kernel_size: int, n: int) -> None:
+    def __init__(
+        self, n_in: int, size: tuple[int, int], *, hidden: int, encoder: int, kernel_size: int, n: int
+    ) -> None:
         super().__init__()
         added = max(hidden // 4, 1)
         self.encoder = nn.Sequential(
@@ -132,9 +134,7 @@ def plain_network(n_in: int, *, hidden: int, n_layers: int, kernel_size: int, no
     widths = [2 * n_in, *[hidden] * (n_layers - 1)]
     layers = [PlainConv(a, b, kernel_size) for a, b in pairwise(widths)]
     norms = [nn.BatchNorm2d(hidden) for _ in layers] if norm else []
-    return ConvNetwork(
-        [*layers, PlainConv(hidden, 2, kernel_size, before_relu=False)], norms, alpha=0.0, claims="none"
-    )
+    return ConvNetwork([*layers, PlainConv(hidden, 2, kernel_size, before_relu=False)], norms, alpha=0.0, claims="none")
 
 
 STEERABLE: dict[str, Layer] = {"equiv": SteerableConv, "rpp": ResidualConv, "rsteer": RelaxedSteerableConv}
@@ -148,7 +148,7 @@ def steerable_network(
     sides = [flow_vectors(n, n_in), *[cyclic_regular(n, hidden)] * (n_layers - 1), flow_vectors(n)]
     make = partial(STEERABLE[kind], kernel_size=kernel_size)
     layers = [make(a, b, before_relu=k < n_layers - 1) for k, (a, b) in enumerate(pairwise(sides))]
-    norms = []
+    norms: list[nn.Module] = []
     if norm and kind == "equiv":
         norms = [FibreNorm(side) for side in sides[1:-1]]
     elif norm and kind == "rpp":

@@ -3,9 +3,9 @@
 plumes -> network -> relaxation -> training -> projection -> certificate -> rollouts -> model file
 
 Every arm sees the same windows in the same order under the same optimiser and number of steps; arms of one network
-start from the same weights. The network is chosen by its error on the validation times; both tests are looked at once,
-at the end. Flows are only nearly symmetric, so that only ``equiv`` claims a symmetry and has to pass its certificate; of
-the others its numbers are kept, as is the symmetry error that each network has learnt.
+start from the same weights. The network is chosen by its error on the validation times; both tests are evaluated once,
+at the end. The flows are only nearly symmetric: ``equiv`` alone claims a symmetry and has to pass its certificate. Of
+the others the numbers are kept, as is the symmetry error that each network has learnt.
 """
 
 import io
@@ -215,7 +215,7 @@ class PlumeExperiment:
 
     def export(self, folder: Path, finished: Finished[nn.Module]) -> None:
         """Write model.safetensors."""
-        keys = ("run", "test_future", "test_domain", "validation_rmse", "symmetry_error", "data_symmetry_error", "steps")
+        keys = ("run", "test_future", "test_domain", "validation_rmse", "symmetry_error", "data_symmetry_error")
         save_flow(
             folder / "model.safetensors", finished.fit.model, self.header, certificate=finished.certificate,
             card={key: finished.results[key] for key in keys},
@@ -251,5 +251,5 @@ def _write_rollouts(path: Path, model: nn.Module, data: Windows) -> None:
         inputs, truth = read_windows(data.plumes, rows[len(rows) // 2 : len(rows) // 2 + 1], data.split.n_in, n)
         arrays[f"{name}_truth"], arrays[f"{name}_prediction"] = truth[0], predict(model, inputs, n, bounded=False)[0]
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: array.float().numpy() for name, array in arrays.items()})
+    np.savez_compressed(buffer, **{name: array.float().numpy() for name, array in arrays.items()})  # type: ignore[arg-type]
     write_atomically(path, buffer.getvalue())

@@ -8,9 +8,9 @@ Features at S scales are stacked scale by scale, (B, S C, H, W). With the Hermit
 | ``ResidualScaleConv`` | the same + K_oi,s(x), K free and small (RPP) |
 | ``RelaxedScaleConv`` | sum_b w_boi(x) psi_b(x / s) (RSteer; Wang, Walters, Yu, ICML 2022, arXiv 2201.11969) |
 
-The first layer makes features at all scales of a field, a hidden one treats every scale by itself, and the last one reads
-the smallest. A grid is mapped onto itself by no scaling but 1, so equivariance is approximate everywhere, and what a layer
-claims is the form of its kernels: a free map is measured by its distance from that form.
+The first layer computes features at all scales of a field, a hidden one treats every scale by itself, and the last one
+reads the smallest. No scaling but 1 maps a grid onto itself, so equivariance is approximate everywhere, and what a
+layer claims is the form of its kernels: a free map is measured by its distance from that form.
 
 It differs from the published code in that the basis is orthonormal (its 49 functions depend on each other on a grid of
 5 x 5), in that scales are stacked outermost, so that a hidden layer is one grouped convolution, and in that K connects
@@ -56,7 +56,7 @@ def scale_basis(scales: tuple[float, ...], kernel_size: int) -> Tensor:
 
 
 class Scaled(NamedTuple):
-    """Kernels of one form at all scales, (S C_out, C_in, k, k), and coefficients (K, C_out, C_in) in the basis of it."""
+    """Kernels of one form at all scales, (S C_out, C_in, k, k), and coefficients (K, C_out, C_in) in its basis."""
 
     basis: Tensor  # (K, S, k, k), float64
     c_out: int
@@ -165,9 +165,10 @@ class ScaleLayer(KernelConv):
 
     def site(self) -> Site:
         """A free kernel between the same channels."""
-        sides = (FiniteRepresentation(torch.ones(1, 1, 1), n, ()) for n in (self.groups * self.form.c_in, self.n_out))
+        one = torch.ones(1, 1, 1)
+        source = FiniteRepresentation(one, self.groups * self.form.c_in, ())
         make = partial(FreeScaleConv, form=self.form, groups=self.groups)
-        return Site(*sides, view=ImageView(), make_free=make)
+        return Site(source, FiniteRepresentation(one, self.n_out, ()), view=ImageView(), make_free=make)
 
 
 class ScaleConv(ScaleLayer):

@@ -146,7 +146,9 @@ class RelaxedSteerableConv(KernelConv):
     ) -> None:
         super().__init__(kernel_size)
         self.fibres = Fibres(source, output, kernel_size)
-        self.weight = nn.Parameter(self.fibres.initial(kernel_size**2, before_relu=before_relu))  # (k k, K, C_out, C_in)
+        self.weight = nn.Parameter(
+            self.fibres.initial(kernel_size**2, before_relu=before_relu)
+        )  # (k k, K, C_out, C_in)
         reach = 1 / math.sqrt(source.channels * kernel_size**2)
         self.bias = nn.Parameter(torch.empty(output.dim).uniform_(-reach, reach))
 

@@ -112,4 +112,3 @@ def _solutions(rho_in: Tensor, rho_out: Tensor, frequency: int) -> Tensor:
         turn = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)[:n_functions, :n_functions]
         total += torch.einsum("fh,po,bhoi,qi->bfpq", turn, rho_out[k], units, rho_in[k])
     return total / n
-

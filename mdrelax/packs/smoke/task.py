@@ -1,12 +1,12 @@
 """The smoke task, to predict the next frames of a flow: a ``Task`` of the trainer, its errors, and symmetry errors.
 
-A network predicts one frame from n_in; its prediction is put behind them, and the oldest falls out. In training that is
-done for the split's n_out frames, with the loss
+A network predicts one frame from n_in; the prediction is appended to them, and the oldest is dropped. In training that
+is done for the split's n_out frames, with the loss
 
     sum over predicted frames of the mean squared error of the velocity + the network's own constraint
 
-The error is the root mean square over windows, frames, components and pixels (published: RMSE); a test predicts n_rollout
-frames. The symmetry error of a network f, under quarter turns g of velocities (grid and components), is
+The error is the root mean square over windows, frames, components and pixels (published: RMSE); a test predicts
+n_rollout frames. The symmetry error of a network f, under quarter turns g of velocities (grid and components), is
 
     ||f(g x) - g f(x)|| / ||f(x)||        root mean squares over windows and the three turns
 """
@@ -210,7 +210,7 @@ def _commutators(model: nn.Module, inputs: Tensor, dtype: torch.dtype) -> tuple[
 
 
 def commutation_error(model: nn.Module, inputs: Tensor, *, dtype: torch.dtype = torch.float64) -> EquivarianceError:
-    """The largest change of a pixel under quarter turns of real inputs (B, n_in, 2, H, W), relative to the rms velocity.
+    """The largest change of a pixel under quarter turns of inputs (B, n_in, 2, H, W), relative to the rms velocity.
 
     The model itself is not touched. Reflections, translations and permutations do not apply.
     """
