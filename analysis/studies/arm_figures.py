@@ -57,6 +57,15 @@ ARM_STYLES: dict[str, tuple[str, str]] = {  # colour and marker, in the order in
     "constant-drop": (PURPLE, "v"),
     "constant-fold": (ORANGE, "P"),
     "egnn": (BLACK, "X"),
+    "mlp": (GREY, "d"),
+    "conv": (BLACK, "p"),
+    "equiv": (GREEN, "^"),
+    "equiv-relaxed": (SKY, "D"),
+    "equiv-keep": ("#117733", "v"),
+    "rpp": (ORANGE, "h"),
+    "lift": (PURPLE, ">"),
+    "rsteer": (VERMILION, "s"),
+    "rsteer-relaxed": (BLUE, "o"),
 }
 OTHER_STYLES = [(GREEN, "<"), (PURPLE, ">"), (ORANGE, "h"), (SKY, "*"), (GREY, "d"), (BLACK, "p")]
 MOST_PANELS = 3  # of errors against a factor, in a row; more would be too small to read

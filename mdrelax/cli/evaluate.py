@@ -9,6 +9,7 @@ import typer
 from mdrelax.cli.harmonic import OF_HARMONIC, Harmonic, wanted_reference
 from mdrelax.cli.harmonic import harmonic as compare_vibrations
 from mdrelax.cli.options import with_label_options
+from mdrelax.cli.packs import evaluate_pack
 from mdrelax.cli.simulate import refuse_existing
 
 if TYPE_CHECKING:
@@ -66,8 +67,12 @@ def evaluate(
     from mdrelax.base.provenance import command_line, environment
     from mdrelax.datasets.structure_files import spread
     from mdrelax.engines.ase import MDRelaxCalculator
+    from mdrelax.packs.registry import pack_of_model
 
     folder = out or Path("runs") / f"eval-{_name(model)}"
+    if (pack := pack_of_model(model)) is not None:
+        evaluate_pack(pack, model, data, folder, number=frames)
+        return
     _check(folder, frames=frames, overwrite=overwrite, reference=reference, nve=nve)
     loaded = datasets.load_frames(data, **reading)
     typer.echo(loaded.report)

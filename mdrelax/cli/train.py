@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mdrelax.cli.packs import train_pack
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -37,16 +39,23 @@ def train(
     restart: Annotated[str, typer.Option(help="`auto` resumes from the last checkpoint; `never` refuses.")] = "never",
     tensorboard: Annotated[bool, typer.Option(help="Write logs for TensorBoard (extra `tensorboard`).")] = False,
 ) -> None:
-    """Train a potential, project it to exact equivariance, certify, test and report it."""
+    """Train a potential, project it to exact equivariance, certify, test and report it.
+
+    Recipes with a `pack` (presets smoke-ARM, modelnet-NETWORK) train networks of other tasks.
+    """
     own_threads = _one_thread_unless_told()
     import mdrelax
     from mdrelax.base.sections import ConfigError
+    from mdrelax.packs.registry import pack_of_recipe
     from mdrelax.runs.inputs import is_data, open_config, recipe_of
     from mdrelax.training.ranks import joined
 
     if restart not in ("auto", "never"):
         raise ConfigError(f"`--restart` must be auto or never, got {restart!r}.")
     folder = out or Path("runs") / run_name(config)
+    if (chosen := pack_of_recipe(config)) is not None:
+        train_pack(*chosen, folder, overrides=override or [], restart=restart == "auto", tensorboard=tensorboard)
+        return
     with joined() as ranks:
         with ranks.in_turn():
             settings = open_config(config, override or [])

@@ -33,6 +33,7 @@ __all__ = [
     "Sample",
     "Terms",
     "fibre_axes",
+    "some_of_each",
 ]
 
 
@@ -139,6 +140,10 @@ class FreeMap(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """W x."""
+
+    def joins(self, layer: nn.Module) -> bool:
+        """Whether the layer adds W to its own map before it applies it once: ``layer(x, free=(theta, W))``."""
+        return False
 
     @abstractmethod
     def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | Sample | None = None) -> Terms:
@@ -247,6 +252,10 @@ class FreeConv2d(FreeMap):
         """Images (B, dim_in, H, W) to (B, dim_out, H', W')."""
         return self._convolve(x, self.weight)
 
+    def joins(self, layer: nn.Module) -> bool:
+        """If the layer says so by ``joins_kernels``: one convolution instead of two."""
+        return bool(getattr(layer, "joins_kernels", False))
+
     def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | Sample | None = None) -> Terms:
         """A row is an image; the means are over images and over the pixels of the result."""
         changes = self.commutators()
@@ -254,7 +263,7 @@ class FreeConv2d(FreeMap):
             return Terms(changes.square().sum(), self.weight.square().sum())
         kernels = torch.cat([self.weight, changes.flatten(0, 1)])  # ((1 + G) dim_out, dim_in, k, k)
         derivative, size, n_pixels = self.weight.new_zeros(()), self.weight.new_zeros(()), 0
-        for x in _some_of_each(inputs, rows):
+        for x in some_of_each(inputs, rows):
             image, change = self._convolve(x, kernels).split([self.output.dim, changes[:, :, 0, 0, 0].numel()], dim=1)
             derivative, size = derivative + change.square().sum(), size + image.square().sum()
             n_pixels += image[:, 0].numel()
@@ -311,7 +320,7 @@ def _rows(calls: Sequence[Tensor], rows: int | Sample | None) -> Tensor:
     return x if chosen is None else x[chosen.to(x.device)]
 
 
-def _some_of_each(calls: Sequence[Tensor], rows: int | Sample | None) -> Sequence[Tensor]:
+def some_of_each(calls: Sequence[Tensor], rows: int | Sample | None) -> Sequence[Tensor]:
     """The calls themselves, or evenly spaced entries of their concatenated first axes."""
     sizes = [len(x) for x in calls]
     chosen = _chosen(rows, sum(sizes))

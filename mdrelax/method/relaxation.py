@@ -55,10 +55,13 @@ class Relaxed(nn.Module):
 
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """f_e(x) + theta W x."""
-        y = self.layer(x, *args, **kwargs)
         # A tensor, too, while ``compiled.training`` records the network.
         theta: float | Tensor = self.theta_tensor if torch.compiler.is_compiling() else self.theta
         acts = isinstance(theta, Tensor) or theta != 0.0
+        if acts and self.free.joins(self.layer):
+            self.note(self.view.flatten(x))
+            return self.layer(x, *args, free=(theta, self.free.weight), **kwargs)
+        y = self.layer(x, *args, **kwargs)
         if not acts and self.calls is None:
             return y
         flat = self.view.flatten(x)

@@ -14,6 +14,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -167,9 +168,8 @@ class Trainer(Generic[Model]):
             for batch in self.task.batches(self.epoch, start=self.batch):
                 theta, extra = self._train_step(batch)
                 self.step, self.batch = self.step + 1, self.batch + 1
-                validate = self.step % self.interval == 0 or self.step == self.n_steps
                 self.seconds, self.cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-                row = self._validate(theta, extra) if validate else None
+                row = self._validate(theta, extra) if self._validates_at(self.step) else None
                 self.listener(Progress(self.step, self.n_steps, theta, extra, row))
                 if self.step == self.n_steps or self._stopped_early():
                     break
@@ -184,7 +184,7 @@ class Trainer(Generic[Model]):
         self.optimizer.zero_grad(set_to_none=True)
         stream = self.step * self.ranks.size + self.ranks.rank
         with default_stream(self.settings.seed, "dropout", stream, device=self.settings.device):
-            with record_inputs(self.model) as self.inputs:
+            with self._recorded() as self.inputs:
                 loss, numbers = self._loss(batch)
             extra = self._penalty() if self.relaxed else torch.zeros(())
             (loss + self.relaxation.weight * extra).backward()
@@ -203,6 +203,14 @@ class Trainer(Generic[Model]):
             nothing = torch.zeros((), dtype=torch.float64, device=self.settings.device)
             return nothing.clone().requires_grad_(), [nothing] * len(task.train_columns)
         return task.loss(self.model, batch, step=self.step, part=part)
+
+    def _recorded(self) -> AbstractContextManager[Inputs]:
+        """For the activation penalty, and before a validation for layers.csv; recorded images take much memory."""
+        needed = self.relaxation.penalty == "activation" or self._validates_at(self.step + 1)
+        return record_inputs(self.model) if needed else nullcontext({})
+
+    def _validates_at(self, step: int) -> bool:
+        return step % self.interval == 0 or step == self.n_steps
 
     def _penalty(self) -> Tensor:
         own, processes = self.relaxation, self.ranks if self.ranks.size > 1 else None

@@ -56,13 +56,14 @@ def modelnet(
     """Train vector-neuron networks on rotated shapes, standard and relaxed; write tables and figures."""
     from mdrelax.analysis.studies import modelnet as study
     from mdrelax.base.provenance import command_line
+    from mdrelax.packs.recipes import recipe as shipped
     from mdrelax.runs.inputs import whole_numbers
 
     if only_report:
         train_and_tell(lambda: None, lambda: study.write_study(out), f"Runs in {out}", folder=out)
         return
     crew = workers(out, jobs=jobs, threads=threads, ranks=ranks, launcher=launcher, slurm=slurm)
-    base = {**study.recipe(recipe, network), "data": data, "protocol": protocol}
+    base = {**shipped("modelnet", network, recipe), "data": data, "protocol": protocol}
     numbers = whole_numbers("--seeds", seeds)
     changes = [*(QUICK if quick else []), *([f"training.epochs={epochs}"] if epochs else []), *(override or [])]
     if quick:

@@ -53,6 +53,7 @@ POSE_SEED = 0  # of validation and test shapes: the same in every run
 class ModelNetRun(Section):
     """Everything that decides a run."""
 
+    pack: Literal["modelnet"] = Field("modelnet", description="The task.")
     arm: ArmName = Field("standard", description="A key of `ARMS`.")
     network: NetworkName = Field("vn-pointnet", description="vn-pointnet or vn-dgcnn; comparators wrap its plain form.")
     preset: Preset = Field("small", description="The network's size: published, small or tiny.")
