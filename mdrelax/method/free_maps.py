@@ -1,14 +1,18 @@
-"""Free maps: linear maps without any symmetry that are added to equivariant layers during training.
+"""Free maps: maps without any symmetry that are added to equivariant layers during training.
 
 A free map W provides everything that the method needs: W x, its distance from equivariance at given inputs or as a
-matrix, its nearest equivariant map P(W), its spectrum, and the way in which a layer absorbs P(W).
+matrix, its nearest equivariant map P(W), its spectrum, and the way in which a layer absorbs P(W). A free function that
+is not linear (``mdrelax.method.free_mlp``) has only the first two.
 
 | map | features | W | an element g of the group |
 | --- | --- | --- | --- |
 | ``FreeLinear`` | vectors (..., dim), made by a ``FeatureView`` | (dim_out, dim_in) | acts on both sides |
+| ``FreeLowRank`` | the same | U V^T, U (dim_out, rank), V (dim_in, rank) | the same |
 | ``FreeConv2d`` | images (B, dim, H, W) | (dim_out, dim_in, k, k) | acts on both channel axes and turns the grid |
 """
 
+import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, Self
@@ -27,11 +31,15 @@ __all__ = [
     "FeatureView",
     "FlatView",
     "FreeConv2d",
+    "FreeFunction",
     "FreeLinear",
     "FreeMap",
+    "FreeMatrix",
     "ImageView",
+    "Sizes",
     "Terms",
     "fibre_axes",
+    "rows_of",
 ]
 
 
@@ -40,6 +48,15 @@ class Terms(NamedTuple):
 
     derivative: Tensor  # LD
     size: Tensor  # N
+
+
+class Sizes(NamedTuple):
+    """The size of a free function, and of the parts of it that are not equivariant."""
+
+    norm: float  # ||W||
+    distance: float  # ||W - P(W)||, what projection removes
+    bound: float  # sqrt(LD(W) / 2), never below the distance (of finite groups: for C_n up to n = 4)
+    spectrum: list[float]  # of the components of W; empty if it is not linear
 
 
 # --- features and the vectors that they are ---
@@ -112,14 +129,16 @@ FLAT = FlatView()
 # --- free maps ---
 
 
-class FreeMap(nn.Module, ABC):
-    """One free linear map between two representations; ``weight`` is its only parameter, and starts at zero."""
-
-    weight: nn.Parameter
+class FreeFunction(nn.Module, ABC):
+    """A function without symmetry between two representations."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """W x."""
+
+    @abstractmethod
+    def reset(self, std: float, generator: torch.Generator | None = None) -> None:
+        """Draw the parameters, so that entries of W are normal with standard deviation ``std``."""
 
     @abstractmethod
     def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | None = None) -> Terms:
@@ -136,24 +155,52 @@ class FreeMap(nn.Module, ABC):
         return [each.penalty_terms(x, rows=rows) for each, x in zip(maps, inputs, strict=True)]
 
     @abstractmethod
-    def commutators(self) -> Tensor:
-        """The commutators, one per generator, which vanish for an equivariant W: (A + G, *weight.shape)."""
-
-    @abstractmethod
-    def equivariant_part(self) -> Tensor:
-        """P(W), the nearest equivariant map in Frobenius norm, of the shape of ``weight``."""
-
-    @abstractmethod
-    def spectrum(self) -> Tensor:
-        """The squared norm of each component of W; they sum to ||W||^2, and only the first can be equivariant."""
+    def sizes(self) -> Sizes:
+        """Norms for the layer's record."""
 
     @abstractmethod
     def fold_into(self, layer: nn.Module, theta: float) -> bool:
         """Add theta P(W) to the layer's own weights; returns False if the layer cannot represent it."""
 
 
-class FreeLinear(FreeMap):
-    """W x on vectors (..., dim) with a dense W (dim_out, dim_in).
+class FreeMap(FreeFunction):
+    """A free linear map; unless it says otherwise, ``weight`` is W and its only parameter."""
+
+    weight: nn.Parameter
+
+    def matrix(self) -> Tensor:
+        """W."""
+        return self.weight
+
+    @torch.no_grad()
+    def reset(self, std: float, generator: torch.Generator | None = None) -> None:
+        """W from a normal distribution."""
+        self.weight.normal_(std=std, generator=generator)
+
+    @abstractmethod
+    def commutators(self) -> Tensor:
+        """The commutators, one per generator, which vanish for an equivariant W: (A + G, *W.shape)."""
+
+    @abstractmethod
+    def equivariant_part(self) -> Tensor:
+        """P(W), the nearest equivariant map in Frobenius norm, of the shape of W."""
+
+    @abstractmethod
+    def spectrum(self) -> Tensor:
+        """The squared norm of each component of W; they sum to ||W||^2, and only the first can be equivariant."""
+
+    @torch.no_grad()
+    def sizes(self) -> Sizes:
+        """In float64."""
+        free = copy.deepcopy(self).double()
+        w = free.matrix()
+        distance = (w - free.equivariant_part()).norm().item()
+        bound = math.sqrt(free.commutators().square().sum().item() / 2)
+        return Sizes(w.norm().item(), distance, bound, free.spectrum().tolist())
+
+
+class FreeMatrix(FreeMap):
+    """W x on vectors (..., dim), W (dim_out, dim_in).
 
     A layer absorbs P(W) in a method ``fold(blocks)``: mixing matrices (C_out, C_in) per pair of equal irreps.
     """
@@ -161,11 +208,6 @@ class FreeLinear(FreeMap):
     def __init__(self, source: Representation, output: Representation) -> None:
         super().__init__()
         self.source, self.output = source, output
-        self.weight = nn.Parameter(torch.zeros(output.dim, source.dim, dtype=torch.float32))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., dim_in) to (..., dim_out)."""
-        return x @ self.weight.T
 
     def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | None = None) -> Terms:
         """A row is a vector x: LD = mean sum_A ||drho_out(A) W x - W drho_in(A) x||^2 and N = mean ||W x||^2."""
@@ -179,28 +221,40 @@ class FreeLinear(FreeMap):
         """Maps between equal representations with inputs of equal size are evaluated together; one entry per map."""
         groups: dict[Any, list[tuple[Self, Tensor | None]]] = {}
         for each, calls in zip(maps, inputs, strict=True):
-            x = None if calls is None else _rows(calls, rows)
+            x = None if calls is None else rows_of(calls, rows)
             key = each.source.key, each.output.key, None if x is None else len(x)
             groups.setdefault(key, []).append((each, x))
         return [_terms_of_equals(*zip(*group, strict=True)) for group in groups.values()]
 
     def commutators(self) -> Tensor:
         """C_A(W) and C_g(W), see ``groups``."""
-        return self.output.commutators(self.weight, self.source)
+        return self.output.commutators(self.matrix(), self.source)
 
     def equivariant_part(self) -> Tensor:
         """(dim_out, dim_in)."""
-        return self.output.average(self.weight, self.source)
+        return self.output.average(self.matrix(), self.source)
 
     def spectrum(self) -> Tensor:
         """||W_J||^2 of irreps, ||W_f||^2 of a finite group."""
-        return self.output.spectrum(self.weight, self.source)
+        return self.output.spectrum(self.matrix(), self.source)
 
     @torch.no_grad()
     def fold_into(self, layer: nn.Module, theta: float) -> bool:
         """By the layer's rule in ``FOLDS`` or its own ``fold``; False between finite groups."""
-        blocks = self.output.blocks(theta * self.weight, self.source)
+        blocks = self.output.blocks(theta * self.matrix(), self.source)
         return blocks is not None and _fold(layer, blocks)
+
+
+class FreeLinear(FreeMatrix):
+    """A dense W (dim_out, dim_in)."""
+
+    def __init__(self, source: Representation, output: Representation) -> None:
+        super().__init__(source, output)
+        self.weight = nn.Parameter(torch.zeros(output.dim, source.dim, dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim_in) to (..., dim_out)."""
+        return x @ self.weight.T
 
 
 class FreeConv2d(FreeMap):
@@ -261,10 +315,10 @@ class FreeConv2d(FreeMap):
         return functional.conv2d(x, kernel, stride=self.stride, padding=self.padding, dilation=self.dilation)
 
 
-def _terms_of_equals(maps: Sequence[FreeLinear], inputs: Sequence[Tensor | None]) -> Terms:
+def _terms_of_equals(maps: Sequence[FreeMatrix], inputs: Sequence[Tensor | None]) -> Terms:
     """The summed terms of maps between equal representations, with inputs of equal size or without."""
     source, output = maps[0].source, maps[0].output
-    weights = torch.stack([each.weight for each in maps])
+    weights = torch.stack([each.matrix() for each in maps])
     given = [x for x in inputs if x is not None]
     if not given:
         return Terms(output.commutator_norm(weights, source), weights.square().sum())
@@ -276,7 +330,7 @@ def _terms_of_equals(maps: Sequence[FreeLinear], inputs: Sequence[Tensor | None]
     return Terms(difference.square().sum() / n_rows, image.square().sum() / n_rows)
 
 
-def _rows(calls: Sequence[Tensor], rows: int | None) -> Tensor:
+def rows_of(calls: Sequence[Tensor], rows: int | None) -> Tensor:
     """The inputs of all calls as (rows, dim), all of them or evenly spaced ones."""
     flat = [x.flatten(0, -2) for x in calls]
     x = flat[0] if len(flat) == 1 else torch.cat(flat)

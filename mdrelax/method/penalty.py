@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mdrelax.base.names import nearest_name
-from mdrelax.method.free_maps import FreeMap, Terms
+from mdrelax.method.free_maps import FreeFunction, Terms
 from mdrelax.method.relaxation import Relaxed, relaxed_layers
 
 __all__ = ["Inputs", "PenaltyKind", "penalty", "record_inputs"]
@@ -124,7 +124,7 @@ def penalty(
 
 def _terms(layers: Sequence[Relaxed], calls: Sequence[Sequence[Tensor] | None], rows: int | None) -> list[Terms]:
     """The terms of all layers, evaluated together for each class of free maps."""
-    kinds: dict[type[FreeMap], list[int]] = {}
+    kinds: dict[type[FreeFunction], list[int]] = {}
     for k, layer in enumerate(layers):
         kinds.setdefault(type(layer.free), []).append(k)
     return [

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from mdrelax.base import o3
-from mdrelax.method.free_maps import FLAT, AxesView, FeatureView, FreeLinear, FreeMap, fibre_axes
+from mdrelax.method.free_maps import FLAT, AxesView, FeatureView, FreeFunction, FreeLinear, fibre_axes
 from mdrelax.method.groups import IrrepsRepresentation, Layout, Representation
 
 __all__ = ["SITES", "Site", "irreps_site", "relaxable_sites"]
@@ -29,7 +29,7 @@ class Site:
     source: Representation
     output: Representation
     view: FeatureView = FLAT
-    make_free: Callable[..., FreeMap] = FreeLinear  # called as make_free(source, output)
+    make_free: Callable[..., FreeFunction] = FreeLinear  # called as make_free(source, output)
 
     @property
     def is_trivial(self) -> bool:

@@ -121,9 +121,13 @@ def _run_in(
         trainer.resume()
         tell(f"Resumed at step {trainer.step} of {trainer.n_steps}.")
     fit = trainer.run()
+    theta_at_end = trainer.controller.theta_at_end() if placement is not None else 0.0
+    if experiment.relaxation.controller == "ace" and placement is not None:
+        tell(f"ACE: the largest |gamma| was {theta_at_end:.3g} at the end, before it was set to 0 (equality form).")
     certificate = experiment.certify(fit)
     results = {
         "n_parameters": n_parameters, "n_free_parameters": 0 if placement is None else placement.n_free,
+        "theta_at_end": theta_at_end,
         "steps": fit.steps, "best_step": fit.best_step, "seconds": fit.seconds, "cpu_seconds": fit.cpu_seconds,
         "peak_MB": peak_memory(), "certificate": certificate.to_dict(),
         "environment": environment(device=training.device, seed=training.seed), **experiment.evaluate(fit, folder),
@@ -147,7 +151,10 @@ def relax(model: nn.Module, settings: RelaxationConfig, *, seed: int) -> Placeme
         return None
     stream = generator(seed, "free maps")
     try:
-        return relax_constraints(model, where=settings.where, initial_std=settings.initial_std, generator=stream)
+        return relax_constraints(
+            model, where=settings.where, initial_std=settings.initial_std, generator=stream, kind=settings.free_map,
+            rank=settings.rank,
+        )  # fmt: skip
     except ValueError as error:
         raise ConfigError(f"`relaxation.where`: {error}") from error
 
