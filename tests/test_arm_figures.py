@@ -239,4 +239,4 @@ def test_a_legend_of_all_arms_stays_on_the_page() -> None:
     figure.canvas.draw()
     box, page = figure.legends[0].get_window_extent(), figure.bbox
     assert page.x0 <= box.x0 < box.x1 <= page.x1
-    assert len(_legend(figure)) == 7
+    assert len(_legend(figure)) == len(ARMS)

@@ -156,7 +156,8 @@ class Ace:
         if not layers:
             raise ValueError("No layer of the model is relaxed; call `relax_constraints` first.")
         self.names, self.settings = list(layers), settings
-        self.last = math.ceil(settings.end * n_steps) if settings.form == "equality" else n_steps  # first step at 0
+        ends = settings.form == "equality" and settings.end < 1
+        self.last = min(math.ceil(settings.end * n_steps), n_steps - 1) if ends else n_steps  # first step at gamma = 0
         like = [next(layer.free.parameters()) for layer in layers.values()]
         self.gammas = [torch.ones((), dtype=w.dtype, device=w.device, requires_grad=True) for w in like]
         self.lambdas = [torch.zeros_like(gamma) for gamma in self.gammas]
@@ -167,7 +168,7 @@ class Ace:
 
     def begin_step(self, model: nn.Module, *, step: int) -> float:
         """Put the gammas into the layers; from step ``end * n_steps`` on they are 0, and W is not read."""
-        self.ended = self.settings.form == "equality" and step >= self.last
+        self.ended = step >= self.last
         if not self.ended:
             self.at_end = self._largest()
         for layer, gamma in zip(relaxed_layers(model).values(), self.gammas, strict=True):

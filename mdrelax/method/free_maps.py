@@ -386,8 +386,8 @@ def _fold_e3nn(linear: Any, blocks: Blocks) -> bool:
         for x in range(axes[0] if axes else 1)
         for y in range(axes[1] if axes else 1)
     }
-    if set(pairs) != set(blocks) or not linear.internal_weights:
-        return False
+    if set(pairs) != set(blocks) or not isinstance(linear._parameters.get("weight"), nn.Parameter):
+        return False  # also where the weights are computed from others (torch.nn.utils.parametrize)
     for pair, (k, place, path_weight) in pairs.items():
         linear.weight_view_for_instruction(k)[place].add_(blocks[pair].T / path_weight)
     return True

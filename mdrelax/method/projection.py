@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, TypeVar, get_args
 from torch import nn
 
 from mdrelax.base.names import nearest_name
+from mdrelax.method.references import shares_parameters
 from mdrelax.method.relaxation import Relaxed, relaxed_layers, replace_module, theta_of
 
 __all__ = [
@@ -49,7 +50,8 @@ def project(model: nn.Module, *, how: ProjectionKind = "drop") -> list[LayerReco
         model: Any model; one without free maps is not changed.
         how: ``drop`` sets theta = 0 (Pertigkiozoglou et al., NeurIPS 2024). ``fold`` first adds theta P(W), the nearest
             equivariant map in Frobenius norm, to layers that can represent one: e3nn's ``Linear``, and layers with a
-            method ``fold`` (see ``FreeLinear`` and ``FreeConv2d``). ``keep`` returns the records and removes nothing.
+            method ``fold`` (see ``FreeLinear`` and ``FreeConv2d``), unless their weights are another layer's too.
+            ``keep`` returns the records and removes nothing.
 
     Returns a record for each relaxed layer. Raises ``ValueError`` for another ``how``.
 
@@ -76,7 +78,8 @@ def project(model: nn.Module, *, how: ProjectionKind = "drop") -> list[LayerReco
     records = []
     for name, layer in relaxed_layers(model).items():
         theta = theta_of(layer)
-        folded = how == "fold" and theta != 0 and layer.free.fold_into(layer.layer, theta)
+        can = how == "fold" and theta != 0 and not shares_parameters(model, layer.layer)
+        folded = can and layer.free.fold_into(layer.layer, theta)
         records.append(_record(name, layer, "folded" if folded else "dropped"))
         replace_module(model, layer, layer.layer)
     return records

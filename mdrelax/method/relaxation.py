@@ -9,6 +9,7 @@ with a dense W over the flattened features; theta in [0, 1] is the same for the 
 restores the equivariant network bit for bit. ``penalty`` keeps W small and near equivariance; ``project`` removes it.
 """
 
+import inspect
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, get_args
@@ -20,6 +21,7 @@ from mdrelax.base.names import nearest_name
 from mdrelax.method.free_low_rank import FreeLowRank
 from mdrelax.method.free_maps import FLAT, FeatureView, FreeFunction, FreeLinear
 from mdrelax.method.free_mlp import FreeMLP
+from mdrelax.method.references import names_of_modules, refuse_hidden_references
 from mdrelax.method.sites import Site, relaxable_sites
 
 __all__ = [
@@ -75,17 +77,18 @@ class Relaxed(nn.Module):
         self.theta: float | Tensor = 1.0
         self.register_buffer("theta_tensor", torch.ones(()), persistent=False)
         self.calls: list[Tensor] | None = None
+        self.first = next(iter(inspect.signature(layer.forward).parameters), "")  # the name of its first argument
         self.register_load_state_dict_pre_hook(_rename_weight)
 
-    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """f_e(x) + theta W x."""
-        y = self.layer(x, *args, **kwargs)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """f_e(x) + theta W x, where x is the first argument."""
+        y = self.layer(*args, **kwargs)
         # A tensor, too, while ``compiled.training`` records the network.
         theta = self.theta_tensor if torch.compiler.is_compiling() else self.theta
         acts = isinstance(theta, Tensor) or theta != 0.0
         if not acts and self.calls is None:
             return y
-        flat = self.view.flatten(x)
+        flat = self.view.flatten(args[0] if args else kwargs[self.first])
         self.note(flat)
         return _add(y, self.view.unflatten(theta * self.free(flat), like=y)) if acts else y
 
@@ -185,7 +188,8 @@ def relax_constraints(
 
     Returns the names of the relaxed layers, those left out, and the number of parameters of the free maps. Raises
     ``ValueError`` if nothing matches (naming the nearest layer), if one chosen layer is inside another, if a layer has
-    an attribute with a name that its relaxed form uses itself, if the model is already relaxed, for an unknown
+    an attribute with a name that its relaxed form uses itself, if the model also keeps a layer in a plain attribute or
+    is wrapped for several devices, if it is already relaxed, for an unknown
     ``kind``, a ``rank`` below 1 or of a perceptron, and for a perceptron where the free map is not a matrix.
 
     >>> from torch import nn
@@ -204,6 +208,7 @@ def relax_constraints(
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     sites = relaxable_sites(model)
     chosen, left_out = _choose(model, sites, where)
+    refuse_hidden_references(model, {name: model.get_submodule(name) for name in chosen})
     frees = {name: _free_function(name, sites[name], kind, rank) for name in chosen}
     relaxed = {}
     for name, free in frees.items():
@@ -252,13 +257,15 @@ def _choose(model: nn.Module, sites: dict[str, Site], where: Sequence[str] | Non
     if patterns is None:
         chosen = [name for name in sites if not _is_inside(name, sites)]
     else:
-        chosen = [name for name in sites if any(_matches(name, pattern) for pattern in patterns)]
+        names = names_of_modules(model)
+        known = {name: names[id(model.get_submodule(name))] for name in sites}
+        chosen = [name for name in sites if any(_matches(each, own) for each in known[name] for own in patterns)]
     left_out = [name for name in chosen if where is None and sites[name].is_trivial]
     chosen = [name for name in chosen if name not in left_out]
     if left_out and not chosen:
         raise ValueError(f"There is no other place in this model. {_why_left_out(left_out)}")
     if not chosen:
-        hint = nearest_name(str(patterns), sites) if sites else "none can be relaxed."
+        hint = nearest_name(str(patterns), sites) if sites else "none can be relaxed (a layer must be in a module)."
         raise ValueError(f"No layer matches where={patterns}; {hint}")
     inside = [name for name in chosen if _is_inside(name, chosen)]
     if inside:

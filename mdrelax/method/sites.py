@@ -53,18 +53,16 @@ def _linear(layer: Any) -> Site:
 
 
 def _product(layer: Any) -> Site:
-    """e3nn's ``FullyConnectedTensorProduct``: the free map reads the first of its two inputs."""
+    """e3nn's ``TensorProduct`` and its subclasses: the free map reads the first of the two inputs."""
     return irreps_site(layer.irreps_in1, layer.irreps_out, "mul_ir")
 
 
-SITES: dict[type[nn.Module], Callable[[Any], Site | None]] = {
-    o3.Linear: _linear,
-    o3.FullyConnectedTensorProduct: _product,
-}
+SITES: dict[type[nn.Module], Callable[[Any], Site | None]] = {o3.Linear: _linear, o3.TensorProduct: _product}
 
 
 def relaxable_sites(model: nn.Module) -> dict[str, Site]:
-    """Every submodule with weights that may be relaxed, by name.
+    """Every submodule with weights of its own that may be relaxed, by name; layers that are given their weights in each
+    call have none.
 
     The model itself is not included: a relaxed layer replaces a child of its parent module.
     """
