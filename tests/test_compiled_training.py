@@ -23,8 +23,9 @@ from mdrelax.forces.loader import Batch, Loader, frames_from_data, join
 from mdrelax.forces.loss import Targets
 from mdrelax.forces.potential import Potential
 from mdrelax.forces.settings import TrainingConfig
+from mdrelax.method.controllers import Ace
 from mdrelax.method.penalty import penalty, record_inputs
-from mdrelax.method.relaxation import relax_constraints, set_theta
+from mdrelax.method.relaxation import relax_constraints, relaxed_layers, set_theta
 from mdrelax.structures.graph import Edges, Graph, edge_vectors
 from molecules import ELEMENTS, batch_of, ethanol, graph_of, rattled, tiny_equiformer, tiny_segnn, water
 from small_runs import CLUSTER_CUTOFF, CRYSTAL_CUTOFF, clusters, crystals, data_of
@@ -56,7 +57,10 @@ def everything(model: ForceField, graph: Graph, network: Potential | None = None
     if any("feed_forward.weight" in name or name.endswith(".layer") for name, _ in model.named_modules()):
         loss = loss + penalty(model, inputs)
     loss.backward()
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    leaves = [layer.theta for layer in relaxed_layers(model).values() if isinstance(layer.theta, Tensor)]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in (*model.parameters(), *leaves)]
+    for leaf in leaves:
+        leaf.grad = None
     return [prediction.energy.detach(), prediction.forces.detach(), *gradients]
 
 
@@ -92,6 +96,25 @@ def test_sizes_that_a_network_has_too_are_no_constants() -> None:
             each.energies_and_gradient(species, edges, create_graph=True) for each in (graph, model.potential)
         )
         assert_alike(list(ours), list(theirs))
+
+
+def test_the_recorded_graph_has_the_derivatives_by_gamma() -> None:
+    """Under ACE every place has a gamma of its own; also after the controller has set them to 0 for good."""
+    model = model_of(lambda: tiny_equiformer("8x0e+4x1o", n_blocks=2), relaxed=False)
+    where = ["blocks.*.feed_forward"]
+    relax_constraints(model, where=where, initial_std=0.05, generator=torch.Generator().manual_seed(1))
+    ace = Ace(model, n_steps=10)
+    graph, batch = CompiledTrainingStep(model.potential, backend=RECORDED), batch_of(*rattled(ethanol(), 1, 0))
+    for step in (0, 1, 9):
+        ace.begin_step(model, step=step)
+        if step == 1:
+            with torch.no_grad():
+                ace.gammas[0].fill_(-0.4)
+        ours, theirs = everything(model, batch, graph), everything(model, batch)
+        assert_alike(ours, theirs)
+        if step < 9:
+            assert min(slope.abs().item() for slope in ours[-2:]) > 1e-6
+    assert graph.compiled is not None
 
 
 def test_fixed_edges_are_compiled_and_others_run_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from mdrelax.base.names import nearest_name
-from mdrelax.method.free_maps import FreeMap, Sample, Terms
+from mdrelax.method.free_maps import FreeFunction, Sample, Terms
 from mdrelax.method.relaxation import Relaxed, relaxed_layers
 
 __all__ = ["Inputs", "PenaltyKind", "Processes", "penalty", "record_inputs"]
@@ -148,7 +148,7 @@ def penalty(
         parts = _parts(layers, inputs or {}, rows, processes)
     terms = _terms(list(layers.values()), parts)
     if not terms:  # this process has no part of the batch
-        terms = [Terms(*next(iter(layers.values())).free.weight.new_zeros(2))]
+        terms = [Terms(*next(iter(layers.values())).theta_tensor.new_zeros(2))]
     derivatives, sizes = (torch.stack(column).sum() for column in zip(*terms, strict=True))
     if processes is not None:
         derivatives, sizes = processes.total(torch.stack([derivatives, sizes]))
@@ -172,7 +172,7 @@ def _parts(layers: Mapping[str, Relaxed], inputs: Inputs, rows: int | None, proc
 
 def _terms(layers: Sequence[Relaxed], parts: Sequence[_Part]) -> list[Terms]:
     """The terms of all layers, evaluated together for each class of free maps and equal shares."""
-    kinds: dict[tuple[type[FreeMap], int | Sample | None, float], list[int]] = {}
+    kinds: dict[tuple[type[FreeFunction], int | Sample | None, float], list[int]] = {}
     for k, (layer, part) in enumerate(zip(layers, parts, strict=True)):
         kinds.setdefault((type(layer.free), part.rows, part.share), []).append(k)
     return [

@@ -20,9 +20,12 @@ from mdrelax.training.ranks import joined
 from mdrelax.training.settings import RelaxationConfig
 from mdrelax.training.trainer import Progress
 
-__all__ = ["enter", "load_run", "prepare_folder", "read_result", "run_arm", "with_arm"]
+__all__ = ["ACE", "enter", "load_run", "prepare_folder", "read_result", "run_arm", "with_arm"]
 
 SETTINGS = "run.yaml"
+ACE: dict[str, Any] = {  # relaxation under ACE: no schedule and no penalty, whatever the study's are
+    "controller": "ace", "schedule": "triangle", "peak": 1.0, "ramp": 0.2, "end": 1.0, "weight": 0.0,
+}  # fmt: skip
 Settings = TypeVar("Settings", bound=Section)
 
 

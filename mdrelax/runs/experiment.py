@@ -194,7 +194,12 @@ def _run_in(
         tell(f"Resumed at step {trainer.step} of {trainer.n_steps}.")
     fit = trainer.run()
     n_free = 0 if placement is None else placement.n_free
-    facts = {"n_parameters": n_parameters, "n_free_parameters": n_free, "ranks": ranks.size}
+    theta_at_end = trainer.controller.theta_at_end() if placement is not None else 0.0
+    if experiment.relaxation.controller == "ace" and placement is not None:
+        tell(f"ACE: the largest |gamma| was {theta_at_end:.3g} at the end, before it was set to 0 (equality form).")
+    facts = {
+        "n_parameters": n_parameters, "n_free_parameters": n_free, "theta_at_end": theta_at_end, "ranks": ranks.size
+    }  # fmt: skip
     finished = _finish(experiment, fit, folder, facts) if ranks.first else None
     certified: Any = ranks.share(None if finished is None else finished[1:])
     return Finished(fit, *certified)
@@ -230,7 +235,10 @@ def relax(model: nn.Module, settings: RelaxationConfig, *, seed: int) -> Placeme
         return None
     stream = generator(seed, "free maps")
     try:
-        return relax_constraints(model, where=settings.where, initial_std=settings.initial_std, generator=stream)
+        return relax_constraints(
+            model, where=settings.where, initial_std=settings.initial_std, generator=stream, kind=settings.free_map,
+            rank=settings.rank,
+        )  # fmt: skip
     except ValueError as error:
         raise ConfigError(f"`relaxation.where`: {error}") from error
 

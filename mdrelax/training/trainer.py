@@ -4,6 +4,8 @@ One step, for step s of n:
 
     theta = schedule(s / (n - 1))        loss = task + lambda * penalty        optimiser        moving average
 
+or theta = the gamma_i that a controller (ACE) found for each relaxed place.
+
 Validation, model selection and test use only the projected copy of the averaged weights, or, with
 `projection: keep`, the copy with its free maps at the theta of that step. The trainer is
 generic: network and ``Task`` (for potentials, ``mdrelax.forces.forcematching``) are passed in, and nothing here depends
@@ -28,20 +30,22 @@ from mdrelax.base.seeds import default_stream
 from mdrelax.method.free_map_log import LAYER_COLUMNS, activation_lie_squares, layer_rows
 from mdrelax.method.penalty import Inputs, penalty, record_inputs
 from mdrelax.method.projection import LayerRecord, projected_copy
-from mdrelax.method.relaxation import is_relaxed, set_theta
+from mdrelax.method.relaxation import is_relaxed, relaxed_layers
 from mdrelax.training.averages import Ema, has_running_statistics, own_statistics, running_statistics
 from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from mdrelax.training.optimizers import make_optimizer, set_rate
 from mdrelax.training.ranks import ALONE, Divisible, Ranks
-from mdrelax.training.settings import OptimisationConfig, RelaxationConfig
+from mdrelax.training.settings import OptimisationConfig, RelaxationConfig, make_controller
 
-__all__ = ["CHECKPOINT_KEYS", "FitResult", "Progress", "Task", "Trainer", "TrainingError"]
+__all__ = ["CHECKPOINT_DEFAULTS", "CHECKPOINT_KEYS", "FitResult", "Progress", "Task", "Trainer", "TrainingError"]
 
 FIRST_COLUMNS = ("step", "epoch", "time_s", "lr", "theta", "penalty", "train_loss")  # of metrics.csv; then the task's
 PROJECTED = "projected_"  # prefix of the columns of the projected network, with `keep`
 # The content of a checkpoint in addition to model, optimiser and average.
 PRIMITIVES = ("step", "epoch", "batch", "reductions", "stale", "seconds", "cpu_seconds", "best", "rows", "layer_rows")
-CHECKPOINT_KEYS = (*PRIMITIVES, "model", "optimizer", "ema")
+STATES = ("model", "optimizer", "ema", "controller")
+CHECKPOINT_KEYS = (*PRIMITIVES, *STATES)
+CHECKPOINT_DEFAULTS: dict[str, Any] = {"controller": {}}  # of keys that older versions did not write
 Model = TypeVar("Model", bound=nn.Module)
 ModelIn = TypeVar("ModelIn", bound=nn.Module, contravariant=True)
 
@@ -140,7 +144,7 @@ class Trainer(Generic[Model]):
         self.task, self.folder, self.listener = task, folder, listener
         self.settings, self.relaxation = training, relaxation
         self.n_steps = training.steps or task.n_steps(training.epochs or 1)
-        self.schedule, self.learning_rate = relaxation.theta(), training.rate(self.n_steps)
+        self.learning_rate = training.rate(self.n_steps)
         self.interval = training.validation_interval(self.n_steps)
         self.optimizer = make_optimizer(
             self.model, kind=training.optimizer, lr=training.learning_rate, weight_decay=training.weight_decay,
@@ -149,6 +153,7 @@ class Trainer(Generic[Model]):
         )  # fmt: skip
         self.ema = Ema(self.model, decay=training.ema)
         self.relaxed = is_relaxed(self.model)
+        self.controller = make_controller(relaxation, self.model, n_steps=self.n_steps, betas=training.betas)
         self.keeps = self.relaxed and relaxation.projection == "keep"
         self.step = self.epoch = self.batch = self.reductions = self.stale = 0
         self.seconds = self.cpu_seconds = 0.0
@@ -179,16 +184,16 @@ class Trainer(Generic[Model]):
 
     def _train_step(self, batch: Any) -> tuple[float, float]:
         """One optimiser step; returns theta and the penalty."""
-        theta = self._set_theta()
+        theta = self.controller.begin_step(self.model, step=self.step) if self.relaxed else 0.0
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         stream = self.step * self.ranks.size + self.ranks.rank
         with default_stream(self.settings.seed, "dropout", stream, device=self.settings.device):
             with self._recorded() as self.inputs:
                 loss, numbers = self._loss(batch)
-            extra = self._penalty() if self.relaxed else torch.zeros(())
+            extra = self._penalty()
             (loss + self.relaxation.weight * extra).backward()
-        self.ranks.add_gradients(self.model.parameters())
+        self.ranks.add_gradients([*self.model.parameters(), *self.controller.leaves()])
         self._apply_gradient()
         self.since_validation.append(torch.stack([loss.detach(), *numbers]))
         return theta, float(extra.detach())
@@ -206,7 +211,8 @@ class Trainer(Generic[Model]):
 
     def _recorded(self) -> AbstractContextManager[Inputs]:
         """For the activation penalty, and before a validation for layers.csv; recorded images take much memory."""
-        needed = self.relaxation.penalty == "activation" or self._validates_at(self.step + 1)
+        own = self.relaxation
+        needed = (own.penalty == "activation" and own.weight > 0) or self._validates_at(self.step + 1)
         return record_inputs(self.model) if needed else nullcontext({})
 
     def _validates_at(self, step: int) -> bool:
@@ -214,15 +220,11 @@ class Trainer(Generic[Model]):
 
     def _penalty(self) -> Tensor:
         own, processes = self.relaxation, self.ranks if self.ranks.size > 1 else None
+        if not (self.relaxed and own.weight):
+            return torch.zeros(())
         return penalty(
             self.model, self.inputs, kind=own.penalty, rows=own.penalty_rows, lie=own.lie_weight, processes=processes
         )
-
-    def _set_theta(self) -> float:
-        theta = self.schedule.at_step(self.step, n_steps=self.n_steps)
-        if self.relaxed:
-            set_theta(self.model, theta)
-        return theta if self.relaxed else 0.0
 
     def _apply_gradient(self) -> None:
         """Clip, step, average; a gradient that is not finite ends the run before it changes the weights."""
@@ -235,6 +237,8 @@ class Trainer(Generic[Model]):
             raise self.ranks.one_sentence(error)
         rate = self.learning_rate.at_step(self.step, n_steps=self.n_steps, epoch=self.epoch, reductions=self.reductions)
         set_rate(self.optimizer, rate)
+        if self.relaxed:
+            self.controller.after_backward(self.model)
         self.optimizer.step()
         self.ema.update(self.model.parameters())
 
@@ -261,7 +265,7 @@ class Trainer(Generic[Model]):
             squares.update(activation_lie_squares(twin, self.inputs))
 
         twin, layers = self._project(prepare)
-        self.layer_rows += layer_rows(self.step, layers, squares)
+        self.layer_rows += layer_rows(self.step, layers, squares, self.controller.duals())
         return twin, layers
 
     def _give_statistics(self, twin: Model) -> None:
@@ -326,7 +330,7 @@ class Trainer(Generic[Model]):
         if not self.ranks.first:
             return
         state = {name: getattr(self, name) for name in PRIMITIVES}
-        state |= {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "ema")}
+        state |= {name: getattr(self, name).state_dict() for name in STATES}
         save_checkpoint(self.folder / "checkpoints" / "last.pt", state)
         write_atomically(self.folder / "metrics.csv", self.metrics().to_csv(index=False).encode())
         if self.relaxed:
@@ -336,9 +340,10 @@ class Trainer(Generic[Model]):
     def resume(self) -> None:
         """Load the state of checkpoints/last.pt; raises ``CheckpointError`` if it cannot be used."""
         path = self.folder / "checkpoints" / "last.pt"
-        state = self.ranks.share(load_checkpoint(path, keys=CHECKPOINT_KEYS) if self.ranks.first else {})
+        loaded = load_checkpoint(path, keys=CHECKPOINT_KEYS, defaults=CHECKPOINT_DEFAULTS) if self.ranks.first else {}
+        state = self.ranks.share(loaded)
         try:
-            for name in ("model", "optimizer", "ema"):
+            for name in STATES:
                 getattr(self, name).load_state_dict(state[name])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"`{path}` belongs to another network; delete it and restart.") from error
@@ -367,7 +372,8 @@ class Trainer(Generic[Model]):
         twin.load_state_dict(self.best["state"])
         layers = [LayerRecord(**record) for record in self.best["layers"]]
         if self.keeps:
-            set_theta(twin, layers[0].theta)
+            for layer, record in zip(relaxed_layers(twin).values(), layers, strict=True):
+                layer.set_theta(record.theta)
         times = (self.seconds, self.ranks.sum(torch.tensor(self.cpu_seconds, dtype=torch.float64)).item())
         return FitResult(twin.cpu(), layers, self.best["step"], self.step, *times, self.metrics())
 

@@ -18,7 +18,7 @@ from mdrelax.cli.options import (
     workers,
 )  # fmt: skip
 
-ABLATIONS = "standard,relaxed,relaxed-weight,no-schedule,no-lie-penalty,no-penalty,plain,equi-tuning,equiv-adapt"
+ABLATIONS = "standard,relaxed,relaxed-weight,no-schedule,no-lie-penalty,no-penalty,ace,plain,equi-tuning,equiv-adapt"
 QUICK = [  # in miniature: tiny networks and solids made here
     "preset=tiny", "n_points=96", "resample=false", "training.epochs=14", "training.batch_size=24",
     "training.learning_rate=0.01", "training.warmup_steps=10", "training.validate_every=60", "training.ema=0.9",

@@ -46,7 +46,9 @@ def nbody(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set; the default is the recipe's.")] = (
         None
     ),
-    recipe: Annotated[str, typer.Option(help="tuned (ours, found on validation data) or published.")] = "tuned",
+    recipe: Annotated[
+        str, typer.Option(help="tuned (ours, found on validation data), published, or ace, that of arXiv 2505.13631.")
+    ] = "tuned",
     override: Override = None,
     jobs: Jobs = 0,
     threads: Threads = 1,
