@@ -270,8 +270,8 @@ def _check_missing(atoms: Atoms, values: dict[str, np.ndarray | None], keys: dic
     if all(value is None for value in values.values()):
         tried = " or ".join(f"`{key}`" for key in keys.values())
         raise ValueError(
-            f"There is no label under {tried} in {place}; keys found: {shortened(sorted(found)) or 'none'}. Remove the "
-            "frame, or label it."
+            f"There is no label{f' under {tried}' if tried else ''} in {place}; keys found: "
+            f"{shortened(sorted(found)) or 'none'}. Remove the frame, or label it."
         )
     for label, value in values.items():
         elsewhere = keys[label] in LABEL_KEYS[label] and any(key in found for key in LABEL_KEYS[label])

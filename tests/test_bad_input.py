@@ -80,7 +80,7 @@ TRAINING = {
         DATA, "There is no energy under `REF_energy` in frame 3", frames=lambda: frames_with(_other_key)
     ),
     "wrong unit name": Mistake(DATA, "did you mean `kcal/mol`", {"data": {"energy_unit": "kcal/mole"}}),
-    "NaN force": Mistake(DATA, "forces value of nan in frame 3, atom 2", frames=lambda: frames_with(_nan)),
+    "NaN force": Mistake(DATA, "value of nan in frame 3 of `c.extxyz`, atom 2", frames=lambda: frames_with(_nan)),
     "cut-off of zero": Mistake(CONFIG, "`potential.cutoff`: input should be greater", {"potential": {"cutoff": 0}}),
     "negative cut-off": Mistake(CONFIG, "greater than 0, got -5", {"potential": {"cutoff": -5}}),
     "unknown config key": Mistake(CONFIG, "did you mean `learning_rate`", {"training": {"learnig_rate": 1}}),
@@ -91,7 +91,7 @@ TRAINING = {
     "impossible argument": Mistake(CONFIG, "n_heads=3", {"potential": {"arguments": {**NETWORK, "n_heads": 3}}}),
     "no training frames": Mistake(DATA, "train", {"data": {"train": 0}}),
     "no validation frames": Mistake(DATA, "set `data.validation`", {"data": {"validation": 0}}),
-    "fraction of nothing": Mistake(DATA, "valid", {"data": {"validation": 0.001}}),
+    "nothing to validate on": Mistake(DATA, "no validation frames", {"data": {"validation": 0}}),
     "more frames than there are": Mistake(DATA, "needs more than the 32 frames", {"data": {"train": 500}}),
     "missing file": Mistake(DATA, "There is no file", {"data": {"source": "nowhere.extxyz"}}),
     "unknown format": Mistake(DATA, "`extxy`; did you mean `extxyz`", {"data": {"format": "extxy"}}),

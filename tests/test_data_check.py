@@ -236,4 +236,4 @@ def test_frames_are_named_by_their_place_in_the_file(tmp_path, sound):
     write_extxyz(tmp_path / "x.extxyz", [lone, *atoms])
     table = check_frames(load_frames(tmp_path / "x.extxyz").data).set_index("check")
     assert table.loc["no net force", "frames"] == [7]
-    assert table.loc["no net force", "message"].endswith("Frame 8.")
+    assert table.loc["no net force", "message"].endswith("Frame 8 of `x.extxyz`.")

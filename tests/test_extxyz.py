@@ -231,10 +231,10 @@ def spoilt(fault: str) -> Atoms:
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
-        ("nan force", "forces value of nan in frame 1, atom 1"),
-        ("infinite force", "forces value of inf in frame 1, atom 0"),
-        ("nan energy", "energy value of nan in frame 1 "),
-        ("nan position", "positions value of nan in frame 1, atom 1"),
+        ("nan force", "There is a forces value of nan in frame 1 of `.*`, atom 1;"),
+        ("infinite force", "forces value of inf in frame 1 of `.*`, atom 0;"),
+        ("nan energy", "There is an energy value of nan in frame 1 of `.*`;"),
+        ("nan position", "positions value of nan in frame 1 of `.*`, atom 1;"),
         ("flat cell", "cell of frame 1 .* is periodic along abc, but"),
         ("text energy", "energy of frame 1 .* is not a number"),
         ("two energies", r"must be one number, got shape \(2,\)"),

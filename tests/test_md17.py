@@ -130,7 +130,7 @@ def test_more_than_a_thousand_training_frames_of_rmd17_warn():
         ({"energies": np.array([1.0, 2.0, np.nan, 4.0])}, "energy value of nan in frame 2"),
         (
             {"forces": np.where(np.arange(36).reshape(4, 3, 3) == 13, np.inf, 0.0)},
-            "forces value of inf in frame 1, atom 1",
+            "forces value of inf in frame 1 of `.*`, atom 1;",
         ),
     ],
 )

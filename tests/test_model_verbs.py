@@ -51,7 +51,8 @@ def test_audit_refuses_elements_that_the_model_does_not_know(tmp_path, model):
     ase.io.write(tmp_path / "n2.xyz", molecule("N2"))
     said = mdrelax("audit", model, tmp_path / "n2.xyz")
     assert said.code == DATA
-    assert said.last_line.startswith("Atomic numbers [7] are unknown to this model, which was trained on [1, 6, 8]")
+    sentence = "Frame 0 of `n2.xyz`: Atomic numbers [7] are unknown to this model, which was trained on [1, 6, 8]"
+    assert said.last_line.startswith(sentence)
 
 
 # --- predict ----------------------------------------------------------------------------------------------------------

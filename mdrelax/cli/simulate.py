@@ -36,7 +36,6 @@ def md(
     """Run NVE or NVT molecular dynamics; report the energy drift and the first bond that broke."""
     from rich.progress import Progress
 
-    from mdrelax.datasets.structure_files import read_structures
     from mdrelax.engines.ase import MDRelaxCalculator
     from mdrelax.engines.md import ExplodedError, run_md
 
@@ -44,10 +43,7 @@ def md(
         refuse(f"`--ensemble` must be nve or nvt, got {ensemble!r}.")
     kind: Literal["nve", "nvt"] = "nvt" if ensemble == "nvt" else "nve"
     with _outputs(trajectory, log, overwrite=overwrite):
-        structures = read_structures(structure)
-        start = atoms = structures[-1]
-        if len(structures) > 1:
-            typer.echo(f"`{structure}` has {len(structures)} structures; the last one is taken.")
+        start = atoms = _last(structure)
         _say_what_moves(structure, atoms, temperature, keep=keep_velocities)
         atoms.calc = MDRelaxCalculator.from_file(model, dtype=dtype or None, device=device, compile=compile)
         if equilibrate > 0:
@@ -77,6 +73,16 @@ def md(
         typer.echo(f"Energy drift {result.drift_meV_per_atom_ps:+.5f} meV/atom/ps.")
     _say_what_broke(trajectory, start)
     typer.echo(f"Trajectory: {trajectory}\nLog: {log}")
+
+
+def _last(path: Path) -> "Atoms":
+    """The structure of a file; of several, the last, which is said."""
+    from mdrelax.datasets.structure_files import read_structures
+
+    structures = read_structures(path)
+    if len(structures) > 1:
+        typer.echo(f"`{path}` has {len(structures)} structures; the last one is taken.")
+    return structures[-1]
 
 
 def _say_what_moves(path: Path, atoms: "Atoms", temperature: float, *, keep: bool) -> None:
