@@ -8,7 +8,7 @@ import torch
 
 from command_line import mdrelax
 from haar import rotations
-from mdrelax.analysis.studies.modelnet import STUDY, finished_runs, recipe, write_study
+from mdrelax.analysis.studies.modelnet import STUDY, finished_runs, write_study
 from mdrelax.base.containers import ModelFileError
 from mdrelax.base.sections import ConfigError
 from mdrelax.datasets.modelnet import load_modelnet
@@ -17,6 +17,7 @@ from mdrelax.packs.arm_runs import prepare_folder, read_result
 from mdrelax.packs.modelnet.model_file import load_network
 from mdrelax.packs.modelnet.run import ARMS, ModelNetRun, run_modelnet
 from mdrelax.packs.modelnet.sizes import COMPARATORS
+from mdrelax.packs.recipes import recipe
 from mdrelax.training.trainer import Progress
 
 TRAINING = {"steps": 6, "batch_size": 16, "optimizer": "adam", "learning_rate": 0.01, "validate_every": 3,
@@ -150,15 +151,15 @@ def test_a_run_folder_with_other_settings_is_refused(tmp_path: Path):
 @pytest.mark.parametrize("name", ["published", "small"])
 def test_recipes_are_valid(network: str, name: str):
     """Every shipped recipe is one of its network."""
-    assert ModelNetRun(**recipe(name, network)).network == network
+    assert ModelNetRun(**recipe("modelnet", network, name)).network == network
 
 
 def test_unknown_recipes_networks_and_kept_maps_are_refused():
     """One sentence each."""
     with pytest.raises(ConfigError, match="no recipe `tuned`"):
-        recipe("tuned", "vn-pointnet")
-    with pytest.raises(ConfigError, match="no network `pointnet` in this benchmark"):
-        recipe("small", "pointnet")
+        recipe("modelnet", "vn-pointnet", "tuned")
+    with pytest.raises(ConfigError, match="no recipe of modelnet for `pointnet`"):
+        recipe("modelnet", "pointnet", "small")
     with pytest.raises(ValueError, match="free maps cannot be kept"):
         _run("relaxed", relaxation={"schedule": "constant", "projection": "keep"})
 

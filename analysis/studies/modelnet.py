@@ -6,26 +6,20 @@ Accuracies are in per cent: of all test shapes, and the mean over classes.
 import sys
 from collections.abc import Sequence
 from functools import partial
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 from matplotlib.figure import Figure
 
 from mdrelax.analysis.drawing import panels, styled
 from mdrelax.analysis.studies.measures import Factor, Measure, mean, minus_first, plain
 from mdrelax.analysis.studies.run_files import Config, Done, arm_runs, draw, read_arm, resolve_settings, start_arm
 from mdrelax.analysis.studies.study import Study
-from mdrelax.base.names import nearest_name
-from mdrelax.base.sections import ConfigError
 from mdrelax.packs.modelnet.run import ARMS, ModelNetRun
 
-__all__ = ["ACCURACY", "STUDY", "confusion", "finished_runs", "recipe", "write_study"]
+__all__ = ["ACCURACY", "STUDY", "confusion", "finished_runs", "write_study"]
 
-RECIPES = ("published", "small")
 MOST_NUMBERED = 20  # classes of a confusion matrix whose cells are numbered
 ACCURACY = Measure("accuracy", "accuracy", "%", scale=100, higher_is_better=True)
 CLASS_ACCURACY = Measure("class_accuracy", "class accuracy", "%", scale=100, higher_is_better=True)
@@ -48,20 +42,6 @@ EXPLANATION = (
     "shape. `rotation error` is the largest change of a score under rotations (float64), relative to the terms that "
     "scores are summed from."
 )
-
-
-def recipe(name: str, network: str) -> dict[str, Any]:
-    """A shipped recipe of a network as a document, the same for all arms; raises ``ConfigError``."""
-    if name not in RECIPES:
-        raise ConfigError(f"There is no recipe `{name}`; {nearest_name(name, RECIPES)}")
-    folder = resources.files("mdrelax") / "presets" / "modelnet"
-    path = folder / f"{network}-{name}.yaml"
-    if not path.is_file():
-        known = [
-            each.name.removesuffix(f"-{name}.yaml") for each in folder.iterdir() if each.name.endswith(f"-{name}.yaml")
-        ]
-        raise ConfigError(f"There is no network `{network}` in this benchmark; {nearest_name(network, known)}")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 STUDY = Study(

@@ -5,7 +5,8 @@ The document is the header; its entry `content` is the SHA-256 over the tensors 
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from mdrelax.base.files import write_atomically
 
-__all__ = ["ModelFileError", "read_container", "write_container"]
+__all__ = ["ModelFileError", "read_container", "read_header", "write_container"]
 
 
 class ModelFileError(RuntimeError):
@@ -46,7 +47,23 @@ def read_container(
     return header, tensors
 
 
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The header of a file, as it stands there: neither tensors nor hash are read; raises as ``read_container``."""
+    path = Path(path)
+    with _opened(path) as file:
+        return _document(path, (file.metadata() or {}).get("mdrelax"))
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    with _opened(path) as file:
+        document = (file.metadata() or {}).get("mdrelax")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    return _document(path, document), tensors
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The open file; everything that is wrong with it is a ``ModelFileError``."""
     if not path.is_file():
         raise ModelFileError(f"There is no model file `{path}`.")
     if path.suffix == ".pt2":
@@ -56,10 +73,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            document = (file.metadata() or {}).get("mdrelax")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            yield file
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"`{path}` is truncated or not a safetensors file ({error}).") from error
+
+
+def _document(path: Path, document: str | None) -> dict[str, Any]:
     if document is None:
         raise ModelFileError(f"`{path}` is a safetensors file, but not one of mdrelax.")
     try:
@@ -68,7 +87,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ModelFileError(f"The header of `{path}` is damaged ({error}).") from error
     if not isinstance(header, dict):
         raise ModelFileError(f"The header of `{path}` is damaged (no object).")
-    return header, tensors
+    return header
 
 
 def _content_hash(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mdrelax.cli.certificates import say_errors, say_layers
 from mdrelax.cli.output import write_text
+from mdrelax.cli.packs import audit_pack
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -37,6 +39,11 @@ def audit(
     A model file is compared with its certificate, and the command fails if it does not pass. For a run folder, the
     last checkpoint is measured with its free maps at the given theta, and the part that projection removes is printed.
     """
+    from mdrelax.packs.registry import pack_of_model
+
+    if (pack := pack_of_model(model)) is not None:
+        audit_pack(pack, model, data, number=structures, operations=operations, seed=seed, output=output)
+        return
     if model.name == "last.pt" and model.parent.name == "checkpoints":
         model = model.parent.parent
     if model.is_dir():
@@ -61,11 +68,11 @@ def _of_file(
     loaded = load_model(path, certified=False)  # measured here, and refused below
     graph = _graph(loaded.force_field, data, structures, seed)
     fresh = certify(loaded.force_field, graph, layers=loaded.certificate.layers, n_operations=operations, seed=seed)
-    _say_errors(
+    say_errors(
         f"{loaded.certificate.symmetry}; largest error relative to the terms summed, {fresh.n_structures} structures",
         {"in the file": loaded.certificate, "measured now": fresh},
     )
-    _say_layers(fresh.layers)
+    say_layers(fresh.layers)
     return loaded.force_field, graph, fresh.to_dict()
 
 
@@ -92,11 +99,11 @@ def _of_run(
         for name, dtype in _precisions().items()
     }
     free = f"free maps at theta = {theta:g}" if layers else "never relaxed"
-    _say_errors(
+    say_errors(
         f"{folder.resolve().name}: last checkpoint, averaged weights; largest error relative to the terms summed",
         {free: errors, "projected": projected},
     )
-    _say_layers(layers)
+    say_layers(layers)
     if network.roughness is not None:
         typer.echo(f"The network is not smooth: {network.roughness}.")
     found = {name: error._asdict() for name, error in errors.items()}
@@ -108,24 +115,6 @@ def _precisions() -> dict[str, Any]:
     import torch
 
     return {"float64": torch.float64, "float32": torch.float32}
-
-
-def _say_errors(title: str, measured: dict[str, Any]) -> None:
-    typer.echo(title)
-    typer.echo(f"{'':34s}{'rotation':>12s}{'reflection':>12s}{'translation':>12s}{'permutation':>12s}")
-    for name, each in measured.items():
-        for precision in ("float64", "float32"):
-            errors = each[precision] if isinstance(each, dict) else getattr(each, precision)
-            typer.echo(f"{name + ', ' + precision:34s}" + "".join(f"{value:12.1e}" for value in errors))
-
-
-def _say_layers(layers: "list[Any]") -> None:
-    for layer in layers:
-        spectrum = " ".join(f"{value:.2e}" for value in layer.spectrum)
-        typer.echo(
-            f"{layer.name}: {layer.how}, ||W|| {layer.norm:.3e}, ||W - P(W)|| {layer.distance:.3e} (bound "
-            f"{layer.bound:.3e}), ||W_J||^2 for J = 0, 1, ...: {spectrum}"
-        )
 
 
 def _require(found: dict[str, Any]) -> None:
@@ -165,13 +154,22 @@ def _write_details(
 
 def _graph(force_field: "ForceField", data: str | None, number: int, seed: int) -> "Graph":
     """The structures to measure on, as one graph."""
+    from mdrelax.base.places import frame_name, naming
     from mdrelax.datasets.structure_files import spread
     from mdrelax.structures.graph import collate
     from mdrelax.structures.neighbors import build_graph
 
-    elements, cutoff = force_field.elements, force_field.cutoff
-    chosen = _made_for(elements, number, seed) if data is None else spread(_read(data), number)
-    return collate([build_graph(a.positions, a.numbers, a.cell.array, a.pbc, cutoff=cutoff) for a in chosen])
+    if data is None:
+        chosen = list(enumerate(_made_for(force_field.elements, number, seed)))
+    else:
+        chosen = spread(list(enumerate(_read(data))), number)
+    graphs = []
+    for place, atoms in chosen:
+        with naming(frame_name(place, None if data is None else Path(data).name)):
+            graph = build_graph(atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc, cutoff=force_field.cutoff)
+            force_field.species_of(graph.numbers)
+            graphs.append(graph)
+    return collate(graphs)
 
 
 def _read(data: str) -> "list[Atoms]":

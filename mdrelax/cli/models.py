@@ -14,13 +14,16 @@ def info(
     """Show the header of a model file, or the installed versions."""
     import json
 
+    from mdrelax.base.containers import read_header
     from mdrelax.base.provenance import software_versions
     from mdrelax.modelfile import load_model
+    from mdrelax.packs.registry import pack_of_model
 
     if model is None:
         typer.echo("\n".join(f"{name} {version}" for name, version in software_versions().items()))
     else:
-        typer.echo(json.dumps(load_model(model).header, indent=2))
+        header = read_header(model) if pack_of_model(model) else load_model(model).header
+        typer.echo(json.dumps(header, indent=2))
 
 
 def project(
@@ -69,17 +72,25 @@ def export(
 def predict(
     model: Annotated[Path, typer.Argument(help="A model file (.safetensors).")],
     data: Annotated[Path, typer.Argument(help="Structures that ASE reads; labels are not needed.")],
-    output: Annotated[Path, typer.Argument(help="The extxyz to write.")],
+    output: Annotated[Path, typer.Argument(help="The extxyz to write; of plumes an npz, of shapes a csv.")],
+    number: Annotated[int | None, typer.Option(help="Frames to predict (plumes), or shapes to classify.")] = None,
 ) -> None:
-    """Add mdrelax_energy, mdrelax_forces and, for cells, mdrelax_stress to structures and write them."""
+    """Add mdrelax_energy, mdrelax_forces and, for cells, mdrelax_stress to structures and write them.
+
+    Networks of other tasks continue plumes, or classify the test shapes of a set.
+    """
     from ase.stress import voigt_6_to_full_3x3_stress
 
     from mdrelax.datasets import write_predictions
     from mdrelax.datasets.structure_files import read_structures
     from mdrelax.engines.ase import MDRelaxCalculator
+    from mdrelax.packs.registry import pack_of_model
 
+    if (pack := pack_of_model(model)) is not None:
+        typer.echo(pack.predict(model, str(data), output, number=number))
+        return
     structures = read_structures(data)
-    results = MDRelaxCalculator.from_file(model).calculate_many(structures)
+    results = MDRelaxCalculator.from_file(model).calculate_many(structures, source=data.name)
     for atoms, result in zip(structures, results, strict=True):
         if "stress" in result:
             atoms.info["mdrelax_stress"] = voigt_6_to_full_3x3_stress(result["stress"])

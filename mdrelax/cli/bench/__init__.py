@@ -2,11 +2,14 @@
 
 import typer
 
-from mdrelax.cli.bench import modelnet, smoothness, speed, studies
+from mdrelax.cli.bench import modelnet, smoke, smoothness, speed, studies
 
-app = typer.Typer(help="Benchmarks: N-body and ModelNet (the paper's), rMD17 and speed.", no_args_is_help=True)
+app = typer.Typer(help="Benchmarks: N-body, ModelNet and smoke (the paper's), rMD17 and speed.", no_args_is_help=True)
 app.command()(modelnet.modelnet)
 app.command(hidden=True)(modelnet.modelnet_run)
+app.command()(smoke.smoke)
+app.command(hidden=True)(smoke.smoke_run)
+app.command()(smoke.smoke_speed)
 app.command()(studies.nbody)
 app.command(hidden=True)(studies.nbody_run)
 app.command()(studies.nbody_md)
@@ -14,5 +17,6 @@ app.command()(studies.rmd17)
 app.command()(speed.speed)
 app.command()(speed.operators)
 app.command()(speed.backbones)
+app.command()(speed.ranks)
 app.command()(speed.hessians)
 app.command()(smoothness.smoothness)

@@ -22,7 +22,7 @@ from mdrelax.method.relaxation import is_relaxed
 from mdrelax.packs.modelnet.sizes import build_network
 from mdrelax.packs.modelnet.task import predict
 
-__all__ = ["LoadedNetwork", "load_network", "save_network"]
+__all__ = ["KIND", "LoadedNetwork", "load_network", "save_network"]
 
 KIND = "a point-cloud network"
 FORMAT_VERSION = 1
@@ -77,10 +77,10 @@ def save_network(
     return write_container(path, tensors, header)
 
 
-def load_network(path: str | Path) -> LoadedNetwork:
+def load_network(path: str | Path, *, certified: bool = True) -> LoadedNetwork:
     """Read a model file; raises ``ModelFileError`` if it is missing, truncated, foreign, altered or too new.
 
-    Raises ``CertificateError`` for a file whose certificate did not pass.
+    Raises ``CertificateError`` for a file whose certificate did not pass, unless ``certified`` is off.
     """
     path = Path(path)
     header, tensors = read_container(path, refuse=_refuse_others)
@@ -91,7 +91,7 @@ def load_network(path: str | Path) -> LoadedNetwork:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"`{path}` describes a network that this mdrelax cannot build ({error}).") from error
     network.eval().requires_grad_(False)
-    return LoadedNetwork(network, tuple(header["classes"]), require(certificate), header)
+    return LoadedNetwork(network, tuple(header["classes"]), require(certificate) if certified else certificate, header)
 
 
 def _refuse_others(path: Path, header: dict[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""smoke: the relaxation paper's plumes, flows whose rotation or scale symmetry is only approximate."""
