@@ -112,10 +112,10 @@ def _workers(folder: Path, jobs: int) -> Iterator[list["subprocess.Popen[str]"]]
         for process in processes:
             process.kill()
             process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
+            for end in (process.stdin, process.stdout):
+                if end is not None:
                     with suppress(OSError):  # of a request that was never read
-                        pipe.close()
+                        end.close()
 
 
 def _feed(
