@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,10 @@ def _workers(folder: Path, jobs: int) -> Iterator[list["subprocess.Popen[str]"]]
         for process in processes:
             process.kill()
             process.wait()
+            for end in (process.stdin, process.stdout):
+                if end is not None:
+                    with suppress(OSError):  # of a request that was never read
+                        end.close()
 
 
 def _feed(

@@ -53,8 +53,10 @@ def main(folder: Path) -> None:
         try:
             made = run_plan(plan, resolution=request["resolution"], path=folder / f"{plan.info.name}.npy")
             answer["info"] = made._asdict()
-        except (ValueError, ImportError, OSError) as error:
-            answer["error"], answer["type"] = str(error), type(error).__name__
+        except OSError as error:
+            answer.update(error=error.strerror or str(error), type="OSError")
+        except (ValueError, ImportError) as error:
+            answer.update(error=str(error), type=type(error).__name__)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 

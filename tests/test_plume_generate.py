@@ -19,7 +19,7 @@ from mdrelax.datasets.plume_recipes import PlumeSettings, plans
 from mdrelax.datasets.plume_simulator import PlumeRun, simulate, velocity_of
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = PlumeSettings("graded", grid=16, n_tasks=2, steps=22, buoyancy=0.02)  # 24 tasks
+SMALL = PlumeSettings("graded", grid=16, n_tasks=2, steps=22, buoyancy=0.04)  # 24 tasks
 needs_phiflow = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("phi", "jax")),
     reason="needs the extra `smoke`",
@@ -105,7 +105,7 @@ def test_equal_sides_are_quarter_turns_of_each_other_at_step_20(small):
         for side in (1, 2, 3):
             assert symmetry_error(tasks[f"0_{side}_{variant}"].velocity[at_step_20], unbiased, side) < 1e-5
         biased = [tasks[f"1_{side}_{variant}"].info.symmetry_error for side in range(4)]
-        assert biased[0] < 1e-10 < 0.1 < biased[1] < biased[2] < biased[3]
+        assert biased[0] < 1e-10 < 0.005 < biased[1] < biased[2] < biased[3] < 0.1  # a bias of 0.01 per side
 
 
 @needs_phiflow
@@ -149,7 +149,7 @@ def test_variants_of_the_graded_family_share_their_places():
         assert made[f"2_1_{variant}"].inflow == (64 - y, x)
         assert made[f"1_2_{variant}"].inflow == (64 - x, 64 - y)
     assert made["0_0_0"].inflow == (32, 5)
-    assert made["2_3_0"].buoyancy == pytest.approx(0.04)
+    assert made["2_3_0"].buoyancy == pytest.approx(0.01 * (1 + 3 * 0.02))
     others = {plan.info.name: plan.info for plan in plans(PlumeSettings("graded", n_tasks=3, seed=1))}
     assert others["0_0_1"].inflow != made["0_0_1"].inflow
 

@@ -65,7 +65,7 @@ def plume(
     grid: Annotated[int, typer.Option(help="Cells along each side of the box.")] = 64,
     tasks: Annotated[int | None, typer.Option(help="The first tasks only; of `graded`, the first levels.")] = None,
     steps: Annotated[int | None, typer.Option(help="Simulated steps of each task.")] = None,
-    buoyancy: Annotated[float | None, typer.Option(help="In place of the published 0.01, 0.1 or 0.005.")] = None,
+    buoyancy: Annotated[float | None, typer.Option(help="In place of 0.01, or 0.1 of `scale`.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the inflow places of `graded`.")] = 0,
     resolution: Annotated[float, typer.Option(help="Rounding of the stored stream functions.")] = 2.0**-14,
     jobs: Annotated[int, typer.Option(help="Simulations at a time; 0 is one per core.")] = 0,
