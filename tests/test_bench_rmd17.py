@@ -70,7 +70,7 @@ def finish(place: Path, config: dict[str, Any], forces: float) -> None:
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The result files of a study whose training is replaced by made-up runs."""
 
-    def train(self: Study, runs: Sequence[Run], folder: Path, *, jobs: int, tell: Any) -> None:
+    def train(self: Study, runs: Sequence[Run], folder: Path, *, jobs: int, start: Any, tell: Any) -> None:
         for k, run in enumerate(runs):
             finish(folder / run.name, run.config, 5.0 - 0.5 * k)
             tell(run.name)

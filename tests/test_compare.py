@@ -217,7 +217,7 @@ def test_finished_runs_are_not_trained_again(compared: tuple[Path, str], monkeyp
     def refuse(*_: Any) -> None:
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr(jobs, "_start", refuse)
+    monkeypatch.setattr(jobs.Processes, "__call__", refuse)
     for extra in ([], ["--only-report"]):
         assert mdrelax("compare", config, "--out", folder, "--seeds", "0,1", *extra).code == 0
     wrong = mdrelax("compare", config, "--out", folder, "--seeds", "0,one")

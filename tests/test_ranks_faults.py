@@ -80,7 +80,7 @@ def test_an_unknown_launcher_is_refused(tmp_path, config, monkeypatch, variables
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("command", [("compare",), ("bench", "nbody"), ("bench", "modelnet"), ("bench", "rmd17")])
+@pytest.mark.parametrize("command", [("compare",), ("bench", "nbody"), ("bench", "modelnet"), ("bench", "smoke")])
 def test_a_study_on_several_ranks_is_refused(tmp_path, config, monkeypatch, command):
     """It would be planned and run once by every rank; each of its runs may have ranks."""
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "9"}.items():

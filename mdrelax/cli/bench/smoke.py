@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdrelax.cli.bench.studies import say_validation, train_and_tell
-from mdrelax.cli.options import Jobs, OnlyReport, Override, Seeds
+from mdrelax.cli.options import Jobs, Launcher, OnlyReport, Override, Seeds, Slurm, Threads, workers
 from mdrelax.cli.output import keep_table, tell_table
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ def smoke(
     recipe: Annotated[str, typer.Option(help="small (for one core) or published.")] = "small",
     override: Override = None,
     jobs: Jobs = 0,
+    threads: Threads = 1,
+    launcher: Launcher = "local",
+    slurm: Slurm = None,
     quick: Annotated[bool, typer.Option(help="Every arm in miniature on the shipped set, in a few minutes.")] = False,
     only_report: OnlyReport = False,
 ) -> None:
@@ -44,11 +47,11 @@ def smoke(
     from mdrelax.analysis.studies import smoke as study
     from mdrelax.base.provenance import command_line
     from mdrelax.runs.inputs import whole_numbers
-    from mdrelax.runs.jobs import cores
 
     if only_report:
         train_and_tell(lambda: None, lambda: study.write_study(out), f"Runs in {out}", folder=out)
         return
+    crew = workers(out, jobs=jobs, threads=threads, ranks=1, launcher=launcher, slurm=slurm)
     chosen = list(study.STUDY.arms) if arms == "all" or quick else (TABLE if arms == "table" else arms).split(",")
     changes = [*(QUICK if quick else []), *([f"training.epochs={epochs}"] if epochs else []), *(override or [])]
     numbers = whole_numbers("--seeds", seeds)[: 1 if quick else None]
@@ -60,7 +63,7 @@ def smoke(
 
     def train() -> None:
         study.STUDY.refuse_mixtures(runs, study.finished_runs(out)[0])
-        study.STUDY.run(runs, out, jobs=jobs or cores(), tell=typer.echo)
+        study.STUDY.run(runs, out, **crew._asdict(), tell=typer.echo)
 
     train_and_tell(
         train, lambda: study.write_study(out, command=command_line()), f"{len(runs)} runs in {out}", folder=out
