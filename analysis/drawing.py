@@ -33,6 +33,7 @@ __all__ = [
     "THETA_FILL",
     "VERMILION",
     "WIDTH",
+    "YELLOW",
     "NothingToDrawError",
     "decades",
     "fill_theta",
@@ -52,7 +53,7 @@ __all__ = [
 Arguments = ParamSpec("Arguments")
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
-SKY, PURPLE, ORANGE, BLACK = "#56B4E9", "#CC79A7", "#E69F00", "#000000"
+SKY, PURPLE, ORANGE, BLACK, YELLOW = "#56B4E9", "#CC79A7", "#E69F00", "#000000", "#F0E442"
 THETA_FILL = "#EFE3C2"  # pale, so that curves stay readable on it
 WIDTH = 9.5  # inches; 950 pixels of a report, so 9 points are read as 12 pixels
 DOTS_PER_INCH = 160

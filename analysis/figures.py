@@ -35,6 +35,7 @@ from mdrelax.forces.metrics import Predictions, errors
 from mdrelax.method.certificate import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, Certificate
 
 __all__ = [
+    "controller_plot",
     "equivariance_bars",
     "learning_curves",
     "md_energy",
@@ -51,6 +52,7 @@ VALIDATION = {
     "val_energy_mae_meV_per_atom": "energy MAE (meV/atom)",
     "val_stress_mae_meV_per_A3": "stress MAE (meV/Å³)",
 }
+MOST_NAMED = 12  # places in a legend
 STEERING = {"theta": "relaxation θ", "lr": "learning rate", "penalty": "penalty"}
 
 
@@ -93,6 +95,28 @@ def schedule_plot(metrics: pd.DataFrame) -> Figure:
         ax.set_ylim(bottom=0)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    return figure
+
+
+@styled
+def controller_plot(layers: pd.DataFrame) -> Figure:
+    """gamma and the dual variable of each place under ACE against the step; ``layers`` is a layers.csv.
+
+    Raises ``NothingToDrawError`` if theta followed a schedule.
+    """
+    shown = (
+        {"theta": "gamma of each place", "dual": "dual variable of each place"} if has_numbers(layers, "dual") else {}
+    )
+    figure, axes = panels(len(shown), "`layers` holds no dual variables", height=2.8)
+    names = list(dict.fromkeys(layers.layer))
+    for ax, (column, title) in zip(axes, shown.items(), strict=True):
+        for name, label in zip(names, short_names(names), strict=True):
+            own = layers[layers.layer == name]
+            ax.plot(own.step, own[column], linewidth=1.2, label=label)
+        ax.axhline(0, color=GREY, linewidth=0.6)
+        ax.set(title=title, xlabel="optimiser step")
+    if len(names) <= MOST_NAMED:
+        shared_legend(figure)
     return figure
 
 

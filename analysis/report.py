@@ -1,6 +1,6 @@
 """Report: a run folder becomes plots/*.png and report.html, one offline file with its images inside.
 
-It reads config.yaml and metrics.csv, which every run folder has, and env.json, split.json, results.json,
+It reads config.yaml and metrics.csv, which every run folder has, and env.json, split.json, results.json, layers.csv,
 test_predictions.npz, md_log.csv and standard/metrics.csv if they exist; missing parts are left out. The content is not
 trusted: text is escaped, and whether the certificate passed is evaluated again from its numbers.
 """
@@ -24,7 +24,7 @@ from mdrelax.method.certificate import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOA
 __all__ = ["Run", "read_run", "write_report"]
 
 REQUIRED = ("config.yaml", "metrics.csv")
-FIGURES = ("learning_curves", "schedule", "parity", "equivariance", "symmetry_spectra", "md_energy")
+FIGURES = ("learning_curves", "schedule", "controller", "parity", "equivariance", "symmetry_spectra", "md_energy")
 ROWS = {
     "forces_mae_meV_per_A": ("Force MAE", "meV/Å"),
     "forces_rmse_meV_per_A": ("Force RMSE", "meV/Å"),
@@ -46,6 +46,7 @@ class Run(NamedTuple):
     environment: dict[str, Any]
     split: dict[str, Any]
     metrics: pd.DataFrame
+    layers: pd.DataFrame | None
     standard: pd.DataFrame | None
     results: dict[str, Any]
     certificate: Certificate | None
@@ -94,6 +95,7 @@ def read_run(folder: Path) -> Run:
         environment=read(folder / "env.json", read_json, {}),
         split=read(folder / "split.json", read_json, {}),
         metrics=read(folder / "metrics.csv", _table, pd.DataFrame()),
+        layers=read(folder / "layers.csv", _table, None),
         standard=read(folder / "standard" / "metrics.csv", _table, None),
         results=read(folder / "results.json", read_json, {}),
         certificate=read(folder / "results.json", _certificate, None),
@@ -162,8 +164,12 @@ def _facts(run: Run) -> list[str]:
         "n_free_parameters": "{:,} free ones while training, removed by projection",
         "steps": "{:,} steps",
         "best_step": "model of step {:,}",
+        "largest_gamma": "largest |gamma| at the end {:.3g}",
     }
-    facts = [phrase.format(run.results[key]) for key, phrase in phrases.items() if run.results.get(key)]
+    known = run.results
+    if run.layers is not None and "dual" in run.layers and run.layers.dual.notna().any():
+        known = {**known, "largest_gamma": known.get("theta_at_end")}
+    facts = [phrase.format(known[key]) for key, phrase in phrases.items() if known.get(key)]
     if run.results.get("seconds"):
         facts.append(f"{duration(run.results['seconds'])} of training")
     sizes = {part: len(members) for part, members in run.split.items() if isinstance(members, list)}
@@ -200,6 +206,8 @@ def _draw_all(run: Run, folder: Path) -> dict[str, str]:
         "learning_curves": lambda: figures.learning_curves(run.metrics, run.standard, best_step=best),
         "schedule": lambda: figures.schedule_plot(run.metrics),
     }
+    if run.layers is not None:
+        drawings["controller"] = partial(figures.controller_plot, run.layers)
     if run.predictions is not None:
         drawings["parity"] = partial(figures.parity, run.predictions)
     if run.certificate is not None:

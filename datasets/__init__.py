@@ -78,6 +78,7 @@ __all__ = [
     "index_split",
     "is_modelnet",
     "is_plumes",
+    "is_source",
     "load",
     "load_ase",
     "load_atoms",
@@ -133,6 +134,8 @@ def load_frames(source: str | Path, *, format: str | None = None, **options: Any
     ``energy_key`` for ``extxyz``, ``labels`` for ``md17``. Options of value ``None`` count as not given. Raises
     ``ValueError`` for an unknown format or option (naming the nearest), ``FileNotFoundError`` for a missing file.
     """
+    if is_plumes(source):
+        raise ValueError(f"`{source}` holds smoke plumes and no atoms; `open_plumes` reads it.")
     path = _resolve(str(source))
     name = format or _format(path)
     if name not in LOADERS:
@@ -143,6 +146,14 @@ def load_frames(source: str | Path, *, format: str | None = None, **options: Any
         if key not in known:
             raise ValueError(f"The format {name} has no option `{key}`; {nearest_name(key, known)}")
     return LOADERS[name](path, **given)
+
+
+def is_source(name: str) -> bool:
+    """True for the name of a data set, and for a file whose name shows a data format."""
+    if is_name(name) or name.startswith(("sample:", NBODY_PREFIX)):
+        return True
+    path = Path(name)
+    return _ending(path) is not None and path.expanduser().is_file()
 
 
 def _options(loader: Callable[..., Frames]) -> list[str]:
@@ -171,12 +182,16 @@ def _resolve(source: str) -> Path:
 def _format(path: Path) -> str:
     if str(path).startswith(NBODY_PREFIX):
         return "nbody"
-    if path.name.lower().startswith(PROGRAM_FILES):
-        return "ase"
-    for ending in sorted(FORMATS, key=len, reverse=True):
-        if path.name.lower().endswith(ending):
-            return FORMATS[ending]
+    if (found := _ending(path)) is not None:
+        return found
     raise ValueError(
         f"The format of `{path.name}` does not follow from its ending; known endings are {', '.join(FORMATS)}, "
         f"known names VASP's OUTCAR and vasprun.xml. Name it with `format` ({', '.join(LOADERS)})."
     )
+
+
+def _ending(path: Path) -> str | None:
+    """The format that the name of a file shows; None if it shows none."""
+    if path.name.lower().startswith(PROGRAM_FILES):
+        return "ase"
+    return next((FORMATS[ending] for ending in FORMATS if path.name.lower().endswith(ending)), None)

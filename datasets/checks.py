@@ -65,10 +65,12 @@ def _evidence(data: Sequence[Data]) -> Evidence:
 
 
 def _named(data: Sequence[Data], frames: list[int]) -> str:
-    """The frames of a finding, by their numbers in the file."""
-    numbers = [place_of(data[k], k).split()[1] for k in frames[:SHOWN]]
+    """The frames of a finding: "Frames 3, 5 of `x.extxyz`."."""
+    places = [place_of(data[k], k) for k in frames[:SHOWN]]
+    numbers, source = [place.split()[1] for place in places], " ".join(places[0].split()[2:])
     more = f" and {len(frames) - SHOWN} more" if len(frames) > SHOWN else ""
-    return f"Frames {', '.join(numbers)}{more}." if len(frames) > 1 else f"Frame {numbers[0]}."
+    named = f"Frames {', '.join(numbers)}{more}" if len(frames) > 1 else f"Frame {numbers[0]}"
+    return f"{named} {source}".rstrip() + "."
 
 
 def _where(data: Sequence[Data], suspicious: Callable[[Data], bool]) -> list[int]:
@@ -158,7 +160,7 @@ def _check_equal(data: Sequence[Data], limits: CheckLimits, evidence: Evidence) 
     both = [(a, b) for a, b in sorted(pairs) if "energy" in data[a] and "energy" in data[b]]
     unequal = [(a, b) for a, b in both if abs(float(data[a].energy - data[b].energy)) > 1e-3]
     states = sorted({name for a, b in unequal for name in ("charge", "spin") if data[a].get(name) != data[b].get(name)})
-    cause = f"their {' and '.join(states)} differ, which a network does not see" if states else (
+    cause = f"they differ in {' and '.join(states)}, which a network does not see" if states else (
         "their labels are shuffled, or of different methods, charges or spins"
     )  # fmt: skip
     frames = sorted({k for pair in unequal for k in pair})
@@ -238,7 +240,7 @@ CHECKS: dict[str, Check] = {
     "no net force": _check_net_force,
     "no extreme force": _check_forces,
     "forces fit the bonds": lambda _, __, evidence: plausibility.check_stiffness(evidence.stiffnesses),
-    "forces agree with energies": lambda _, __, evidence: check_forces_and_energies(evidence),
+    "forces agree with energies": lambda data, _, evidence: check_forces_and_energies(data, evidence),
     "stress agrees with energies": lambda data, _, evidence: check_stress(data, evidence),
     "no energy outlier": _check_energies,
     "one reference for all energies": lambda data, _, evidence: check_references(data, evidence),

@@ -225,7 +225,7 @@ def _agreement(energy: Array, work: Array, factor: float, *, mainly: Array) -> A
 # --- the checks ---
 
 
-def check_forces_and_energies(evidence: Evidence) -> Finding:
+def check_forces_and_energies(data: Sequence[Data], evidence: Evidence) -> Finding:
     """k_F is 1, and no frame is out of balance with all its neighbours."""
     found = agreement_of_forces(evidence.kinds)
     if found is None:
@@ -245,9 +245,12 @@ def check_forces_and_energies(evidence: Evidence) -> Finding:
         )
         return Finding([], sentence, failed=True)
     if not FORCES_RANGE[0] < found.factor < FORCES_RANGE[1]:
+        n_atoms = float(np.median([len(data[k].z) for kind in evidence.kinds for k in kind.first]))
+        per_atom = n_atoms > 1 and abs(np.log(found.factor * n_atoms)) < np.log(1.35)
         sentence = (
             f"Between near frames energies change by {found.factor:.3g} times the work of the forces"
-            f"{factor_named(found.factor, 'forces')}: units do not agree (`energy_unit`, `forces_unit`, `length_unit`)."
+            f"{factor_named(found.factor, 'forces')}: units do not agree (`energy_unit`, `forces_unit`, `length_unit`)"
+            f"{', or energies are per atom, where those of whole structures are needed' if per_atom else ''}."
         )
         return Finding([], sentence, failed=True)
     frames = _out_of_balance(residuals(evidence.kinds))

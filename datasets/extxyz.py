@@ -12,11 +12,12 @@ from typing import Unpack
 from ase import Atoms, io
 
 from mdrelax.base.files import whole_file
+from mdrelax.base.places import frame_name
 from mdrelax.datasets.dialects import standard_comment
 from mdrelax.datasets.frames import Frames
 from mdrelax.datasets.labels import LabelOptions, load_atoms
 
-__all__ = ["load_ase", "load_extxyz", "read_atoms", "write_extxyz"]
+__all__ = ["load_ase", "load_extxyz", "read_ase", "read_atoms", "write_extxyz"]
 
 ASE_FORMATS = {"outcar": "vasp-out", "vasprun": "vasp-xml"}  # beginning of the file name -> ASE's format
 
@@ -29,10 +30,19 @@ def load_extxyz(path: str | Path, *, labelled: bool = True, **options: Unpack[La
 def load_ase(path: str | Path, *, labelled: bool = True, **options: Unpack[LabelOptions]) -> Frames:
     """Read a file of another program through ASE, for instance a VASP ``OUTCAR``; see ``load_atoms``.
 
-    ASE converts the content to eV and Angstrom, with its own sign of the stress. Raises ``ValueError`` if ASE cannot
-    read the file.
+    ASE converts the content to eV and Angstrom, with its own sign of the stress. Raises the errors of ``read_ase``.
     """
+    frames = read_ase(path)
+    options["energy_unit"] = options.get("energy_unit") or "eV"
+    options["length_unit"] = options.get("length_unit") or "Angstrom"
+    return load_atoms(frames, source=Path(path).name, labelled=labelled, **options)
+
+
+def read_ase(path: str | Path) -> list[Atoms]:
+    """All structures of a file that ASE reads; raises ``ValueError`` if it cannot, or if there are none."""
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file `{path}`.")
     name = next((ASE_FORMATS[start] for start in ASE_FORMATS if path.name.lower().startswith(start)), None)
     try:
         read = io.read(path, index=":", format=name)
@@ -41,9 +51,9 @@ def load_ase(path: str | Path, *, labelled: bool = True, **options: Unpack[Label
             f"`{path}` cannot be read by ASE ({type(error).__name__}: {error!s:.200}); it is cut off or another format."
         ) from error
     frames = [atoms for atoms in read if isinstance(atoms, Atoms)]
-    options["energy_unit"] = options.get("energy_unit") or "eV"
-    options["length_unit"] = options.get("length_unit") or "Angstrom"
-    return load_atoms(frames, source=path.name, labelled=labelled, **options)
+    if not frames:
+        raise ValueError(f"`{path}` holds no structures.")
+    return frames
 
 
 def read_atoms(path: str | Path) -> list[Atoms]:
@@ -69,10 +79,10 @@ def _unreadable(path: Path, number: int, error: Exception) -> str:
     if isinstance(error, KeyError) and str(error.args[0]).isalnum():
         symbol = str(error.args[0])
         remedy = "write deuterium and tritium as H" if symbol in ("D", "T") else "write chemical symbols"
-        return f"There is an atom of unknown element `{symbol:.20}` in frame {number} of `{path.name}`; {remedy}."
+        return f"There is an atom of unknown element `{symbol:.20}` in {frame_name(number, path.name)}; {remedy}."
     return (
-        f"`{path}` cannot be read as extxyz ({type(error).__name__}: {error!s:.200}); it is cut off or another format, "
-        f"from frame {number} on."
+        f"`{path}` cannot be read as extxyz from {frame_name(number, path.name)} on ({type(error).__name__}: "
+        f"{error!s:.200}); it is cut off or another format."
     )
 
 

@@ -27,6 +27,8 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from torch_geometric.data import Data
 
+from mdrelax.base.places import frame_name
+
 __all__ = [
     "Frames",
     "LabelReport",
@@ -181,7 +183,7 @@ def volume(frame: Data) -> float:
 
 def place_of(frame: Data, index: int) -> str:
     """The name of a frame in messages: where it was read, else its position in a list."""
-    return frame.place if "place" in frame else f"frame {index}"
+    return frame.place if "place" in frame else frame_name(index)
 
 
 def report_on(
@@ -272,7 +274,7 @@ def check_structure(
     Numbers (N,) are those of elements, positions (N, 3) finite, and the periodic rows of the cell (3, 3; Angstrom)
     span a length, an area or a volume.
     """
-    place = f"frame {number} of `{source}`"
+    place = frame_name(number, source)
     if len(numbers) == 0:
         raise ValueError(f"There are no atoms in {place}; remove it.")
     unknown = [int(z) for z in numbers if not 1 <= z < len(chemical_symbols)]
@@ -309,9 +311,10 @@ def require_finite(label: str, values: np.ndarray, *, source: str, frame: int | 
     value = np.asarray(values)[tuple(where)]
     index = where.pop(0) if frame is None else frame
     atom = f", atom {where[0]}" if label in PER_ATOM else ""
+    article = "an" if label[0] in "aeiou" else "a"
     raise ValueError(
-        f"`{source}` has a {label} value of {value} in frame {index}{atom} (counted from 0); "
-        "remove the frame or compute its label again."
+        f"There is {article} {label} value of {value} in {frame_name(index, source)}{atom}; remove the frame or "
+        "compute its label again."
     )
 
 

@@ -26,6 +26,7 @@ from torch_geometric.data import Data
 
 from mdrelax.base import units
 from mdrelax.base.names import nearest_name
+from mdrelax.base.places import frame_name
 from mdrelax.datasets.dialects import require_known_cell
 from mdrelax.datasets.frames import Frames, check_structure, make_frame, report_on, require_finite, shortened, volume
 
@@ -74,7 +75,7 @@ class _Place(NamedTuple):
     number: int
 
     def __str__(self) -> str:
-        return f"frame {self.number} of `{self.source}`"
+        return frame_name(self.number, self.source)
 
 
 def load_atoms(

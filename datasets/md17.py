@@ -24,6 +24,7 @@ from ase.symbols import Symbols
 from torch_geometric.data import Data
 
 from mdrelax.base import units
+from mdrelax.base.places import frame_name
 from mdrelax.datasets.frames import Frames, check_structure, make_frame, report_on, require_finite
 
 __all__ = ["MD17_FORMULAS", "RMD17_MAX_TRAIN", "load_md17", "warn_about_md17_noise"]
@@ -102,7 +103,7 @@ def load_md17(
                 cell=cell,
                 pbc=pbc & cell.any(axis=1),
                 config_type=layout.config_type,
-                place=f"frame {k} of `{source}`",
+                place=frame_name(k, source),
             )
         )
     if _is_noisy(layout, numbers, arrays):

@@ -30,6 +30,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from torch_geometric.data import Data
 
 from mdrelax.base.names import nearest_name
+from mdrelax.base.places import frame_name
 from mdrelax.datasets.array_cache import cached_arrays
 from mdrelax.datasets.frames import Frames, make_frame, report_on, require_finite, to_atoms
 from mdrelax.datasets.nbody import VERSION, cache_folder
@@ -151,7 +152,7 @@ def _labelled(system: str, positions: npt.NDArray[Any], charges: npt.NDArray[Any
         require_finite(label, values, source=source)
     numbers = np.vectorize(SPECIES[system].__getitem__, otypes=[np.int64])(charges)
     data = [
-        make_frame(z, x, energy=e, forces=f, config_type=source, place=f"frame {k} of `{source}`")
+        make_frame(z, x, energy=e, forces=f, config_type=source, place=frame_name(k, source))
         for k, (z, x, e, f) in enumerate(zip(numbers, positions, energies, every_force, strict=True))
     ]
     keys = {"energy": "V", "forces": "-dV/dx"}

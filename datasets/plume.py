@@ -6,14 +6,14 @@
     inputs, targets = read_windows(plumes, parts.train[:16], split.n_in, split.n_out)
 
 A task is one simulation in a closed box: smoke flows in at one place next to a wall and is pushed away from that wall.
-Its velocity has the shape (T, 2, H, W): component 0 is along x, the last axis of the grid, component 1 along y, the axis
-before it; lengths are in cells of the stored grid, times in steps. The sets and their splits are those of Wang, Walters
-and Yu, "Approximately Equivariant Networks for Imperfectly Symmetric Dynamics", ICML 2022 (arXiv 2201.11969).
+Its velocity has the shape (T, 2, H, W): component 0 is along x, the last axis of the grid, component 1 along y, the
+axis before it; lengths are in cells of the stored grid, times in steps. The sets and their splits are those of Wang,
+Walters and Yu, "Approximately Equivariant Networks for Imperfectly Symmetric Dynamics", ICML 2022 (arXiv 2201.11969).
 
 The simulator has its velocities on a staggered grid: x components on the left faces of the cells, y components on their
-lower faces, and zero on the walls. The files store these ``faces``. A quarter turn maps the centres of cells to centres,
-but left faces to lower or upper ones, so only the arrays of ``centres`` (means over opposite faces) of a symmetric flow
-are symmetric under ``rot90``. They are the default.
+lower faces, and zero on the walls. Published files store these ``faces``. A quarter turn maps the centres of cells to
+centres, but left faces to lower or upper ones, so only the arrays of ``centres`` (means over opposite faces) of a
+symmetric flow are symmetric under ``rot90``. They are the default.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -86,7 +86,7 @@ def _measure(task: PlumeTask) -> _Measured:
     return _Measured(
         divergence=float(np.abs(divergence(faces)).max()),
         speed=float(np.abs(faces).max()) / faces.shape[-1],
-        digest=hashlib.sha256(np.ascontiguousarray(faces)).hexdigest(),
+        digest=hashlib.sha256(faces.tobytes()).hexdigest(),
         still=bool((faces[1:] == faces[:-1]).all((1, 2, 3)).any()),
     )
 
@@ -114,8 +114,8 @@ def _check_divergence(plumes: PlumeSet, measured: list[_Measured]) -> Verdict:
         plumes,
         wrong,
         f"The divergence reaches {max(each.divergence for each in measured):.1e} per step, above {DIVERGENCE_LIMIT:g}: "
-        "(a) a pressure solve failed, (b) the velocities were interpolated to another grid, or (c) they are not on left "
-        "and lower faces.",
+        "(a) a pressure solve failed, (b) the velocities were interpolated to another grid, or (c) they are not on "
+        "left and lower faces.",
     )
 
 
@@ -134,8 +134,10 @@ def _check_motion(plumes: PlumeSet, measured: list[_Measured]) -> Verdict:
 
 
 def _check_copies(plumes: PlumeSet, measured: list[_Measured]) -> Verdict:
-    first: dict[str, int] = {}
-    wrong = [k for k, each in enumerate(measured) if each.digest and first.setdefault(each.digest, k) != k]
+    """Levels of the graded family are sets of their own, which have the flows of side 0 in common."""
+    first: dict[tuple[int, str], int] = {}
+    levels = [task.info.level for task in plumes.tasks]
+    wrong = [k for k, each in enumerate(measured) if each.digest and first.setdefault((levels[k], each.digest), k) != k]
     return _named(plumes, wrong, 'Another task has the same flow; as a "Domain" task it would have been trained on.')
 
 

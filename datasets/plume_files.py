@@ -6,7 +6,7 @@
 
 An npz holds a header (``plumes``, JSON: settings, versions and the description of every task) and the stream function
 of each task: integers (T, H - 1, W - 1) on the inner nodes of the grid, in multiples of the header's resolution, each
-frame as its difference from the one before. So a file is an eighth of the published ones, and its flows are free of
+frame as its difference from the one before. So a file is a third of the published ones, and its flows are free of
 divergence however much they are rounded.
 """
 
@@ -41,10 +41,13 @@ def is_plumes(source: str | Path) -> bool:
     path = Path(source).expanduser()
     if path.is_dir():
         return any(path.glob("raw_data_*.pt"))
+    if str(source) == SAMPLE or path.suffix != ".npz":
+        return str(source) == SAMPLE
     try:
-        return str(source) == SAMPLE or (path.suffix == ".npz" and f"{HEADER}.npy" in zipfile.ZipFile(path).namelist())
+        with zipfile.ZipFile(path) as archive:
+            return f"{HEADER}.npy" in archive.namelist()
     except (zipfile.BadZipFile, OSError):
-        return path.name.endswith(".npz.parts")
+        return False
 
 
 def open_plumes(source: str | Path, *, sampling: Sampling = "centres") -> PlumeSet:
@@ -52,8 +55,8 @@ def open_plumes(source: str | Path, *, sampling: Sampling = "centres") -> PlumeS
 
     Args:
         source: An npz of `mdrelax data generate plume`, ``sample:plume``, or a folder with ``raw_data_*.pt``.
-        sampling: Where the velocities are: in the ``centres`` of the cells, where a quarter turn of the arrays is one of
-            the flow, or on left and lower ``faces``, as the published files have them.
+        sampling: Where the velocities are: in the ``centres`` of the cells, where a quarter turn of the arrays is one
+            of the flow, or on left and lower ``faces``, as the published files have them.
 
     Raises ``FileNotFoundError`` if there is nothing, and ``ValueError`` naming the file if it is cut off or holds
     something else; what is wrong inside a task is found when its velocity is read.
@@ -149,7 +152,7 @@ def _open_npz(path: Path, sampling: Sampling) -> PlumeSet:
 
 
 def _member(path: Path, name: str) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as archive:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         return np.asarray(archive[name])
 
 
@@ -160,7 +163,9 @@ def _open_published(folder: Path, sampling: Sampling) -> PlumeSet:
     found = {path: PUBLISHED.fullmatch(path.name) for path in folder.glob("raw_data_*.pt")}
     numbers = {path: tuple(int(n) for n in match.groups() if n is not None) for path, match in found.items() if match}
     if not numbers:
-        raise FileNotFoundError(f"The folder `{folder}` has no `raw_data_*.pt`, the files of a published set of plumes.")
+        raise FileNotFoundError(
+            f"The folder `{folder}` has no `raw_data_*.pt`, the files of a published set of plumes."
+        )
     if len({len(number) for number in numbers.values()}) > 1 or any(n[1:] > (3,) for n in numbers.values()):
         raise ValueError(
             f"`{folder}` is neither the rotation set (`raw_data_27_2.pt`: strength, side 0 to 3) nor the scale set "
@@ -192,9 +197,11 @@ def _read_pt(path: Path) -> Field:
     except Exception as error:  # torch raises anything on a broken file
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise ValueError(
-            f"`{path}` cannot be read as a tensor ({reason}); it is (a) cut off, (b) another kind of file, or (c) holds "
-            "objects other than tensors, which are refused."
+            f"`{path}` cannot be read as a tensor ({reason}); it is (a) cut off, (b) another kind of file, or (c) "
+            "holds objects other than tensors, which are refused."
         ) from error
     if not isinstance(tensor, torch.Tensor):
-        raise ValueError(f"`{path}` holds a {type(tensor).__name__}; a published plume is one tensor (frames, 2, H, W).")
+        raise ValueError(
+            f"`{path}` holds a {type(tensor).__name__}; a published plume is one tensor (frames, 2, H, W)."
+        )
     return tensor.numpy()

@@ -104,8 +104,9 @@ def _workers(folder: Path, jobs: int) -> Iterator[list["subprocess.Popen[str]"]]
     try:
         for _ in range(jobs):
             with (folder / "workers.log").open("ab") as log:
-                pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
-                processes.append(subprocess.Popen([*WORKER, str(folder)], env=environment, text=True, **pipes))
+                command, pipe = [*WORKER, str(folder)], subprocess.PIPE
+                process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=log, text=True)
+            processes.append(process)
         yield processes
     finally:
         for process in processes:

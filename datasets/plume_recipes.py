@@ -27,11 +27,6 @@ SYMMETRY_STEP = 20  # at which a flow is compared with its symmetric counterpart
 N_VARIANTS = 3  # of each side and level of the graded family
 FARTHEST = 8  # cells of 64 that a variant's inflow may be moved
 TURNS = ((0, 1), (-1, 0), (0, -1), (1, 0))  # direction of the buoyancy of each side
-DEFAULTS = {  # tasks (graded: levels), steps, steps left out at the start, buoyancy, dt of the velocity's advection
-    "rotation": (36, 310, 1, 0.01, 1.0),
-    "scale": (38, 310, 1, 0.1, 0.5),
-    "graded": (10, 120, 10, 0.005, 0.5),
-}
 
 
 class PlumeSettings(NamedTuple):
@@ -39,11 +34,30 @@ class PlumeSettings(NamedTuple):
 
     kind: Kind = "rotation"
     grid: int = 64  # cells along each side of the stored grid
-    count: int | None = None  # tasks; of the graded family, levels
+    n_tasks: int | None = None  # the first ones; of the graded family, levels
     steps: int | None = None
     buoyancy: float | None = None  # the factor 0.01, 0.1 or 0.005 of the table above
     seed: int = 0  # of the variants of the graded family; the other sets have nothing random
     resolution: float = 2.0**-14  # the stream function is stored in multiples of this, cells^2 per step
+
+
+class _Recipe(NamedTuple):
+    """Settings without gaps, and what no setting changes."""
+
+    n_tasks: int
+    steps: int
+    buoyancy: float
+    skip: int  # steps left out at the start
+    dt: float  # of the velocity's advection
+    grid: int = 64
+    seed: int = 0
+
+
+RECIPES: dict[str, _Recipe] = {
+    "rotation": _Recipe(36, 310, 0.01, skip=1, dt=1.0),
+    "scale": _Recipe(38, 310, 0.1, skip=1, dt=0.5),
+    "graded": _Recipe(10, 120, 0.005, skip=10, dt=0.5),
+}
 
 
 class PlumePlan(NamedTuple):
@@ -59,8 +73,8 @@ def check_settings(settings: PlumeSettings) -> None:
     """Raise ``ValueError`` for settings out of range, naming the value and the range."""
     if settings.kind not in KINDS:
         raise ValueError(f"`kind` must be one of {', '.join(KINDS)}, got `{settings.kind}`.")
-    n, _, skip, _, _ = DEFAULTS[settings.kind]
-    bounds = {"grid": (8, 512), "count": (1, n), "steps": (skip + 1, 100_000), "seed": (0, 2**31)}
+    recipe = RECIPES[settings.kind]
+    bounds = {"grid": (8, 512), "n_tasks": (1, recipe.n_tasks), "steps": (recipe.skip + 1, 100_000), "seed": (0, 2**31)}
     for name, (low, high) in bounds.items():
         value = getattr(settings, name)
         if value is not None and not low <= value <= high:
@@ -74,66 +88,62 @@ def check_settings(settings: PlumeSettings) -> None:
 def plans(settings: PlumeSettings) -> list[PlumePlan]:
     """The tasks of a set, in order; raises ``ValueError`` as ``check_settings``."""
     check_settings(settings)
-    n, steps, skip, buoyancy, dt = DEFAULTS[settings.kind]
-    full = settings._replace(
-        count=settings.count or n,
-        steps=settings.steps or steps,
-        buoyancy=buoyancy if settings.buoyancy is None else settings.buoyancy,
-    )
+    given = {name: getattr(settings, name) for name in ("n_tasks", "steps", "buoyancy", "grid", "seed")}
+    recipe = RECIPES[settings.kind]._replace(**{name: value for name, value in given.items() if value is not None})
     make = {"rotation": _rotation, "scale": _scale, "graded": _graded}[settings.kind]
-    return [plan._replace(skip=skip) for plan in make(full, dt)]
+    return make(recipe)
 
 
-def _rotation(settings: PlumeSettings, dt: float) -> list[PlumePlan]:
+def _rotation(recipe: _Recipe) -> list[PlumePlan]:
     made = []
-    for k in range(1, settings.count + 1):
-        side, base = (k - 1) % 4, settings.buoyancy * k
+    for k in range(1, recipe.n_tasks + 1):
+        side, base = (k - 1) % 4, recipe.buoyancy * k
         strength = base * (STRONGER if side == STRONGER_SIDE else 1)
-        made.append(_plan(PlumeInfo(f"{k}_{side}", strength, side), settings, dt, base=base))
+        made.append(_plan(PlumeInfo(f"{k}_{side}", strength, side), recipe, base=base))
     return made
 
 
-def _scale(settings: PlumeSettings, dt: float) -> list[PlumePlan]:
+def _scale(recipe: _Recipe) -> list[PlumePlan]:
     made = []
-    for k in range(settings.count):
-        scale = int(settings.grid * (1 + 0.1 * k) + 1e-9) / settings.grid  # a whole number of cells
-        info = PlumeInfo(str(k), settings.buoyancy * scale, scale=scale)
-        made.append(_plan(info, settings, dt, base=settings.buoyancy))
+    for k in range(recipe.n_tasks):
+        scale = int(recipe.grid * (1 + 0.1 * k) + 1e-9) / recipe.grid  # a whole number of cells
+        info = PlumeInfo(str(k), recipe.buoyancy * scale, scale=scale)
+        made.append(_plan(info, recipe, base=recipe.buoyancy))
     return made
 
 
-def _graded(settings: PlumeSettings, dt: float) -> list[PlumePlan]:
+def _graded(recipe: _Recipe) -> list[PlumePlan]:
     made = []
-    for level in range(settings.count):
+    for level in range(recipe.n_tasks):
         for side in range(4):
             for variant in range(N_VARIANTS):
-                strength, base = (settings.buoyancy * (2 + bias) for bias in (level * side, 0))
-                info = PlumeInfo(f"{level}_{side}_{variant}", strength, side, level=level, seed=settings.seed)
-                made.append(_plan(info, settings, dt, base=base, aside=_aside(settings, variant)))
+                strength, base = (recipe.buoyancy * (2 + bias) for bias in (level * side, 0))
+                info = PlumeInfo(f"{level}_{side}_{variant}", strength, side, level=level, seed=recipe.seed)
+                made.append(_plan(info, recipe, base=base, aside=_aside(recipe, variant)))
     return made
 
 
-def _aside(settings: PlumeSettings, variant: int) -> float:
+def _aside(recipe: _Recipe, variant: int) -> float:
     """How far along its wall the inflow of a variant is moved, in cells: eighths, so that turning it is exact."""
     if variant == 0:
         return 0.0
-    furthest = FARTHEST * settings.grid // 64 * 8
-    return int(numpy_generator(settings.seed, "plumes", variant).integers(-furthest, furthest + 1)) / 8
+    furthest = FARTHEST * recipe.grid // 64 * 8
+    return int(numpy_generator(recipe.seed, "plumes", variant).integers(-furthest, furthest + 1)) / 8
 
 
-def _plan(info: PlumeInfo, settings: PlumeSettings, dt: float, *, base: float, aside: float = 0.0) -> PlumePlan:
+def _plan(info: PlumeInfo, recipe: _Recipe, *, base: float, aside: float = 0.0) -> PlumePlan:
     """A task whose unbiased counterpart has the buoyancy ``base`` at side 0 and scale 1."""
-    n, radius = settings.grid, 5 * settings.grid / 64
+    n, radius = recipe.grid, 5 * recipe.grid / 64
     x, y = n / 2 + aside, radius
-    first = PlumeRun(n, min(settings.steps, SYMMETRY_STEP), (x, y), radius, (0.0, base), dt)
+    first = PlumeRun(n, min(recipe.steps, SYMMETRY_STEP), (x, y), radius, (0.0, base), recipe.dt)
     for _ in range(info.side):
         x, y = n - y, x
     run = PlumeRun(
         cells=round(n * info.scale),
-        steps=settings.steps,
+        steps=recipe.steps,
         inflow=(x * info.scale, y * info.scale),
         radius=radius * info.scale,
         force=(info.buoyancy * TURNS[info.side][0], info.buoyancy * TURNS[info.side][1]),
-        dt_velocity=dt,
+        dt_velocity=recipe.dt,
     )
-    return PlumePlan(info._replace(inflow=(x, y)), run, first, 0)
+    return PlumePlan(info._replace(inflow=(x, y)), run, first, recipe.skip)

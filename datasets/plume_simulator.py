@@ -10,8 +10,8 @@ It differs from the notebook in the pressure, which is solved directly (the Lapl
 cosines) and not by conjugate gradients to a relative 1e-5: those fail on single steps without a word, also in float64,
 leaving a divergence of 68 per step. The divergence of every step is checked all the same.
 
-phiflow orders axes by sets of strings, so its rounding errors follow from Python's hash seed, and the flow is chaotic:
-for the same bits every time, run it with a fixed ``PYTHONHASHSEED`` (the workers of ``plume_generate`` do).
+The flow is chaotic: rounding errors grow to the size of the flow within 300 steps. For the same bits every time, the
+workers of ``plume_generate`` fix what decides them: one thread, and Python's hash seed, by which phiflow orders axes.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def simulate(run: PlumeRun) -> tuple[Array, float]:
     ``ImportError`` without the extra ``smoke``.
     """
     step, source, zeros = _step(run.cells, run.dt_velocity), _source(run), np.zeros
-    state: tuple[Any, ...] = (zeros((run.cells, run.cells)), *_no_flow(run.cells))
+    state: list[Any] = [zeros((run.cells, run.cells)), *_no_flow(run.cells)]
     force = np.array(run.force)
     streams, worst = zeros((run.steps, run.cells + 1, run.cells + 1)), 0.0
     for k in range(run.steps):
@@ -159,7 +159,7 @@ def stream_function(u: Array) -> Array:
 
 
 def velocity_of(psi: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """The velocity (..., 2, n, n) on left and lower faces of the flow whose stream function is psi (..., n + 1, n + 1)."""
+    """The velocity (..., 2, n, n) on left and lower faces, from the stream function psi (..., n + 1, n + 1)."""
     u = psi[..., 1:, :-1] - psi[..., :-1, :-1]
     v = psi[..., :-1, :-1] - psi[..., :-1, 1:]
     return np.stack([u, v], axis=-3)

@@ -8,19 +8,21 @@ from typing import Any
 from mdrelax.base.names import nearest_name
 from mdrelax.datasets.extxyz import read_atoms
 
-__all__ = ["SAMPLES", "provenance", "sample_path"]
+__all__ = ["PLUME_SAMPLES", "SAMPLES", "provenance", "sample_path"]
 
-SAMPLES = {"ethanol": "ethanol_pbe.extxyz", "plume": "plume.npz"}
+SAMPLES = {"ethanol": "ethanol_pbe.extxyz"}  # frames of atoms
+PLUME_SAMPLES = {"plume": "plume.npz"}  # small flows of smoke
 
 
 def sample_path(name: str) -> Path:
     """The path of a shipped data set; raises ``ValueError`` for an unknown name, ``FileNotFoundError`` if missing."""
-    if name not in SAMPLES:
-        raise ValueError(f"There is no sample `{name}`; {nearest_name(name, SAMPLES)}")
-    path = Path(str(resources.files("mdrelax.datasets") / "samples" / SAMPLES[name]))
+    known = SAMPLES | PLUME_SAMPLES
+    if name not in known:
+        raise ValueError(f"There is no sample `{name}`; {nearest_name(name, known)}")
+    path = Path(str(resources.files("mdrelax.datasets") / "samples" / known[name]))
     if not path.is_file():
         raise FileNotFoundError(
-            f"The sample file `{SAMPLES[name]}` is missing from this installation; install mdrelax again."
+            f"The sample file `{known[name]}` is missing from this installation; install mdrelax again."
         )
     return path
 

@@ -1,4 +1,4 @@
-"""Structure files of the user, read by ASE, with one-sentence errors; selection of a few structures."""
+"""Structure files of the user, with or without labels, and one-sentence errors; selection of a few structures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,18 +11,25 @@ Item = TypeVar("Item")
 
 
 def read_structures(path: Path) -> "list[Atoms]":
-    """Every structure of a file that ASE reads; raises ``ValueError`` with the reason otherwise."""
-    from ase import Atoms, io
+    """Every structure of a file: an extxyz in any dialect, an npz as MD17's (Angstrom), or what ASE reads.
 
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file `{path}`.")
-    try:
-        frames = io.read(path, ":")
-    except Exception as error:  # ASE's readers raise anything on a broken line
-        raise ValueError(f"`{path}` cannot be read as a structure ({type(error).__name__}: {error}).") from error
-    if not frames:
-        raise ValueError(f"`{path}` holds no structures.")
-    return [frame for frame in frames if isinstance(frame, Atoms)]
+    Raises ``ValueError`` with the reason for any other file, ``FileNotFoundError`` if there is none.
+    """
+    from mdrelax.base.places import frame_name
+    from mdrelax.datasets.dialects import require_known_cell
+    from mdrelax.datasets.extxyz import read_ase, read_atoms
+    from mdrelax.datasets.frames import to_atoms
+    from mdrelax.datasets.md17 import load_md17
+
+    name = path.name.lower().removesuffix(".gz")
+    if name.endswith(".npz") and path.is_file():
+        return [to_atoms(frame) for frame in load_md17(path).data]
+    if not name.endswith((".xyz", ".extxyz")):
+        return read_ase(path)
+    structures = read_atoms(path)
+    for number, atoms in enumerate(structures):
+        require_known_cell(atoms, frame_name(number, path.name))
+    return structures
 
 
 def spread(items: Sequence[Item], number: int) -> list[Item]:

@@ -22,7 +22,8 @@ SECTIONS: dict[str, list[str]] = {  # heading: names, most used first
     ],
     "Relax the constraint of any network": [
         "mdrelax.relax_constraints", "mdrelax.set_theta", "mdrelax.Schedule", "mdrelax.record_inputs",
-        "mdrelax.penalty", "mdrelax.project", "mdrelax.method.relaxation.Placement",
+        "mdrelax.penalty", "mdrelax.project", "mdrelax.method.relaxation.Placement", "mdrelax.method.controllers.Ace",
+        "mdrelax.method.controllers.AceSettings",
     ],
     "Certify": [
         "mdrelax.certify", "mdrelax.equivariance_error", "mdrelax.Certificate",
@@ -34,9 +35,20 @@ SECTIONS: dict[str, list[str]] = {  # heading: names, most used first
     ],
     "A task of your own": [
         "mdrelax.runs.experiment.Experiment", "mdrelax.runs.experiment.run", "mdrelax.training.trainer.Task",
+        "mdrelax.training.ranks.Divisible",
     ],
 }  # fmt: skip
-METHODS = {"from_file", "from_compiled", "calculate_many", "get_hessian", "forward", "finish", "energies_and_gradient"}
+METHODS = {
+    "begin_step",
+    "after_backward",
+    "from_file",
+    "from_compiled",
+    "calculate_many",
+    "get_hessian",
+    "forward",
+    "finish",
+    "energies_and_gradient",
+}
 
 
 def page() -> str:

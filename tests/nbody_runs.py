@@ -33,7 +33,7 @@ def metrics(level: float = 1.0, *, relaxed: bool = False) -> pd.DataFrame:
 def layers(scale: float = 1.0) -> pd.DataFrame:
     """layers.csv: layer k has the weights' derivative (k + 1) scale and twice that at activations, times theta."""
     rows = [
-        (int(step), name, 1.0, 0.5, scale * (k + 1) * theta, (2 * scale * (k + 1) * theta) ** 2)
+        (int(step), name, 1.0, 0.5, scale * (k + 1) * theta, (2 * scale * (k + 1) * theta) ** 2, theta, np.nan)
         for step, theta in zip(STEPS, THETA, strict=True)
         for k, name in enumerate(LAYERS)
     ]

@@ -67,6 +67,12 @@ def scaled(**factors: float) -> Spoiler:
     return spoil
 
 
+def per_atom(data: list[Data]) -> None:
+    """Energies of one atom each, as some programs print them."""
+    for frame in data:
+        frame.energy = frame.energy / len(frame.z)
+
+
 def shuffled(*names: str) -> Spoiler:
     """Labels of each kind of atoms in another order."""
 
@@ -197,6 +203,7 @@ ANY_DATA: dict[str, tuple[Spoiler, set[str]]] = {
     "forces in Hartree/Bohr": (scaled(forces=BOHR / HARTREE), {"forces agree with energies"}),
     "forces per Bohr": (scaled(forces=BOHR), {"forces agree with energies"}),
     "forces in kcal/mol/Angstrom": (scaled(forces=1 / KCAL), {"forces agree with energies"}),
+    "energies per atom": (per_atom, {"forces agree with energies"}),
     "gradients": (scaled(forces=-1.0), {"forces agree with energies"}),
     "energies of the wrong sign": (scaled(energy=-1.0), {"forces agree with energies"}),
     "shuffled energies": (shuffled("energy"), {"forces agree with energies"}),

@@ -28,6 +28,7 @@ AMBIENT: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "autocast to bfloat16": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "autocast to float16": lambda: torch.autocast("cpu", dtype=torch.float16),
     "default dtype float64": lambda: Default(torch.float64),
+    "default device meta": lambda: torch.device("meta"),  # as with `torch.set_default_device("cuda")`, without a GPU
 }
 
 

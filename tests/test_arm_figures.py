@@ -56,9 +56,9 @@ def _titles(figure: Figure) -> list[str]:
 
 
 def test_every_arm_has_a_look_of_its_own() -> None:
-    """Seven arms, seven colours and seven markers, in the order of the arms."""
+    """Nine arms, nine colours and nine markers, in the order of the arms."""
     assert list(ARM_STYLES) == list(ARMS)
-    assert len({colour for colour, _ in ARM_STYLES.values()}) == len({marker for _, marker in ARM_STYLES.values()}) == 7
+    assert len({colour for colour, _ in ARM_STYLES.values()}) == len({marker for _, marker in ARM_STYLES.values()}) == 9
 
 
 def test_arms_that_are_not_listed_have_looks_too() -> None:
@@ -239,4 +239,4 @@ def test_a_legend_of_all_arms_stays_on_the_page() -> None:
     figure.canvas.draw()
     box, page = figure.legends[0].get_window_extent(), figure.bbox
     assert page.x0 <= box.x0 < box.x1 <= page.x1
-    assert len(_legend(figure)) == 7
+    assert len(_legend(figure)) == len(ARMS)

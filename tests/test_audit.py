@@ -18,7 +18,8 @@ from mdrelax.analysis.audit import ANGLES, angle_errors, draw_angles, draw_layer
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.potential import Potential
 from mdrelax.forces.symmetry import certify, equivariance_error
-from mdrelax.method.free_maps import AxesView, FreeConv2d
+from mdrelax.method.free_conv import FreeConv2d
+from mdrelax.method.free_maps import AxesView
 from mdrelax.method.groups import IrrepsRepresentation, cyclic_regular
 from mdrelax.method.relaxation import relax_constraints, set_theta
 from mdrelax.method.sites import Site

@@ -199,7 +199,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path, verb, content, message):
     ("arguments", "code", "message"),
     [
         (["md", "{model}", "nowhere.xyz"], DATA, "There is no file `nowhere.xyz`."),
-        (["md", "{model}", "{junk}"], DATA, "cannot be read as a structure"),
+        (["md", "{model}", "{junk}"], DATA, "cannot be read as extxyz"),
         (["md", "{model}", "{frames}", "--ensemble", "npt"], CONFIG, "must be nve or nvt, got 'npt'"),
         (["md", "{model}", "{frames}", "--ps", "-1"], DATA, "-1"),
         (["md", "{model}", "{frames}", "--dtype", "float16"], DATA, "float16"),

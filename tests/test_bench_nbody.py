@@ -188,6 +188,11 @@ def test_arms_are_what_their_names_say(finished):
         assert hows <= {"dropped", "folded"}
         assert ("folded" in hows) == arm.endswith("-fold")
         assert set(pd.read_csv(finished[arm] / "layers.csv")["step"]) == {4, 8, 9}
+    for arm in ("ace", "ace-mlp"):
+        assert theta[arm].iloc[-1] == 0  # the last of 9 steps
+        assert theta[arm].iloc[0] > 0
+        assert results[arm]["theta_at_end"] > 0
+    assert results["ace-mlp"]["n_free_parameters"] > results["ace"]["n_free_parameters"]
     assert results["relaxed"]["test_mse"] != results["relaxed-weight"]["test_mse"]
 
 
@@ -196,7 +201,7 @@ def test_the_arms_own_keys_replace_the_studys():
     given = {"schedule": "linear", "penalty": "activation", "projection": "drop", "peak": 0.5}
     for arm, own in ARMS.items():
         relaxation = NBodyRun(arm=arm, training=TRAINING, relaxation=given).relaxation.model_dump()
-        assert {key: relaxation[key] for key in given} == {**given, **own}
+        assert {key: relaxation[key] for key in (*given, *own)} == {**given, **own}
 
 
 # --- a grid ---

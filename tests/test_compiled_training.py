@@ -6,24 +6,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from ase import Atoms
+from ase.calculators.emt import EMT
 from torch import Tensor, nn
 
 from mdrelax.compiled import training
 from mdrelax.compiled.recording import CompileError
 from mdrelax.compiled.training import CompiledTrainingStep
+from mdrelax.datasets import load_atoms
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.forcematching import ForceMatching
 from mdrelax.forces.loader import Batch, Loader, frames_from_data, join
 from mdrelax.forces.loss import Targets
 from mdrelax.forces.potential import Potential
 from mdrelax.forces.settings import TrainingConfig
+from mdrelax.method.controllers import Ace
 from mdrelax.method.penalty import penalty, record_inputs
-from mdrelax.method.relaxation import relax_constraints, set_theta
+from mdrelax.method.relaxation import relax_constraints, relaxed_layers, set_theta
 from mdrelax.structures.graph import Edges, Graph, edge_vectors
 from molecules import ELEMENTS, batch_of, ethanol, graph_of, rattled, tiny_equiformer, tiny_segnn, water
-from small_runs import CLUSTER_CUTOFF, clusters, data_of
+from small_runs import CLUSTER_CUTOFF, CRYSTAL_CUTOFF, clusters, crystals, data_of
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "equiformer, linear messages": lambda: tiny_equiformer("8x0e+4x1o", nonlinear_messages=False),
@@ -52,7 +57,10 @@ def everything(model: ForceField, graph: Graph, network: Potential | None = None
     if any("feed_forward.weight" in name or name.endswith(".layer") for name, _ in model.named_modules()):
         loss = loss + penalty(model, inputs)
     loss.backward()
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    leaves = [layer.theta for layer in relaxed_layers(model).values() if isinstance(layer.theta, Tensor)]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in (*model.parameters(), *leaves)]
+    for leaf in leaves:
+        leaf.grad = None
     return [prediction.energy.detach(), prediction.forces.detach(), *gradients]
 
 
@@ -73,6 +81,39 @@ def test_the_recorded_graph_trains_as_the_network_does(build: Callable[[], nn.Mo
         assert_alike(everything(model, batch, graph), everything(model, batch))
         if relaxed:
             set_theta(model, 0.2)  # a new theta needs no new graph
+    assert graph.compiled is not None
+
+
+def test_sizes_that_a_network_has_too_are_no_constants() -> None:
+    """Recorded on as many edges as the network has channels, the graph serves other numbers of edges."""
+    model = model_of(SMALLEST, relaxed=False)
+    batch = graph_of(ethanol())
+    species, vectors = model.species_of(batch.numbers), edge_vectors(batch).to(model.dtype)
+    graph = CompiledTrainingStep(model.potential, backend=RECORDED)
+    for n_edges in (8, 20):
+        edges = Edges(batch.edge_index[:, :n_edges], vectors[:n_edges])
+        ours, theirs = (
+            each.energies_and_gradient(species, edges, create_graph=True) for each in (graph, model.potential)
+        )
+        assert_alike(list(ours), list(theirs))
+
+
+def test_the_recorded_graph_has_the_derivatives_by_gamma() -> None:
+    """Under ACE every place has a gamma of its own; also after the controller has set them to 0 for good."""
+    model = model_of(lambda: tiny_equiformer("8x0e+4x1o", n_blocks=2), relaxed=False)
+    where = ["blocks.*.feed_forward"]
+    relax_constraints(model, where=where, initial_std=0.05, generator=torch.Generator().manual_seed(1))
+    ace = Ace(model, n_steps=10)
+    graph, batch = CompiledTrainingStep(model.potential, backend=RECORDED), batch_of(*rattled(ethanol(), 1, 0))
+    for step in (0, 1, 9):
+        ace.begin_step(model, step=step)
+        if step == 1:
+            with torch.no_grad():
+                ace.gammas[0].fill_(-0.4)
+        ours, theirs = everything(model, batch, graph), everything(model, batch)
+        assert_alike(ours, theirs)
+        if step < 9:
+            assert min(slope.abs().item() for slope in ours[-2:]) > 1e-6
     assert graph.compiled is not None
 
 
@@ -174,6 +215,7 @@ def test_the_code_is_for_one_molecules_edges_where_all_frames_are_that(tmp_path:
     assert torch.equal(task.edges, graph.edge_index)
     assert isinstance(task.compiled.potential, CompiledTrainingStep)
     assert torch.equal(task.compiled.potential.edge_index, join([Batch(graph, targets)] * 4).graph.edge_index)
+    assert prepared(Loader(known, batch_size=4, max_edges=6000)).edges is not None  # four never have so many
     for loader in (Loader([*known, other], batch_size=4), Loader(known, batch_size=4, max_edges=24)):
         task = prepared(loader)
         assert task.edges is None
@@ -234,3 +276,46 @@ def test_a_compiled_step_is_the_uncompiled_one(tmp_path: Path) -> None:
         found.append([loss.detach(), *numbers, *(p.grad for p in model.parameters() if p.grad is not None)])
         assert (task.compiled is not None) == compiled
     assert_alike(*found)
+
+
+@pytest.mark.parametrize("channels", [8, 4])
+def test_one_compilation_serves_frames_of_every_size_open_or_periodic(channels: int) -> None:
+    """Also where the first batch has as many atoms as the network has channels: no size is taken for another.
+
+    Bulk with stress and clusters without; each further compilation would take minutes.
+    """
+    compilations = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        compilations.append(graph)
+        return graph.forward
+
+    data = load_atoms([*crystals(4), *(_copper(n, n) for n in (4, 7, 8, 9))]).data
+    known = frames_from_data(data, cutoff=CRYSTAL_CUTOFF)
+    network = tiny_equiformer(f"{channels}x0e+4x1o", n_blocks=1, cutoff=CRYSTAL_CUTOFF)
+    model = ForceField(network, elements=(29,))
+    relax_constraints(model, initial_std=0.05, generator=torch.Generator().manual_seed(1))
+    set_theta(model, 0.5)
+    chosen = settings(compile=True, stress_weight=20.0)
+    task = ForceMatching(
+        Loader(known, batch_size=2, shuffle=False),
+        known,
+        chosen,
+        compiler=partial(CompiledTrainingStep, backend=backend),
+    )
+    plain = ForceMatching(Loader(known, batch_size=2), known, settings(stress_weight=20.0))
+    for step, batch in enumerate(task.batches(0, start=0)):
+        (ours, _), (theirs, _) = (each.loss(model.train(), batch, step=step) for each in (task, plain))
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+        ours.backward()
+    assert len(compilations) == 1
+
+
+def _copper(n: int, seed: int) -> Atoms:
+    """An open cluster of ``n`` atoms with energy and forces."""
+    positions = 2.3 * np.argwhere(np.ones((3, 3, 1)))[:n] + np.random.default_rng(seed).normal(scale=0.1, size=(n, 3))
+    atoms = Atoms(f"Cu{n}", positions)
+    atoms.calc = EMT()
+    atoms.info["REF_energy"], atoms.arrays["REF_forces"] = atoms.get_potential_energy(), atoms.get_forces()
+    atoms.calc = None
+    return atoms

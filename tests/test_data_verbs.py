@@ -9,6 +9,7 @@ import pytest
 
 from command_line import mdrelax
 from mdrelax.cli import DATA
+from mdrelax.datasets import load_frames
 from mdrelax.datasets.catalogue import Item, Source
 from mdrelax.datasets.download import fetch
 from small_runs import crystals, write_frames
@@ -85,3 +86,32 @@ def test_stats_and_check_read_the_labels_and_units_that_they_are_told(tmp_path, 
         assert "the file's units: Hartree; units assumed: Angstrom" in hartree
         largest = max(np.linalg.norm(atoms.arrays["dft_forces"], axis=1).max() for atoms in frames)
         assert f"largest force: {largest * 27.211386245988:.4f}" in hartree
+
+
+def test_stats_and_check_know_plumes(tmp_path):
+    """One row per task, a picture if asked for, and the checks of flows; `--plot` draws nothing else."""
+    picture = tmp_path / "flows.png"
+    said = mdrelax("data", "stats", "sample:plume", "--plot", picture)
+    assert said.code == 0, said.err
+    assert "rotation set, 6 tasks, 25 frames, 32 x 32" in said.out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "ok      no divergence" in mdrelax("data", "check", "sample:plume").out
+    refused = mdrelax("data", "stats", "sample:ethanol", "--plot", picture)
+    assert refused.code == DATA
+    assert "`--plot` draws plumes; `sample:ethanol` holds none." in refused.err
+
+
+def test_plumes_are_no_frames():
+    """A potential cannot be trained on smoke; the sentence names the reader of plumes."""
+    with pytest.raises(ValueError, match="holds smoke plumes and no atoms; `open_plumes` reads it"):
+        load_frames("sample:plume")
+
+
+def test_generate_takes_a_molecule_or_plumes(tmp_path):
+    """`generate MOLECULE FILE` and `generate plume --out FILE`; each refuses what it cannot make."""
+    said = mdrelax("data", "generate", "unobtainium", tmp_path / "x.extxyz")
+    assert said.code == DATA
+    assert "neither a file nor a molecule that ASE knows" in said.err
+    said = mdrelax("data", "generate", "plume", "--tasks", "99", "--out", tmp_path / "x.npz")
+    assert said.code == DATA
+    assert "`n_tasks` must lie between 1 and 36 for rotation plumes, got 99" in said.err

@@ -10,6 +10,7 @@ from blueprint import package_sources
 MODULES = sorted(source.module for source in package_sources() if ">>> " in source.path.read_text())
 PUBLIC = {  # of the method: what a user calls has an example
     "certificate": ["certificate_of", "require"],
+    "controllers": ["Ace"],
     "penalty": ["penalty", "record_inputs"],
     "projection": ["project"],
     "relaxation": ["relax_constraints", "set_theta"],

@@ -7,9 +7,12 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from haar import rotations
+from haar import action, axis_rotation, rotations
 from mdrelax.method.certificate import EquivarianceError, certificate_of, require
-from mdrelax.method.free_maps import FOLDS, AxesView, FreeConv2d
+from mdrelax.method.free_conv import FreeConv2d
+from mdrelax.method.free_low_rank import FreeLowRank
+from mdrelax.method.free_maps import FOLDS, AxesView, FreeLinear
+from mdrelax.method.free_mlp import FreeMLP
 from mdrelax.method.groups import Blocks, IrrepsRepresentation, cyclic_regular
 from mdrelax.method.penalty import penalty, record_inputs
 from mdrelax.method.projection import project
@@ -243,3 +246,87 @@ def test_e3nns_linear_with_fibres_is_relaxed_and_folded(how):
     relaxed = model(x)
     project(model, how=how)
     torch.testing.assert_close(model(x), relaxed if how == "fold" else plain)
+
+
+# --- low rank, and perceptrons ---------------------------------------------------------------------------------------
+
+
+def test_a_map_of_low_rank_is_its_matrix():
+    """U V^T has the result, the penalties, the records and the fold of a dense W with the same entries."""
+    source, output = IrrepsRepresentation("3x0e+2x1o", "mul_ir"), IrrepsRepresentation("4x0e+3x1o", "mul_ir")
+    low, dense = FreeLowRank(source, output, rank=2).double(), FreeLinear(source, output).double()
+    low.reset(0.5, torch.Generator().manual_seed(0))
+    dense.weight.data = low.up.detach() @ low.down.detach().T
+    x = normal(6, source.dim, seed=1)
+    torch.testing.assert_close(low(x), dense(x), atol=1e-12, rtol=0)
+    for inputs in (None, [x]):
+        for ours, theirs in zip(low.penalty_terms(inputs), dense.penalty_terms(inputs), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+    assert low.sizes()[:3] == pytest.approx(dense.sizes()[:3], rel=1e-12)
+    layers = [o3.Linear(source.irreps, output.irreps).double() for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    assert low.fold_into(layers[0], 0.3)
+    assert dense.fold_into(layers[1], 0.3)
+    torch.testing.assert_close(layers[0](x), layers[1](x), atol=1e-12, rtol=0)
+
+
+def test_low_rank_entries_have_the_standard_deviation_that_was_asked_for():
+    """Of 60,000 entries of rank 16, half of which are correlated: within 10 %."""
+    irreps = IrrepsRepresentation("100x0e+50x1o", "mul_ir")
+    low = FreeLowRank(irreps, irreps, rank=16)
+    low.reset(1e-3, torch.Generator().manual_seed(0))
+    assert low.matrix().std().item() == pytest.approx(1e-3, rel=0.1)
+
+
+def test_rank_is_used_where_it_saves_parameters():
+    """20 x 20 of rank 2 is 80 numbers instead of 400; 4 x 20 of rank 4 would be more than it replaces."""
+    model = nn.Sequential(o3.Linear("8x0e+4x1o", "8x0e+4x1o"), o3.Linear("8x0e+4x1o", "4x0e"))
+    assert relax_constraints(model, rank=2).n_free == 2 * 40 + 2 * 24
+    project(model)
+    assert relax_constraints(model, rank=4).n_free == 4 * 40 + 80
+    with pytest.raises(ValueError, match=r"`rank` must be at least 1 .*, got 0"):
+        relax_constraints(nn.Sequential(o3.Linear("1o", "1o")), rank=0)
+
+
+def test_the_lie_derivative_of_a_perceptron_is_that_of_finite_rotations():
+    """|| (rho(R) m(x) - m(rho(R) x)) / angle || summed over three axes, angle 1e-4: relative errors of 1e-6.
+
+    The inversion is a finite element: || rho m(x) - m(rho x) ||^2 as it stands.
+    """
+    source, output = IrrepsRepresentation("2x0e+2x1o", "mul_ir"), IrrepsRepresentation("2x0e+1x1o", "mul_ir")
+    free = FreeMLP(source, output).double()
+    free.reset(0.3, torch.Generator().manual_seed(0))
+    x, expected = normal(5, source.dim, seed=1), 0.0
+    for axis in range(3):
+        ahead, behind = axis_rotation(axis, 1e-4), axis_rotation(axis, -1e-4)
+        moved = [free(x) @ action(output, g).T - free(x @ action(source, g).T) for g in (ahead, behind)]
+        expected += ((moved[0] - moved[1]) / 2e-4).square().sum().item() / 5
+    flip_in, flip_out = (action(r, -torch.eye(3).double()) for r in (source, output))
+    expected += (free(x) @ flip_out.T - free(x @ flip_in.T)).square().sum().item() / 5
+    terms = free.penalty_terms([x])
+    assert terms.derivative.item() == pytest.approx(expected, rel=1e-5)
+    assert terms.size.item() == pytest.approx(free(x).square().sum(1).mean().item(), rel=1e-12)
+    terms.derivative.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in free.parameters())
+
+
+def test_a_perceptron_is_dropped_and_its_penalty_needs_inputs():
+    """No layer represents it, so `fold` drops it; there is no closed form."""
+    model, x = nn.Sequential(o3.Linear("8x0e+4x1o", "8x0e+4x1o")), torch.randn(3, 20)
+    plain = model(x)
+    placed = relax_constraints(model, kind="mlp", initial_std=0.1)
+    assert placed.n_free == 3 * (20 * 20 + 20)
+    assert not torch.equal(model(x), plain)
+    with pytest.raises(ValueError, match="no penalty in closed form"):
+        penalty(model, kind="weight")
+    (record,) = project(model, how="fold")
+    assert (record.how, record.spectrum) == ("dropped", [])
+    assert torch.equal(model(x), plain)
+
+
+def test_a_perceptron_cannot_stand_beside_a_kernel():
+    """Images are no vectors: refused with the name of the layer."""
+    with pytest.raises(ValueError, match="free map of `0` is no matrix"):
+        relax_constraints(nn.Sequential(C4Convolution()), kind="mlp")
+    with pytest.raises(ValueError, match="did you mean `mlp`"):
+        relax_constraints(nn.Sequential(o3.Linear("1o", "1o")), kind="mpl")  # type: ignore[arg-type]

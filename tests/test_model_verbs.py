@@ -112,7 +112,7 @@ def test_predict_refuses_atoms_at_one_point(tmp_path, model):
     ase.io.write(tmp_path / "h2.xyz", Atoms("H2", np.zeros((2, 3))))
     said = mdrelax("predict", model, tmp_path / "h2.xyz", tmp_path / "out.extxyz")
     assert said.code == DATA
-    assert said.last_line.startswith("Structure 0 (counted from 0): Atoms 0 and 1 lie at one point")
+    assert said.last_line.startswith("Frame 0 of `h2.xyz`: Atoms 0 and 1 lie at one point")
     assert not (tmp_path / "out.extxyz").exists()
 
 

@@ -174,7 +174,7 @@ def spoil(folder: Path, fault: str) -> None:
         ("pickled", "pickled objects, which are refused"),
         ("shape", r"has the shape \(4, 4, 15\); expected is \(trajectories, frames, 3, particles\)"),
         ("together", r"do not belong together: their shapes are .* \(4, 6, 1\)"),
-        ("nan", "has a positions value of nan in frame 2, atom 3"),
+        ("nan", "There is a positions value of nan in frame 2 of .*, atom 3"),
     ],
 )
 def test_wrong_files_are_refused_with_their_fault(tmp_path, fault, sentence):

@@ -92,8 +92,8 @@ def test_the_rate_does_not_jump_when_warm_up_ends():
 def test_the_settings_know_every_schedule_and_its_length():
     """Settings and function are of one list; a decay without its length is refused, and so are two lengths."""
     for kind in get_args(LearningRateKind):
-        assert OptimisationConfig(steps=1, learning_rate_schedule=kind, decay_steps=5).rate().kind == kind
-    rate = OptimisationConfig(epochs=9, learning_rate_schedule="step", decay_epochs=2, decay_factor=0.1).rate()
+        assert OptimisationConfig(steps=1, learning_rate_schedule=kind, decay_steps=5).rate(1).kind == kind
+    rate = OptimisationConfig(epochs=9, learning_rate_schedule="step", decay_epochs=2, decay_factor=0.1).rate(9)
     assert (rate.decay_every, rate.decay_unit, rate.decay_factor) == (2, "epochs", 0.1)
     sentence = "`learning_rate_schedule: step` needs either `decay_steps` or `decay_epochs`, got None and None"
     with pytest.raises(ValidationError, match=sentence):

@@ -1,5 +1,7 @@
 """The relaxed layer: where it is put, what theta does, and which symmetries survive it."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from ase import Atoms
@@ -39,6 +41,18 @@ def outputs(model: ForceField) -> Tensor:
     """Energies and forces in one vector."""
     prediction = model(structures(), stress=True)
     return torch.cat([prediction.energy, prediction.energies, prediction.forces.flatten()])
+
+
+def set_gammas(model: nn.Module, theta: float) -> None:
+    """theta as a controller sets it: a leaf scalar of each layer, and a number where it is 0 for good."""
+    for layer in relaxed_layers(model).values():
+        layer.control(torch.tensor(theta, dtype=torch.float64, requires_grad=True))
+        if theta == 0:
+            layer.set_theta(0.0)
+
+
+SetTheta = Callable[[nn.Module, float], None]
+each_way = pytest.mark.parametrize("set_any", [set_theta, set_gammas])
 
 
 class Vectors(nn.Module):
@@ -163,12 +177,13 @@ def test_free_maps_come_from_the_generator():
 # --- law 2: what theta does ------------------------------------------------------------------------------------------
 
 
+@each_way
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_theta_zero_is_the_unrelaxed_network_bit_for_bit(dtype: torch.dtype):
+def test_theta_zero_is_the_unrelaxed_network_bit_for_bit(dtype: torch.dtype, set_any: SetTheta):
     """Energies and forces are the same numbers, not nearly the same; in training mode too."""
     expected = outputs(network().to_dtype(dtype))
     model = relaxed_network().to_dtype(dtype)
-    set_theta(model, 0.0)
+    set_any(model, 0.0)
     assert torch.equal(outputs(model.eval()), expected)
     assert torch.equal(outputs(model.train()), expected)
 
@@ -194,13 +209,14 @@ def test_theta_one_is_another_network():
     assert min(distances) > 1e-4
 
 
+@each_way
 @pytest.mark.parametrize("theta", [0.0, 0.3, 1.0])
-def test_an_e3nn_linear_gains_theta_times_w(theta: float):
+def test_an_e3nn_linear_gains_theta_times_w(theta: float, set_any: SetTheta):
     """f(x) = f_e(x) + theta W x on flat vectors with any leading dimensions."""
     model, x = vectors(), normal(4, 2, 9, seed=1)
     expected = model.first(x)
     relax_constraints(model, initial_std=1.0, generator=torch.Generator().manual_seed(0))
-    set_theta(model, theta)
+    set_any(model, theta)
     layer = relaxed_layers(model)["first"]
     torch.testing.assert_close(layer(x), expected + theta * x @ layer.free.weight.T, atol=1e-12, rtol=0)
 
@@ -240,12 +256,13 @@ def test_theta_of_a_model_without_free_maps_is_refused():
 # --- law 3: theta reaches every layer --------------------------------------------------------------------------------
 
 
+@each_way
 @pytest.mark.parametrize("site", EVERY)
-def test_theta_reaches_every_layer(site: str):
+def test_theta_reaches_every_layer(site: str, set_any: SetTheta):
     """Moving one layer's W moves the output when theta > 0, and does not when theta = 0."""
     model = relaxed_network()
     for theta in (0.7, 0.0):
-        set_theta(model, theta)
+        set_any(model, theta)
         before = outputs(model)
         with torch.no_grad():
             relaxed_layers(model)[site].free.weight.add_(0.1)
@@ -262,14 +279,15 @@ def test_every_layer_has_the_theta_that_was_set():
 # --- law 4: what the relaxation does not break -----------------------------------------------------------------------
 
 
+@each_way
 @pytest.mark.parametrize("theta", [0.0, 0.3, 1.0])
-def test_translations_and_permutations_stay_exact_at_every_theta(theta: float):
+def test_translations_and_permutations_stay_exact_at_every_theta(theta: float, set_any: SetTheta):
     """W acts on the layer's own features, atom by atom; only the rotations are given up, and those when theta > 0.
 
     1e-11 of what is summed: rounding of positions moved by 10 A.
     """
     model = relaxed_network()
-    set_theta(model, theta)
+    set_any(model, theta)
     error = equivariance_error(model, structures(), n_operations=2)
     assert error.translation < 1e-11
     assert error.permutation < 1e-11

@@ -97,6 +97,19 @@ def test_report_is_one_offline_file_with_its_images_inside(tmp_path: Path) -> No
     assert all(image.startswith(b"\x89PNG") for image in embedded)
 
 
+def test_report_of_a_run_under_ace_shows_its_gammas(tmp_path: Path) -> None:
+    """The picture of gammas and dual variables, and the largest gamma at the end among the facts."""
+    folder = _complete(tmp_path / "run", theta_at_end=0.0213)
+    columns = {"step": [1, 2], "layer": "a.b", "theta": [1.0, 0.5], "dual": [0.0, 0.1]}
+    pd.DataFrame(columns).to_csv(folder / "layers.csv", index=False)
+    path = write_report(folder)
+    assert (folder / "plots" / "controller.png").is_file()
+    assert "largest |gamma| at the end 0.0213" in _text(path)
+    pd.DataFrame(columns).assign(dual=np.nan).to_csv(folder / "layers.csv", index=False)
+    assert "largest |gamma|" not in _text(write_report(folder))
+    assert not (folder / "plots" / "controller.png").exists()
+
+
 def test_report_compares_with_both_baselines(tmp_path: Path) -> None:
     """25 meV/A is 30 times smaller than 750 and 10 % smaller than 27.8, in the first sentence and in the table."""
     text = _text(write_report(_complete(tmp_path / "run")))

@@ -41,6 +41,8 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "relaxation": {"schedule": "constant", "projection": "fold", "penalty": "weight"},
         "training": {"validate_every": 4},
     },
+    "under ace": {"relaxation": {"controller": "ace", "weight": 0.0, "ace_end": 0.7}},
+    "with perceptrons": {"relaxation": {"free_map": "mlp"}},
     "in float64 without relaxation": {"relaxation": {"schedule": "off"}, "training": {"dtype": "float64"}},
     "with adam": {"training": {"optimizer": "adam"}},
     "with muon": {"training": {"optimizer": "muon"}},

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mdrelax.method.free_maps import FreeConv2d
+from mdrelax.method.free_conv import FreeConv2d
 from mdrelax.method.groups import cyclic_regular
 from mdrelax.method.penalty import penalty, record_inputs
 from mdrelax.method.projection import project

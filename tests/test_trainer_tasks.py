@@ -109,10 +109,10 @@ def test_layers_are_logged_at_each_validation(tmp_path):
     """One row a relaxed layer and validation, of the averaged W that the projection removes."""
     fit = trainer(tmp_path).run()
     table = pd.read_csv(tmp_path / "layers.csv")
-    assert list(table) == ["step", "layer", "norm", "distance", "lie", "activation_lie_square"]
+    assert list(table) == ["step", "layer", "norm", "distance", "lie", "activation_lie_square", "theta", "dual"]
     assert table["layer"].tolist() == ["first", "last"] * len(fit.metrics)
     assert table["step"].tolist() == [step for step in fit.metrics["step"] for _ in range(2)]
-    assert table.notna().all(axis=None)
+    assert table.drop(columns="dual").notna().all(axis=None)
     for record in fit.layers:
         row = table[(table["step"] == fit.best_step) & (table["layer"] == record.name)].iloc[0]
         assert (row["norm"], row["distance"]) == (record.norm, record.distance)

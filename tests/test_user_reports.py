@@ -27,6 +27,8 @@ from mdrelax.engines.md import run_md, thermal_momenta
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.modelfile import load_model
 from mdrelax.runs.checkpoints import project_checkpoint
+from mdrelax.runs.config import load_config
+from mdrelax.runs.inputs import check_folder
 from mdrelax.testing import LAWS, check_potential
 from molecules import ELEMENTS, batch_of, ethanol, graph_of, tiny_equiformer_pytorch, tiny_force_field
 from small_runs import CLUSTER_CUTOFF, NETWORK, document, write_config, write_frames
@@ -114,7 +116,7 @@ def _spoilt(name: str) -> list[Atoms]:
 def test_one_bad_structure_of_many_is_named(fault: str) -> None:
     """By its number, whatever the batch it falls into."""
     for batch_size in (1, 5, 32):
-        with pytest.raises(ValueError, match=r"^Structure 7\b") as caught:
+        with pytest.raises(ValueError, match=r"^Frame 7: ") as caught:
             lj_calculator().calculate_many(_spoilt(fault), batch_size=batch_size)
         assert "\n" not in str(caught.value)
 
@@ -330,16 +332,21 @@ def test_training_on_forces_alone_leaves_no_offset_in_the_energies(tmp_path: Pat
     assert abs((found - labels).mean()) < 0.01 * labels.std()
 
 
-def test_a_finished_run_is_not_made_longer_but_continued(tmp_path: Path) -> None:
-    """The sentence has the option to copy; an unfinished one is refused with its differences."""
-    source = write_frames(tmp_path / "water.extxyz", _waters(32))
-    run = mdrelax.train(document(source), folder=tmp_path / "run")
+def test_a_finished_run_is_made_longer(tmp_path: Path) -> None:
+    """`--restart auto` with more steps continues, and says how; fewer steps or another rate are other runs."""
+    source, folder = write_frames(tmp_path / "water.extxyz", _waters(32)), tmp_path / "run"
+    first = mdrelax.train(document(source), folder=folder)
     longer = document(source, training={"steps": 48})
-    with pytest.raises(ConfigError, match=r"is finished, .* `-r potential.start=.*model.safetensors`"):
-        mdrelax.train(longer, folder=tmp_path / "run", restart=True)
-    run.model_file.unlink()
-    with pytest.raises(ConfigError, match=r"training.steps: 24 -> 48"):
-        mdrelax.train(longer, folder=tmp_path / "run", restart=True)
+    assert "24 steps is continued to 48" in str(check_folder(load_config(longer), folder, restart=True))
+    second = mdrelax.train(longer, folder=folder, restart=True)
+    assert (first.fit.steps, second.fit.steps) == (24, 48)
+    before, after = first.fit.metrics, second.fit.metrics
+    assert after[: len(before)].equals(before)  # the rows of the first part stay
+    assert after["theta"].iloc[-1] == 0  # at its own end, the network is symmetric
+    assert second.certificate.passed
+    for changes in ({"steps": 24}, {"steps": 60, "learning_rate": 0.02}, {"epochs": 60, "steps": None}):
+        with pytest.raises(ConfigError, match=r"training\.steps: 48 -> "):
+            mdrelax.train(document(source, training=changes), folder=folder, restart=True)
 
 
 @pytest.mark.parametrize("told", [None, "2"])

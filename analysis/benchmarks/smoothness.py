@@ -33,6 +33,7 @@ from mdrelax.analysis.smoothness import finite_product
 from mdrelax.analysis.studies import forces
 from mdrelax.analysis.studies.run_files import Done
 from mdrelax.engines.ase import MDRelaxCalculator
+from mdrelax.runs.jobs import ONE_THREAD_EACH, Start
 
 __all__ = ["DISPLACEMENTS", "NETWORKS", "copper_frames", "draw_smoothness", "force_constants", "train_on_copper"]
 
@@ -100,6 +101,7 @@ def train_on_copper(
     seeds: Sequence[int],
     steps: int,
     jobs: int,
+    start: Start = ONE_THREAD_EACH,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[Done]:
     """Train the runs that are not finished in ``folder``; raises ``ConfigError`` for an unknown network."""
@@ -109,7 +111,7 @@ def train_on_copper(
     folder.mkdir(parents=True, exist_ok=True)
     if not source.exists():
         write(source, copper_frames())
-    STUDY.run(runs, folder, jobs=jobs, tell=tell)
+    STUDY.run(runs, folder, jobs=jobs, start=start, tell=tell)
     return STUDY.finished(runs, folder)
 
 

@@ -23,6 +23,7 @@ from mdrelax.analysis.drawing import (
     SKY,
     VERMILION,
     WIDTH,
+    YELLOW,
     NothingToDrawError,
     fill_theta,
     fit_axes,
@@ -56,6 +57,8 @@ ARM_STYLES: dict[str, tuple[str, str]] = {  # colour and marker, in the order in
     "relaxed-fold": (GREEN, "^"),
     "constant-drop": (PURPLE, "v"),
     "constant-fold": (ORANGE, "P"),
+    "ace": (YELLOW, "p"),
+    "ace-mlp": (GREY, "*"),
     "egnn": (BLACK, "X"),
     "mlp": (GREY, "d"),
     "conv": (BLACK, "p"),
@@ -67,7 +70,7 @@ ARM_STYLES: dict[str, tuple[str, str]] = {  # colour and marker, in the order in
     "rsteer": (VERMILION, "s"),
     "rsteer-relaxed": (BLUE, "o"),
 }
-OTHER_STYLES = [(GREEN, "<"), (PURPLE, ">"), (ORANGE, "h"), (SKY, "*"), (GREY, "d"), (BLACK, "p")]
+OTHER_STYLES = [(GREEN, "<"), (PURPLE, ">"), (ORANGE, "h"), (SKY, "8"), (GREY, "d"), (BLACK, "H")]
 MOST_PANELS = 3  # of errors against a factor, in a row; more would be too small to read
 LIE_ARMS = ("relaxed", "relaxed-weight")  # the paper's penalty and that of the weights; others only without these
 

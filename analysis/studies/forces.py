@@ -14,6 +14,7 @@ from mdrelax.analysis.studies.measures import Measure, mean, minus_first, plain
 from mdrelax.analysis.studies.run_files import Config, Results, read_results
 from mdrelax.analysis.studies.study import Study
 from mdrelax.base.files import write_atomically
+from mdrelax.packs.arm_runs import ACE
 from mdrelax.runs.config import load_config
 from mdrelax.runs.config_changes import changed_keys, read_saved
 
@@ -27,6 +28,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "relaxed-fold": ("relaxation.projection=fold",),
     "relaxed-drop": ("relaxation.projection=drop",),
     "relaxed-no-penalty": ("relaxation.weight=0",),
+    "ace": tuple(f"relaxation.{key}={value}" for key, value in ACE.items()),
 }
 FORCES = Measure("forces", "force MAE", "meV/A")
 ENERGY = Measure("energy", "energy MAE", "meV")

@@ -23,6 +23,7 @@ from mdrelax.analysis.studies.run_files import Done, Run, portable_config
 from mdrelax.analysis.studies.study import Study
 from mdrelax.base.files import write_atomically
 from mdrelax.base.sections import ConfigError
+from mdrelax.runs.jobs import ONE_THREAD_EACH, Start
 
 __all__ = ["MOLECULES", "STUDY", "read_study", "run_study", "store", "study_of", "write_study"]
 
@@ -114,6 +115,7 @@ def run_study(
     *,
     jobs: int,
     command: str,
+    start: Start = ONE_THREAD_EACH,
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Train the runs without a result file in ``folder``, and store each result in ``results`` when it is finished.
@@ -128,7 +130,8 @@ def run_study(
         tell(line)
 
     store(waiting, folder, results, command=command)
-    STUDY.run([run for run in waiting if not _path(results, run).is_file()], folder, jobs=jobs, tell=keep)
+    missing = [run for run in waiting if not _path(results, run).is_file()]
+    STUDY.run(missing, folder, jobs=jobs, start=start, tell=keep)
 
 
 def store(runs: Sequence[Run], folder: Path, results: Path, *, command: str) -> None:

@@ -41,7 +41,7 @@ from mdrelax.base.names import nearest_name
 from mdrelax.base.provenance import portable
 from mdrelax.base.sections import ConfigError
 from mdrelax.runs.config_changes import changed_keys, refuse_changes
-from mdrelax.runs.jobs import run_side_by_side
+from mdrelax.runs.jobs import ONE_THREAD_EACH, Start, run_side_by_side
 
 __all__ = ["Study", "Written", "split_arms"]
 
@@ -136,9 +136,18 @@ class Study(NamedTuple):
         return Run(self.name.format(**factors).replace(":", "-"), factors, self.resolve(base, [*before, *after]))
 
     def run(
-        self, runs: Sequence[Run], folder: Path, *, jobs: int, tell: Callable[[str], None] = lambda line: None
+        self,
+        runs: Sequence[Run],
+        folder: Path,
+        *,
+        jobs: int,
+        start: Start = ONE_THREAD_EACH,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Train the unfinished runs, ``jobs`` at a time, with one thread each; raises as ``run_side_by_side``."""
+        """Train the unfinished runs, ``jobs`` at a time, by default as processes with one thread each.
+
+        Raises as ``run_side_by_side``.
+        """
         configs = {folder / run.name: run.config for run in runs}
         words = {place: self.start(place, config) for place, config in configs.items()}
 
@@ -146,7 +155,9 @@ class Study(NamedTuple):
             found = self.read(place, configs[place])
             return None if found is None else self._line(found)
 
-        run_side_by_side(list(configs), lambda p: [*self.command, *words[p]], finished=finished, jobs=jobs, tell=tell)
+        run_side_by_side(
+            list(configs), lambda p: [*self.command, *words[p]], finished=finished, jobs=jobs, start=start, tell=tell
+        )
 
     def _line(self, results: Results) -> str:
         """The result of a finished run as a line."""

@@ -1,11 +1,12 @@
 """Ambient state of torch that a caller may have switched on, and that must decide no number of ours.
 
 Under ``torch.inference_mode`` autograd records nothing, so that forces would be zero; under ``torch.autocast`` matrix
-products round to half precision; torch's default dtype decides which random numbers initial weights are.
+products round to half precision; torch's default dtype decides which random numbers initial weights are, and its
+default device (``torch.set_default_device``) where tensors are made that are copied from numpy's.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -18,15 +19,23 @@ T = TypeVar("T")
 
 
 def is_disturbed(device: torch.device) -> bool:
-    """Whether inference mode or autocast on this kind of device is switched on."""
-    return torch.is_inference_mode_enabled() or torch.is_autocast_enabled(device.type)
+    """Whether inference mode or autocast on this kind of device is switched on, or the default device is another."""
+    return torch.is_inference_mode_enabled() or torch.is_autocast_enabled(device.type) or _elsewhere()
 
 
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
-    """Switch inference mode and autocast off. Tensors that were made in inference mode have to be cloned inside."""
-    with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+    """Switch inference mode and autocast off, make the CPU the default device.
+
+    Tensors that were made in inference mode have to be cloned inside.
+    """
+    cpu = torch.device("cpu") if _elsewhere() else nullcontext()
+    with torch.inference_mode(False), torch.autocast(device.type, enabled=False), cpu:
         yield
+
+
+def _elsewhere() -> bool:
+    return torch.get_default_device().type != "cpu"
 
 
 @contextmanager
@@ -41,11 +50,14 @@ def default_float32() -> Iterator[None]:
 
 
 def out_of_inference_mode(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a function that makes parameters: those made in inference mode could never be differentiated."""
+    """Decorate a function that makes parameters: those made in inference mode could never be differentiated.
+
+    They are made on the CPU, whatever the default device.
+    """
 
     @wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), torch.device("cpu") if _elsewhere() else nullcontext():
             return function(*args, **kwargs)
 
     return wrapper

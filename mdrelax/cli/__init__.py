@@ -60,6 +60,7 @@ app.command("report")(train.report)
 app.command("info")(models.info)
 
 CONFIG, DATA, CERTIFICATE, OTHER = 2, 3, 4, 1
+ELASTIC = "TORCHELASTIC_RUN_ID"  # environment variable of a rank that torchrun started
 
 
 def main() -> None:
@@ -79,10 +80,14 @@ def main() -> None:
 
 
 def stop_when_terminated() -> None:
-    """Let SIGTERM end the process like Ctrl-C, so that its child processes are ended too."""
+    """Let SIGTERM end the process like Ctrl-C, so that its child processes are ended too.
+
+    torchrun sends it to all ranks when one has failed; a rank that is ending by then keeps its own reason.
+    """
 
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+        if not (ELASTIC in os.environ and sys.exception() is not None):
+            raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
 
@@ -125,6 +130,7 @@ def _explain(error: Exception) -> None:
     from mdrelax.method.certificate import CertificateError
     from mdrelax.modelfile import ModelFileError
     from mdrelax.training.checkpoint import CheckpointError
+    from mdrelax.training.ranks import LostRankError
     from mdrelax.training.trainer import TrainingError
 
     if isinstance(error, ConfigError):
@@ -137,7 +143,10 @@ def _explain(error: Exception) -> None:
         _fail(str(error), DATA)
     if isinstance(error, OSError) and error.strerror and error.filename is None:  # our own message
         _fail(error.strerror, OTHER)
-    own = (CheckpointError, CompileError, ExplodedError, InUseError, ModelFileError, NotRelaxedError, TrainingError)
+    own = (
+        CheckpointError, CompileError, ExplodedError, InUseError, LostRankError, ModelFileError, NotRelaxedError,
+        TrainingError,
+    )  # fmt: skip
     _fail(str(error) if isinstance(error, own) else f"{type(error).__name__}: {error}", OTHER)
 
 
@@ -155,5 +164,7 @@ def is_sentence(error: BaseException) -> bool:
 
 
 def _fail(message: str, code: int) -> None:
+    if ELASTIC in os.environ:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends by itself
     typer.echo(message, err=True)
     sys.exit(code)

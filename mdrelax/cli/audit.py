@@ -154,13 +154,22 @@ def _write_details(
 
 def _graph(force_field: "ForceField", data: str | None, number: int, seed: int) -> "Graph":
     """The structures to measure on, as one graph."""
+    from mdrelax.base.places import frame_name, naming
     from mdrelax.datasets.structure_files import spread
     from mdrelax.structures.graph import collate
     from mdrelax.structures.neighbors import build_graph
 
-    elements, cutoff = force_field.elements, force_field.cutoff
-    chosen = _made_for(elements, number, seed) if data is None else spread(_read(data), number)
-    return collate([build_graph(a.positions, a.numbers, a.cell.array, a.pbc, cutoff=cutoff) for a in chosen])
+    if data is None:
+        chosen = list(enumerate(_made_for(force_field.elements, number, seed)))
+    else:
+        chosen = spread(list(enumerate(_read(data))), number)
+    graphs = []
+    for place, atoms in chosen:
+        with naming(frame_name(place, None if data is None else Path(data).name)):
+            graph = build_graph(atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc, cutoff=force_field.cutoff)
+            force_field.species_of(graph.numbers)
+            graphs.append(graph)
+    return collate(graphs)
 
 
 def _read(data: str) -> "list[Atoms]":

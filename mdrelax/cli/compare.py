@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mdrelax.cli.options import Arms, Jobs, OnlyReport, Override, Seeds
+from mdrelax.cli.options import (
+    Arms,
+    Jobs,
+    Launcher,
+    OnlyReport,
+    Override,
+    RanksOfRun,
+    Seeds,
+    Slurm,
+    Threads,
+    workers,
+)  # fmt: skip
 from mdrelax.cli.output import tell_table, write_text
 
 if TYPE_CHECKING:
@@ -23,7 +34,7 @@ THETAS = [k / 10 for k in range(10, -1, -1)]
 
 
 def compare(
-    config: Annotated[str, typer.Argument(help="A YAML file or the name of a preset, such as rmd17-ethanol.")],
+    config: Annotated[str, typer.Argument(help="A YAML file, a preset such as rmd17-ethanol, or data.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder; default: runs/compare-NAME, with --quick runs/compare-NAME-quick.")
     ] = None,
@@ -31,6 +42,10 @@ def compare(
     seeds: Seeds = "0,1,2",
     override: Override = None,
     jobs: Jobs = 0,
+    threads: Threads = 1,
+    ranks: RanksOfRun = 1,
+    launcher: Launcher = "local",
+    slurm: Slurm = None,
     quick: Annotated[bool, typer.Option(help="In miniature: two seeds of a few hundred steps, in minutes.")] = False,
     only_report: OnlyReport = False,
 ) -> None:
@@ -41,19 +56,20 @@ def compare(
     from mdrelax.analysis.studies.forces import STUDY
     from mdrelax.analysis.studies.study import split_arms
     from mdrelax.base.files import locked_folder
+    from mdrelax.cli.train import run_name
     from mdrelax.runs.inputs import open_config, whole_numbers
-    from mdrelax.runs.jobs import cores
 
     changes = [*(QUICK if quick else []), *(override or [])]
     base = open_config(config, changes).model_dump(mode="json")
     numbers = [0, 1] if quick else whole_numbers("--seeds", seeds)
     runs = STUDY.plan(base, arms=split_arms(arms), seeds=numbers)
-    folder = out or Path("runs") / f"compare-{Path(config).stem}{'-quick' if quick else ''}"
+    folder = out or Path("runs") / f"compare-{run_name(config)}{'-quick' if quick else ''}"
+    crew = workers(folder, jobs=jobs, threads=threads, ranks=ranks, launcher=launcher, slurm=slurm)
     with contextlib.nullcontext() if only_report else locked_folder(folder):
         typer.echo(f"{len(runs)} runs in {folder}")
         try:
             if not only_report:
-                STUDY.run(runs, folder, jobs=jobs or cores(), tell=typer.echo)
+                STUDY.run(runs, folder, **crew._asdict(), tell=typer.echo)
         finally:  # also if some failed or the user interrupts: report the others
             _write(folder, runs)
 

@@ -1,25 +1,14 @@
 """`mdrelax data`: fetch public data sets, generate your own, describe and check them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mdrelax.cli import generate
+from mdrelax.cli.options import with_label_options
 
 Source = Annotated[str, typer.Argument(help="A file or folder, sample:NAME, a fetched name or modelnet:solids.")]
-EnergyKey = Annotated[str | None, typer.Option(help="extxyz: the key of the energies.")]
-ForcesKey = Annotated[str | None, typer.Option(help="extxyz: the key of the forces.")]
-StressKey = Annotated[str | None, typer.Option(help="extxyz: the key of the stress.")]
-EnergyUnit = Annotated[str | None, typer.Option(help="The file's unit of energy.")]
-LengthUnit = Annotated[str | None, typer.Option(help="The file's unit of length.")]
-ForcesUnit = Annotated[str | None, typer.Option(help="The file's unit of force, if not energy/length.")]
-StressUnit = Annotated[
-    str | None, typer.Option(help="extxyz: the unit of stress, such as GPa, if not energy/length^3.")
-]
-ForcesSign = Annotated[str | None, typer.Option(help="extxyz: `opposite` if the file's forces are gradients.")]
-StressSign = Annotated[str | None, typer.Option(help="extxyz: `opposite` if compression is positive.")]
-Format = Annotated[str | None, typer.Option(help="extxyz, md17 or ase, if the file's ending does not tell.")]
 
 app = typer.Typer(help="Fetch, generate, describe and check data sets.", no_args_is_help=True)
 app.add_typer(generate.app, name="generate")
@@ -48,21 +37,14 @@ def fetch(
 
 
 @app.command()
+@with_label_options
 def stats(
     data: Source,
-    energy_key: EnergyKey = None,
-    forces_key: ForcesKey = None,
-    stress_key: StressKey = None,
-    energy_unit: EnergyUnit = None,
-    length_unit: LengthUnit = None,
-    forces_unit: ForcesUnit = None,
-    stress_unit: StressUnit = None,
-    forces_sign: ForcesSign = None,
-    stress_sign: StressSign = None,
-    format: Format = None,
+    *,
+    reading: dict[str, Any],
     plot: Annotated[Path | None, typer.Option(help="Of plumes: draw some of the flows into this png.")] = None,
 ) -> None:
-    """Counts, elements and ranges with their units; of point clouds, shapes per class and part; of plumes, each task."""
+    """Counts, elements, ranges and units; of point clouds, shapes per class and part; of plumes, the tasks."""
     from mdrelax import datasets
 
     if datasets.is_plumes(data):
@@ -73,29 +55,14 @@ def stats(
     if datasets.is_modelnet(data):
         typer.echo(datasets.cloud_stats(datasets.load_modelnet(data)._asdict()).to_string())
         return
-    frames = datasets.load_frames(
-        data, format=format, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key,
-        energy_unit=energy_unit, length_unit=length_unit, forces_unit=forces_unit, stress_unit=stress_unit,
-        forces_sign=forces_sign, stress_sign=stress_sign,
-    )  # fmt: skip
+    frames = datasets.load_frames(data, **reading)
     typer.echo(frames.report)
     typer.echo(datasets.dataset_stats(frames.data).to_string())
 
 
 @app.command()
-def check(
-    data: Source,
-    energy_key: EnergyKey = None,
-    forces_key: ForcesKey = None,
-    stress_key: StressKey = None,
-    energy_unit: EnergyUnit = None,
-    length_unit: LengthUnit = None,
-    forces_unit: ForcesUnit = None,
-    stress_unit: StressUnit = None,
-    forces_sign: ForcesSign = None,
-    stress_sign: StressSign = None,
-    format: Format = None,
-) -> None:
+@with_label_options
+def check(data: Source, *, reading: dict[str, Any]) -> None:
     """Compare lengths, forces, stress and energies with each other; exit code 3 if a check fails."""
     from mdrelax import datasets
 
@@ -104,11 +71,7 @@ def check(
     elif datasets.is_modelnet(data):
         table = datasets.check_clouds(datasets.load_modelnet(data)._asdict())
     else:
-        frames = datasets.load_frames(
-            data, format=format, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key,
-            energy_unit=energy_unit, length_unit=length_unit, forces_unit=forces_unit, stress_unit=stress_unit,
-            forces_sign=forces_sign, stress_sign=stress_sign,
-        )  # fmt: skip
+        frames = datasets.load_frames(data, **reading)
         typer.echo(frames.report)
         table = datasets.check_frames(frames.data)
     for _, row in table.iterrows():

@@ -6,19 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mdrelax.cli.data import (
-    EnergyKey,
-    EnergyUnit,
-    ForcesKey,
-    ForcesSign,
-    ForcesUnit,
-    LengthUnit,
-    StressKey,
-    StressSign,
-    StressUnit,
-)
 from mdrelax.cli.harmonic import OF_HARMONIC, Harmonic, wanted_reference
 from mdrelax.cli.harmonic import harmonic as compare_vibrations
+from mdrelax.cli.options import with_label_options
 from mdrelax.cli.packs import evaluated_by_pack
 from mdrelax.cli.simulate import refuse_existing
 
@@ -54,6 +44,7 @@ OF_DYNAMICS = (
 )  # fmt: skip
 
 
+@with_label_options
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A model file (.safetensors).")],
     data: Annotated[str, typer.Argument(help="Labelled structures: a file, `sample:ethanol`, `rmd17:ethanol`, ...")],
@@ -68,17 +59,8 @@ def evaluate(
     harmonic: Harmonic = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile first (minutes) for faster steps.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing evaluation.")] = False,
-    format: Annotated[str | None, typer.Option(help="`extxyz` or `md17`, if the file name does not show it.")] = None,
-    labels: Annotated[str | None, typer.Option(help="rMD17 files: `revised` or `original` labels.")] = None,
-    energy_key: EnergyKey = None,
-    forces_key: ForcesKey = None,
-    stress_key: StressKey = None,
-    energy_unit: EnergyUnit = None,
-    length_unit: LengthUnit = None,
-    forces_unit: ForcesUnit = None,
-    stress_unit: StressUnit = None,
-    forces_sign: ForcesSign = None,
-    stress_sign: StressSign = None,
+    *,
+    reading: dict[str, Any],
 ) -> None:
     """Measure errors by element, kind of structure and percentile; compare vibrations; run NVE, compare its bonds."""
     from mdrelax import datasets
@@ -90,11 +72,7 @@ def evaluate(
     if evaluated_by_pack(model, data, folder, number=frames):
         return
     _check(folder, frames=frames, overwrite=overwrite, reference=reference, nve=nve)
-    loaded = datasets.load_frames(
-        data, format=format, labels=labels, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key,
-        energy_unit=energy_unit, length_unit=length_unit, forces_unit=forces_unit, stress_unit=stress_unit,
-        forces_sign=forces_sign, stress_sign=stress_sign,
-    )  # fmt: skip
+    loaded = datasets.load_frames(data, **reading)
     typer.echo(loaded.report)
     structures = loaded.data if frames is None else spread(loaded.data, frames)
     atoms = [datasets.to_atoms(frame) for frame in structures]
@@ -176,12 +154,13 @@ def _errors(folder: Path, calculator: "MDRelaxCalculator", structures: "list[Dat
     from mdrelax.forces.loader import frames_from_data
     from mdrelax.forces.predict import predictions_of
 
-    batches = frames_from_data(structures, cutoff=calculator.force_field.cutoff)
+    force_field = calculator.force_field
+    batches = frames_from_data(structures, cutoff=force_field.cutoff, check=force_field.species_of)
     stress = any("stress" in frame for frame in structures)
-    if stress and not calculator.force_field.conservative:
+    if stress and not force_field.conservative:
         typer.echo("The model predicts forces directly, so it has no stress: that of the data is left out.")
         stress = False
-    predictions = predictions_of(calculator.force_field, batches, stress=stress)
+    predictions = predictions_of(force_field, batches, stress=stress)
     errors = metrics.errors(predictions)
     _tables(folder, predictions, [frame.config_type for frame in structures])
     _worst(folder, predictions, structures, worst)

@@ -63,7 +63,7 @@ def plume(
         typer.Option(help="Which symmetry is imperfect; `graded` has ten levels of an imperfect rotation."),
     ] = "rotation",
     grid: Annotated[int, typer.Option(help="Cells along each side of the box.")] = 64,
-    count: Annotated[int | None, typer.Option(help="The first tasks only; of `graded`, the first levels.")] = None,
+    tasks: Annotated[int | None, typer.Option(help="The first tasks only; of `graded`, the first levels.")] = None,
     steps: Annotated[int | None, typer.Option(help="Simulated steps of each task.")] = None,
     buoyancy: Annotated[float | None, typer.Option(help="In place of the published 0.01, 0.1 or 0.005.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the inflow places of `graded`.")] = 0,
@@ -76,13 +76,13 @@ def plume(
     from mdrelax import datasets
     from mdrelax.runs.jobs import cores
 
-    settings = datasets.PlumeSettings(kind, grid, count, steps, buoyancy, seed, resolution)
+    settings = datasets.PlumeSettings(kind, grid, tasks, steps, buoyancy, seed, resolution)
     with Progress() as bar:
-        task = bar.add_task("simulating", total=None)
+        stage = bar.add_task("simulating", total=None)
         datasets.generate_plumes(
             out,
             settings=settings,
             jobs=jobs or cores(),
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=lambda done, total: bar.update(stage, completed=done, total=total),
         )
     typer.echo(f"Written: {out}")

@@ -90,7 +90,7 @@ def predict(
         typer.echo(pack.predict(model, str(data), output, number=number))
         return
     structures = read_structures(data)
-    results = MDRelaxCalculator.from_file(model).calculate_many(structures)
+    results = MDRelaxCalculator.from_file(model).calculate_many(structures, source=data.name)
     for atoms, result in zip(structures, results, strict=True):
         if "stress" in result:
             atoms.info["mdrelax_stress"] = voigt_6_to_full_3x3_stress(result["stress"])

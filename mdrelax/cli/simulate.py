@@ -44,7 +44,10 @@ def md(
         refuse(f"`--ensemble` must be nve or nvt, got {ensemble!r}.")
     kind: Literal["nve", "nvt"] = "nvt" if ensemble == "nvt" else "nve"
     with _outputs(trajectory, log, overwrite=overwrite):
-        start = atoms = read_structures(structure)[-1]
+        structures = read_structures(structure)
+        start = atoms = structures[-1]
+        if len(structures) > 1:
+            typer.echo(f"`{structure}` has {len(structures)} structures; the last one is taken.")
         _say_what_moves(structure, atoms, temperature, keep=keep_velocities)
         atoms.calc = MDRelaxCalculator.from_file(model, dtype=dtype or None, device=device, compile=compile)
         if equilibrate > 0:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,10 +22,19 @@ if TYPE_CHECKING:
     from mdrelax.runs.train import Outcome
     from mdrelax.training.trainer import Progress
 
+_RECIPE = "The default recipe for data: {}. Change it with `-r section.key=value`."
+_ONE_THREAD = "One thread per process, which is fastest for small networks; set OMP_NUM_THREADS for more."
+_NO_BASELINE = (
+    "`standard_baseline: true` trains a second network in a process of its own, which torchrun does not start: set it "
+    "to false, and compare arms with `mdrelax compare --ranks N`."
+)
+
 
 def train(
-    config: Annotated[str, typer.Argument(help="A YAML file or the name of a preset, such as ethanol-tiny.")],
-    out: Annotated[Path | None, typer.Option(help="Run folder; the default is runs/NAME.")] = None,
+    config: Annotated[
+        str, typer.Argument(help="A YAML file, a preset such as ethanol-tiny, or data, which get the default recipe.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/NAME of the config or data.")] = None,
     override: Annotated[list[str] | None, typer.Option("-r", help="section.key=value, any number of times.")] = None,
     restart: Annotated[str, typer.Option(help="`auto` resumes from the last checkpoint; `never` refuses.")] = "never",
     tensorboard: Annotated[bool, typer.Option(help="Write logs for TensorBoard (extra `tensorboard`).")] = False,
@@ -34,23 +44,41 @@ def train(
     Recipes with a `pack` (presets smoke-ARM, modelnet-NETWORK) train networks of other tasks.
     """
     own_threads = _one_thread_unless_told()
-    from mdrelax.base.files import locked_folder
+    import mdrelax
     from mdrelax.base.sections import ConfigError
     from mdrelax.packs.registry import pack_of_recipe
-    from mdrelax.runs.inputs import open_config
+    from mdrelax.runs.inputs import is_data, open_config, recipe_of
+    from mdrelax.training.ranks import joined
 
     if restart not in ("auto", "never"):
         raise ConfigError(f"`--restart` must be auto or never, got {restart!r}.")
+    folder = out or Path("runs") / run_name(config)
     if (chosen := pack_of_recipe(config)) is not None:
-        folder = out or Path("runs") / Path(config).stem
         train_pack(*chosen, folder, overrides=override or [], restart=restart == "auto", tensorboard=tensorboard)
         return
-    settings = open_config(config, override or [])
-    folder = out or Path("runs") / Path(config).stem
+    with joined() as ranks:
+        with ranks.in_turn():
+            settings = open_config(config, override or [])
+        if ranks.size > 1 and ranks.share(settings.standard_baseline):
+            raise ranks.one_sentence(ConfigError(_NO_BASELINE))
+        if ranks.first:
+            said = [_RECIPE.format(recipe_of(settings))] if is_data(config, override or []) else []
+            said += [_ONE_THREAD] if own_threads else []
+            _train_and_log(settings, folder, restart=restart, tensorboard=tensorboard, said=said)
+        else:
+            warnings.simplefilter("ignore")  # rank 0 has the same
+            mdrelax.train(settings, folder=folder, restart=restart == "auto")
+
+
+def _train_and_log(settings: "Config", folder: Path, *, restart: str, tensorboard: bool, said: list[str]) -> None:
+    """Train in a locked folder, whose log begins with the sentences ``said`` and keeps any traceback."""
+    from mdrelax.base.files import locked_folder
+    from mdrelax.base.sections import ConfigError
+
     log = _Log(folder)
     with locked_folder(folder):
-        if own_threads:
-            log("One thread per process, which is fastest for small networks; set OMP_NUM_THREADS for more.")
+        for sentence in said:
+            log(sentence)
         try:
             _train(settings, folder, restart=restart, tensorboard=tensorboard, log=log)
         except ConfigError:
@@ -60,12 +88,18 @@ def train(
             raise
 
 
+def run_name(source: str) -> str:
+    """The name of a run by its config, preset or data."""
+    return Path(Path(source).name.removesuffix(".gz")).stem.replace(":", "-")
+
+
 def _train(settings: "Config", folder: Path, *, restart: str, tensorboard: bool, log: "_Log") -> None:
     import mdrelax
     from mdrelax.runs.experiment import write_results
     from mdrelax.runs.inputs import check_folder
 
-    check_folder(settings, folder, restart=restart == "auto")  # raises before anything is started
+    if longer := check_folder(settings, folder, restart=restart == "auto"):  # raises before anything is started
+        log(longer)
     with _standard_arm(settings, folder, restart=restart) as standard, _progress_bar(folder, tensorboard) as listener:
         outcome = mdrelax.train(settings, folder=folder, restart=restart == "auto", tell=log, listener=listener)
         standard_results = standard()
@@ -216,10 +250,11 @@ def _progress_bar(folder: Path, tensorboard: bool) -> Iterator["Callable[[Progre
 
 
 def _numbers(row: dict[str, float]) -> str:
-    return (
-        f"forces {row['val_forces_mae_meV_per_A']:.1f} meV/A  energy {row['val_energy_mae_meV']:.1f} meV  "
-        f"theta {row['theta']:.2f}  penalty {row['penalty']:.3f}"
-    )
+    """Errors of the labels that the validation frames have, theta and penalty."""
+    forces, energy, theta = row["val_forces_mae_meV_per_A"], row["val_energy_mae_meV"], row["theta"]
+    errors = ["" if forces != forces else f"forces {forces:.1f} meV/A  "]  # NaN: there is no label
+    errors += ["" if energy != energy else f"energy {energy:.1f} meV  "]
+    return f"{''.join(errors)}theta {theta:.2f}  penalty {row['penalty']:.3f}"
 
 
 def _tensorboard(folder: Path) -> Any:

@@ -1,6 +1,7 @@
 """Recording: the operations of a network as a graph without Python, for any number of atoms or for fixed sizes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ __all__ = [
     "Arguments",
     "CompileError",
     "first_line",
+    "independent_sizes",
     "keep_second_derivatives",
     "record",
     "require_compiler",
@@ -31,17 +33,34 @@ def record(function: Callable[..., Any], arguments: tuple[Any, ...], *, symbolic
 
     Raises ``CompileError``, naming the ``network``, if its operations depend on its data.
     """
+    from torch.fx.experimental import _config
     from torch.fx.experimental.proxy_tensor import make_fx
 
     mode: Literal["symbolic", "real"] = "symbolic" if symbolic else "real"
     try:
-        with torch.backends.opt_einsum.flags(enabled=False):  # it would order operations by the example's sizes
+        with (
+            torch.backends.opt_einsum.flags(enabled=False),  # it would order operations by the example's sizes
+            _config.patch(use_duck_shape=False),  # type: ignore[attr-defined]  # else equal sizes become one
+        ):
             return make_fx(function, tracing_mode=mode, _allow_non_fake_inputs=True)(*arguments)
     except Exception as error:  # torch raises many types here, none of them public
         raise CompileError(
             f"The network `{network}` cannot be compiled{' for every number of atoms' if symbolic else ''}: what it "
             f"computes depends on the structure ({first_line(error)}). Use it uncompiled."
         ) from error
+
+
+@contextmanager
+def independent_sizes() -> Iterator[None]:
+    """Give every size a symbol of its own while a network is recorded and compiled.
+
+    Torch gives one symbol to sizes that are equal in the example. A first batch of 8 atoms, for a network of 8
+    channels, would make code for 8 atoms only, and every other batch would be compiled again.
+    """
+    from torch.fx.experimental import _config
+
+    with _config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
+        yield
 
 
 def keep_second_derivatives(module: fx.GraphModule) -> None:

@@ -3,7 +3,7 @@
 Training on forces differentiates twice, and torch.compile does not look into the inner derivative. So the network and
 its backward pass are recorded once as a plain function of the parameters,
 
-    (parameters, theta, species, edge_index, edge_vectors)  ->  energies, gradient, inputs of the relaxed layers
+    (parameters, thetas, species, edge_index, edge_vectors)  ->  energies, gradient, inputs of the relaxed layers
 
 which torch.compile differentiates and fuses like any other (as in NequIP, Tan et al., arXiv 2504.16068). The numbers
 are those of the uncompiled network, to rounding; both are compared before the first step.
@@ -13,6 +13,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from mdrelax.compiled.recording import (
     Arguments,
     CompileError,
     first_line,
+    independent_sizes,
     keep_second_derivatives,
     record,
     require_compiler,
@@ -58,6 +60,7 @@ class CompiledTrainingStep(Potential):
         self.conservative = potential.conservative
         self.layers = list(relaxed_layers(potential).values())
         self.calls: list[int] = []  # of each layer, while the network was recorded
+        self.controlled = False  # whether derivatives with respect to theta are needed
         self.compiled: Callable[..., Sequence[Tensor]] | None = None
 
     def forward(self, species: Tensor, edges: Edges) -> Tensor:
@@ -94,19 +97,27 @@ class CompiledTrainingStep(Potential):
     def _inputs(self, arguments: Arguments) -> tuple[Any, ...]:
         """The arguments of the graph; fixed edges are part of it."""
         species, edge_index, edge_vectors = arguments
-        theta = edge_vectors.new_tensor(self.layers[0].theta if self.layers else 0.0)
+        as_tensor = partial(torch.as_tensor, dtype=edge_vectors.dtype, device=edge_vectors.device)
+        thetas = edge_vectors.new_zeros(0)
+        if self.layers:
+            thetas = torch.stack([as_tensor(layer.theta) for layer in self.layers])
+        if self.controlled and not thetas.requires_grad:  # set to 0 by its controller: the code is for derivatives
+            thetas.requires_grad_()
         edges = () if self.edge_index is not None else (edge_index,)
-        return list(self.potential.parameters()), theta, species, edge_vectors, *edges
+        return list(self.potential.parameters()), thetas, species, edge_vectors, *edges
 
     def _compile(self, arguments: Arguments) -> Callable[..., Sequence[Tensor]]:
         """Record, compile and compare with the uncompiled network, which also fills its caches of constants."""
         if arguments[2].device.type == "cpu":
             require_compiler()
-        with self._theta(PROBE_THETA), record_inputs(self.potential):  # the comparison must not enter the penalty
+        self.controlled = any(isinstance(layer.theta, Tensor) for layer in self.layers)
+        theta = arguments[2].new_full((), PROBE_THETA).requires_grad_(self.controlled)
+        probe = partial(self._probe, theta=theta)
+        with self._theta([theta] * len(self.layers)), record_inputs(self.potential):  # which the penalty must not see
             species, edge_index, vectors = arguments
             edges = Edges(edge_index, vectors)
-            wanted = self._probe(self.potential.energies_and_gradient(species, edges, create_graph=True))
-            with warnings.catch_warnings():
+            wanted = probe(self.potential.energies_and_gradient(species, edges, create_graph=True))
+            with warnings.catch_warnings(), independent_sizes():
                 warnings.simplefilter("ignore")  # torch's, about its own inner deprecations
                 name, symbolic = type(self.potential).__name__, self.edge_index is None
                 graph = record(self._function(), self._inputs(arguments), symbolic=symbolic, network=name)
@@ -114,7 +125,7 @@ class CompiledTrainingStep(Potential):
                 module: Any = torch.compile(graph, fullgraph=True, dynamic=symbolic, backend=self.backend)
                 self.compiled = module.forward  # the function only, not a submodule of this one
                 try:
-                    found = self._probe(self._run(arguments))
+                    found = probe(self._run(arguments))
                 except Exception as error:  # torch's own types, and the compiler's words
                     raise CompileError(f"torch or the C++ compiler failed ({first_line(error)}).") from error
         _require_parity(found, wanted)
@@ -124,32 +135,32 @@ class CompiledTrainingStep(Potential):
         """The recorded function of ``_inputs``."""
         names = [name for name, _ in self.potential.named_parameters()]
 
-        def function(parameters: list[Tensor], theta: Tensor, species: Tensor, vectors: Tensor, *edges: Tensor) -> Any:
+        def function(parameters: list[Tensor], thetas: Tensor, species: Tensor, vectors: Tensor, *edges: Tensor) -> Any:
             edge_index = edges[0] if self.edge_index is None else self.edge_index
             state = dict(zip(names, parameters, strict=True))
 
             def potential(species: Tensor, edges: Edges) -> Tensor:
                 return torch.func.functional_call(self.potential, state, (species, edges))
 
-            with self._theta(theta), record_inputs(self.potential) as recorded:
+            with self._theta(thetas.unbind()), record_inputs(self.potential) as recorded:
                 result = energies_and_gradient(potential, species, Edges(edge_index, vectors), create_graph=True)
             self.calls = [len(calls) for calls in recorded.values()]
             return *result, *(x for calls in recorded.values() for x in calls)
 
         return function
 
-    def _probe(self, output: tuple[Tensor, Tensor]) -> list[Tensor]:
-        """Both outputs, and the derivatives of a fixed combination of their entries with respect to all parameters."""
+    def _probe(self, output: tuple[Tensor, Tensor], *, theta: Tensor) -> list[Tensor]:
+        """Both outputs, and the derivatives of a fixed combination of their entries by all parameters, and by theta."""
         combined = torch.stack([(y * torch.linspace(-1, 1, y.numel()).to(y).view_as(y)).sum() for y in output]).sum()
-        parameters = list(self.potential.parameters())
+        parameters = [*self.potential.parameters(), *([theta] if self.controlled else [])]
         slopes = torch.autograd.grad(combined, parameters, materialize_grads=True, allow_unused=True)
         return [*(y.detach() for y in output), torch.cat([slope.flatten() for slope in slopes])]
 
     @contextmanager
-    def _theta(self, theta: Any) -> Iterator[None]:
-        """Set theta in all relaxed layers; a tensor is recorded as an input."""
+    def _theta(self, thetas: Sequence[Tensor]) -> Iterator[None]:
+        """Set theta of each relaxed layer to a tensor, which is recorded as an input."""
         before = [layer.theta for layer in self.layers]
-        for layer in self.layers:
+        for layer, theta in zip(self.layers, thetas, strict=True):
             layer.theta = theta
         try:
             yield

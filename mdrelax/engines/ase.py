@@ -20,6 +20,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mdrelax.base.allocator import keep_freed_memory
+from mdrelax.base.places import frame_name, naming
 from mdrelax.compiled import compile_force_field, load_compiled
 from mdrelax.engines.hessian import hessian
 from mdrelax.forces.forcefield import ForceField, Prediction
@@ -147,7 +148,7 @@ class MDRelaxCalculator(Calculator):
         structure = self.atoms if atoms is None else atoms
         if structure is None:
             raise ValueError("`calculate` needs a structure: pass `atoms`, or set `atoms.calc` and use `atoms`.")
-        _refuse_empty(structure, "The structure")
+        _refuse_empty(structure)
         if "stress" in properties and not _has_volume(structure):
             raise PropertyNotImplementedError(
                 f"Stress needs a cell with a volume, got the lattice vectors {structure.cell.array.tolist()} A; energy "
@@ -158,17 +159,23 @@ class MDRelaxCalculator(Calculator):
         graph = self.neighbors.graph(structure.positions, structure.numbers, structure.cell.array, structure.pbc)
         (self.results,) = self._evaluate(graph, [structure])
 
-    def calculate_many(self, structures: Sequence[Atoms], *, batch_size: int = 32) -> list[Results]:
+    def calculate_many(
+        self, structures: Sequence[Atoms], *, batch_size: int = 32, source: str | None = None
+    ) -> list[Results]:
         """The results of many structures, ``batch_size`` per pass of the network; a dict for each.
 
-        Leaves the cache alone. Errors as in ``calculate``, each with the number of its structure, counted from 0.
+        Leaves the cache alone. Errors as in ``calculate``, each begins with "Frame 7: ", counted from 0, or with
+        "Frame 7 of `x.extxyz`: " if ``source`` names the file of the structures.
         """
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be >= 1, got {batch_size}.")
         results: list[Results] = []
         for start in range(0, len(structures), batch_size):
             chunk = structures[start : start + batch_size]
-            graphs = [self._graph(number, atoms) for number, atoms in enumerate(chunk, start)]
+            graphs = []
+            for number, atoms in enumerate(chunk, start):
+                with naming(frame_name(number, source)):
+                    graphs.append(self._graph(atoms))
             results += self._evaluate(collate(graphs), chunk)
         return results
 
@@ -181,18 +188,15 @@ class MDRelaxCalculator(Calculator):
         structure = self.atoms if atoms is None else atoms
         if structure is None:
             raise ValueError("`get_hessian` needs a structure: pass `atoms`.")
-        _refuse_empty(structure, "The structure")
+        _refuse_empty(structure)
         graph = self.neighbors.graph(structure.positions, structure.numbers, structure.cell.array, structure.pbc)
         return hessian(self.force_field, graph.to(self.device))
 
-    def _graph(self, number: int, atoms: Atoms) -> Graph:
-        """The graph of one of many structures, of known elements; errors name it."""
-        _refuse_empty(atoms, f"Structure {number}")
-        try:
-            graph = build_graph(atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc, self.neighbors.cutoff)
-            self.force_field.species_of(graph.numbers.to(self.device))
-        except ValueError as error:
-            raise type(error)(f"Structure {number} (counted from 0): {error}") from error
+    def _graph(self, atoms: Atoms) -> Graph:
+        """The graph of one of many structures, of known elements."""
+        _refuse_empty(atoms)
+        graph = build_graph(atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc, self.neighbors.cutoff)
+        self.force_field.species_of(graph.numbers.to(self.device))
         return graph
 
     def _evaluate(self, graph: Graph, structures: Sequence[Atoms]) -> list[Results]:
@@ -227,9 +231,9 @@ def _refuse_relaxed(force_field: ForceField) -> None:
         )
 
 
-def _refuse_empty(atoms: Atoms, name: str) -> None:
+def _refuse_empty(atoms: Atoms) -> None:
     if len(atoms) == 0:
-        raise ValueError(f"{name} has no atoms; an energy needs at least one.")
+        raise ValueError("The structure has no atoms; an energy needs at least one.")
 
 
 def _own_copy(force_field: ForceField, dtype: str | None, device: str | torch.device) -> ForceField:

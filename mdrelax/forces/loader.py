@@ -4,20 +4,30 @@ Nothing random is kept between steps: the order of an epoch follows from (seed, 
 (seed, step). A resumed run therefore sees what an uninterrupted one sees, with no generator to save.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mdrelax.base.places import frame_name, naming
 from mdrelax.base.seeds import generator
 from mdrelax.forces.loss import Targets
 from mdrelax.structures.graph import Graph, collate
 from mdrelax.structures.neighbors import build_graph
 from mdrelax.structures.rotate import random_rotations, rotate
 
-__all__ = ["Batch", "Loader", "distinct_elements", "frames_from_data", "join", "rotate_batch", "split_batch"]
+__all__ = [
+    "Batch",
+    "Loader",
+    "distinct_elements",
+    "frames_from_data",
+    "join",
+    "part_of_batch",
+    "rotate_batch",
+    "split_batch",
+]
 
 
 class Batch(NamedTuple):
@@ -31,19 +41,20 @@ class Batch(NamedTuple):
         return Batch(self.graph.to(device), Targets(*(tensor.to(device) for tensor in self.targets)))
 
 
-def frames_from_data(data: Iterable[Any], *, cutoff: float) -> list[Batch]:
+def frames_from_data(
+    data: Iterable[Any], *, cutoff: float, check: Callable[[Tensor], object] = lambda numbers: None
+) -> list[Batch]:
     """PyG data (see ``mdrelax.datasets.frames``) as single-structure batches with their neighbour lists.
 
     Edges are searched once, here; ``cutoff`` is in Angstrom. Missing labels become NaN. Raises ``ValueError`` that
-    names the frame (by ``place``, else by its number) whose structure has no graph.
+    names the frame (by ``place``, else by its number) whose structure has no graph, or whose atomic numbers (N,)
+    ``check`` refuses, for instance ``ForceField.species_of``.
     """
     frames = []
     for number, item in enumerate(data):
-        try:
+        with naming(item.place if "place" in item else frame_name(number)):
             graph = build_graph(item.pos, item.z, item.cell[0], item.pbc[0], cutoff=cutoff)
-        except ValueError as error:
-            place = item.place if "place" in item else f"frame {number}"
-            raise ValueError(f"{place[0].upper()}{place[1:]}: {error}") from error
+            check(graph.numbers)
         missing = torch.full((), torch.nan, dtype=torch.float64)
         targets = Targets(
             item.energy.reshape(1) if "energy" in item else missing.expand(1),
@@ -62,18 +73,24 @@ def join(frames: Sequence[Batch]) -> Batch:
 
 def split_batch(batch: Batch, size: int) -> list[Batch]:
     """The structures of a batch in parts of a given number; ``join`` is the inverse."""
-    graph, targets, n = batch.graph, batch.targets, batch.graph.n_graphs
-    if n <= size:
-        return [batch]
-    firsts = torch.arange(0, n, size, device=graph.batch.device)  # first graph of each part
-    atoms = torch.searchsorted(graph.batch, firsts)  # first atom of each part
+    n = batch.graph.n_graphs
+    return [batch] if n <= size else _cut(batch, [*range(0, n, size), n])
+
+
+def part_of_batch(batch: Batch, structures: slice) -> Batch:
+    """Some consecutive structures of a batch."""
+    first, end, _ = structures.indices(batch.graph.n_graphs)
+    return batch if end - first == batch.graph.n_graphs else _cut(batch, [first, end])[0]
+
+
+def _cut(batch: Batch, bounds: Sequence[int]) -> list[Batch]:
+    """The structures from each bound up to the next; edges are sorted by target."""
+    graph, targets = batch.graph, batch.targets
+    graphs = torch.tensor(bounds, device=graph.batch.device)
+    atoms = torch.searchsorted(graph.batch, graphs)
     edges = torch.searchsorted(graph.edge_index[1].contiguous(), atoms)
-    bounds = [
-        [*starts.tolist(), end]
-        for starts, end in ((firsts, n), (atoms, len(graph.batch)), (edges, graph.edge_index.shape[1]))
-    ]
     parts = []
-    for (g, g_end), (a, a_end), (e, e_end) in zip(*map(pairwise, bounds), strict=True):
+    for (g, g_end), (a, a_end), (e, e_end) in zip(*(pairwise(x.tolist()) for x in (graphs, atoms, edges)), strict=True):
         part = Graph(
             graph.positions[a:a_end], graph.numbers[a:a_end], graph.cell[g:g_end],
             graph.edge_index[:, e:e_end] - a, graph.edge_shift[e:e_end], graph.batch[a:a_end] - g,
@@ -115,6 +132,11 @@ class Loader:
         self.seed, self.shuffle = seed, shuffle
         self.n_edges = [frame.graph.edge_index.shape[1] for frame in frames]
 
+    @property
+    def limited_by_edges(self) -> bool:
+        """Whether ``max_edges`` can end a batch before ``batch_size`` does."""
+        return self.max_edges is not None and self.batch_size * max(self.n_edges) > self.max_edges
+
     def order(self, epoch: int) -> list[int]:
         """The frames' order in an epoch."""
         if not self.shuffle:
@@ -124,7 +146,7 @@ class Loader:
     def positions(self, epoch: int) -> list[list[int]]:
         """The frame numbers of each batch of an epoch."""
         order = self.order(epoch)
-        if self.max_edges is None:
+        if self.max_edges is None or not self.limited_by_edges:
             return [order[k : k + self.batch_size] for k in range(0, len(order), self.batch_size)]
         starts, load = [0], 0
         for place, frame in enumerate(order):
@@ -142,7 +164,7 @@ class Loader:
 
     def n_steps(self, epochs: int) -> int:
         """The number of batches in a number of epochs."""
-        if self.max_edges is None:
+        if not self.limited_by_edges:
             return epochs * len(self.positions(0))
         return sum(len(self.positions(epoch)) for epoch in range(epochs))
 

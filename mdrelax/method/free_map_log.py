@@ -5,9 +5,11 @@
 | norm | ||W|| |
 | distance | ||W - P(W)||, the part that projection removes |
 | lie | sqrt(LD(W)), LD = sum_A ||drho_out(A) W - W drho_in(A)||^2: the Lie norm, zero exactly when W is equivariant |
+| theta | theta, or the layer's gamma under ACE |
+| dual | the dual variable lambda under ACE, empty otherwise |
 | activation_lie_square | mean sum_A ||drho_out(A) W x - W drho_in(A) x||^2 over rows x of the last batch |
 
-The first three are by-products of the projection at each validation. As everywhere, the elements of finite
+The norms are by-products of the projection at each validation. As everywhere, the elements of finite
 groups and the inversion are included with the Lie algebra.
 """
 
@@ -24,7 +26,7 @@ from mdrelax.method.relaxation import relaxed_layers
 
 __all__ = ["LAYER_COLUMNS", "activation_lie_squares", "layer_rows"]
 
-LAYER_COLUMNS = ("step", "layer", "norm", "distance", "lie", "activation_lie_square")
+LAYER_COLUMNS = ("step", "layer", "norm", "distance", "lie", "activation_lie_square", "theta", "dual")
 MOST_ROWS = 256  # of a batch, evenly spaced; enough for a diagnostic mean
 
 
@@ -39,12 +41,19 @@ def activation_lie_squares(model: nn.Module, inputs: Inputs) -> dict[str, float]
     }
 
 
-def layer_rows(step: int, records: Sequence[LayerRecord], squares: Mapping[str, float]) -> list[dict[str, Any]]:
-    """The rows of one validation, from the records of its projection."""
-    return [
-        {
+def layer_rows(
+    step: int, records: Sequence[LayerRecord], squares: Mapping[str, float], duals: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """The rows of one validation, from the records of its projection; a value that a layer lacks is left out."""
+    rows = []
+    for record in records:
+        row = {
             "step": step, "layer": record.name, "norm": record.norm, "distance": record.distance,
-            "lie": math.sqrt(2) * record.bound, "activation_lie_square": squares.get(record.name, math.nan),
-        }
-        for record in records
-    ]  # fmt: skip
+            "activation_lie_square": squares.get(record.name, math.nan), "theta": record.theta,
+        }  # fmt: skip
+        if record.spectrum:  # a map that is not linear has no Lie norm
+            row["lie"] = math.sqrt(2) * record.bound
+        if record.name in duals:
+            row["dual"] = duals[record.name]
+        rows.append(row)
+    return rows

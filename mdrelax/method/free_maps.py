@@ -1,24 +1,27 @@
-"""Free maps: linear maps without any symmetry that are added to equivariant layers during training.
+"""Free maps: maps without any symmetry that are added to equivariant layers during training.
 
 A free map W provides everything that the method needs: W x, its distance from equivariance at given inputs or as a
-matrix, its nearest equivariant map P(W), its spectrum, and the way in which a layer absorbs P(W).
+matrix, its nearest equivariant map P(W), its spectrum, and the way in which a layer absorbs P(W). A free function that
+is not linear (``mdrelax.method.free_mlp``) has only the first two.
 
 | map | features | W | an element g of the group |
 | --- | --- | --- | --- |
 | ``FreeLinear`` | vectors (..., dim), made by a ``FeatureView`` | (dim_out, dim_in) | acts on both sides |
-| ``FreeConv2d`` | images (B, dim, H, W) | (dim_out, dim_in, k, k) | acts on both channel axes and turns the grid |
+| ``free_low_rank.FreeLowRank`` | the same | U V^T, U (dim_out, rank), V (dim_in, rank) | the same |
+| ``free_conv.FreeConv2d`` | images (B, dim, H, W) | (dim_out, dim_in, k, k) | acts on channel axes, turns the grid |
 """
 
+import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mdrelax.base import o3
-from mdrelax.method.groups import Blocks, FiniteRepresentation, Representation, orbit_spectrum
+from mdrelax.method.groups import Blocks, Representation
 
 __all__ = [
     "FLAT",
@@ -26,12 +29,18 @@ __all__ = [
     "AxesView",
     "FeatureView",
     "FlatView",
-    "FreeConv2d",
+    "FreeFunction",
     "FreeLinear",
     "FreeMap",
+    "FreeMatrix",
     "ImageView",
+    "Sample",
+    "Sizes",
     "Terms",
     "fibre_axes",
+    "fold",
+    "rows_of",
+    "some_of_each",
 ]
 
 
@@ -40,6 +49,33 @@ class Terms(NamedTuple):
 
     derivative: Tensor  # LD
     size: Tensor  # N
+
+
+class Sample(NamedTuple):
+    """Evenly spaced rows of the inputs of several processes, floor(k total / wanted) for k = 0, 1, ...
+
+    ``before`` rows are those of the processes before this one, ``total`` those of all.
+    """
+
+    wanted: int
+    before: int
+    total: int
+
+    def rows(self, n: int) -> Tensor:
+        """The sampled ones of this process's ``n`` rows, counted from its first; all if no fewer are wanted."""
+        if self.wanted >= self.total:
+            return torch.arange(n)
+        first, last = (-(-edge * self.wanted // self.total) for edge in (self.before, self.before + n))
+        return torch.arange(first, last) * self.total // self.wanted - self.before
+
+
+class Sizes(NamedTuple):
+    """The size of a free function, and of the parts of it that are not equivariant."""
+
+    norm: float  # ||W||
+    distance: float  # ||W - P(W)||, what projection removes
+    bound: float  # sqrt(LD(W) / 2), never below the distance (of finite groups: for C_n up to n = 4)
+    spectrum: list[float]  # of the components of W; empty if it is not linear
 
 
 # --- features and the vectors that they are ---
@@ -112,10 +148,8 @@ FLAT = FlatView()
 # --- free maps ---
 
 
-class FreeMap(nn.Module, ABC):
-    """One free linear map between two representations; ``weight`` is its only parameter, and starts at zero."""
-
-    weight: nn.Parameter
+class FreeFunction(nn.Module, ABC):
+    """A function without symmetry between two representations."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -126,38 +160,74 @@ class FreeMap(nn.Module, ABC):
         return False
 
     @abstractmethod
-    def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | None = None) -> Terms:
+    def reset(self, std: float, generator: torch.Generator | None = None) -> None:
+        """Draw the parameters, so that entries of W are normal with standard deviation ``std``."""
+
+    @abstractmethod
+    def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | Sample | None = None) -> Terms:
         """(LD, N) as means over the inputs of recorded calls, or of the weights themselves if none are given.
 
-        ``rows`` limits the means to that many evenly spaced rows of all calls.
+        ``rows`` limits the means to that many evenly spaced rows of all calls, or to those of a sample.
         """
+
+    def n_rows(self, inputs: Sequence[Tensor]) -> int:
+        """The number of rows that the inputs of recorded calls (..., dim) have."""
+        return sum(x.shape[:-1].numel() for x in inputs)
 
     @classmethod
     def terms_of_many(
-        cls, maps: Sequence[Self], inputs: Sequence[Sequence[Tensor] | None], *, rows: int | None = None
+        cls, maps: Sequence[Self], inputs: Sequence[Sequence[Tensor] | None], *, rows: int | Sample | None = None
     ) -> list[Terms]:
         """The terms of several maps of this class, in any order and grouping: only their sums are used."""
         return [each.penalty_terms(x, rows=rows) for each, x in zip(maps, inputs, strict=True)]
 
     @abstractmethod
-    def commutators(self) -> Tensor:
-        """The commutators, one per generator, which vanish for an equivariant W: (A + G, *weight.shape)."""
-
-    @abstractmethod
-    def equivariant_part(self) -> Tensor:
-        """P(W), the nearest equivariant map in Frobenius norm, of the shape of ``weight``."""
-
-    @abstractmethod
-    def spectrum(self) -> Tensor:
-        """The squared norm of each component of W; they sum to ||W||^2, and only the first can be equivariant."""
+    def sizes(self) -> Sizes:
+        """Norms for the layer's record."""
 
     @abstractmethod
     def fold_into(self, layer: nn.Module, theta: float) -> bool:
         """Add theta P(W) to the layer's own weights; returns False if the layer cannot represent it."""
 
 
-class FreeLinear(FreeMap):
-    """W x on vectors (..., dim) with a dense W (dim_out, dim_in).
+class FreeMap(FreeFunction):
+    """A free linear map; unless it says otherwise, ``weight`` is W and its only parameter."""
+
+    weight: nn.Parameter
+
+    def matrix(self) -> Tensor:
+        """W."""
+        return self.weight
+
+    @torch.no_grad()
+    def reset(self, std: float, generator: torch.Generator | None = None) -> None:
+        """W from a normal distribution."""
+        self.weight.normal_(std=std, generator=generator)
+
+    @abstractmethod
+    def commutators(self) -> Tensor:
+        """The commutators, one per generator, which vanish for an equivariant W: (A + G, *W.shape)."""
+
+    @abstractmethod
+    def equivariant_part(self) -> Tensor:
+        """P(W), the nearest equivariant map in Frobenius norm, of the shape of W."""
+
+    @abstractmethod
+    def spectrum(self) -> Tensor:
+        """The squared norm of each component of W; they sum to ||W||^2, and only the first can be equivariant."""
+
+    @torch.no_grad()
+    def sizes(self) -> Sizes:
+        """In float64."""
+        free = copy.deepcopy(self).double()
+        w = free.matrix()
+        distance = (w - free.equivariant_part()).norm().item()
+        bound = math.sqrt(free.commutators().square().sum().item() / 2)
+        return Sizes(w.norm().item(), distance, bound, free.spectrum().tolist())
+
+
+class FreeMatrix(FreeMap):
+    """W x on vectors (..., dim), W (dim_out, dim_in).
 
     A layer absorbs P(W) in a method ``fold(blocks)``: mixing matrices (C_out, C_in) per pair of equal irreps.
     """
@@ -165,114 +235,59 @@ class FreeLinear(FreeMap):
     def __init__(self, source: Representation, output: Representation) -> None:
         super().__init__()
         self.source, self.output = source, output
-        self.weight = nn.Parameter(torch.zeros(output.dim, source.dim, dtype=torch.float32))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., dim_in) to (..., dim_out)."""
-        return x @ self.weight.T
-
-    def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | None = None) -> Terms:
+    def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | Sample | None = None) -> Terms:
         """A row is a vector x: LD = mean sum_A ||drho_out(A) W x - W drho_in(A) x||^2 and N = mean ||W x||^2."""
         (terms,) = self.terms_of_many([self], [inputs], rows=rows)
         return terms
 
     @classmethod
     def terms_of_many(
-        cls, maps: Sequence[Self], inputs: Sequence[Sequence[Tensor] | None], *, rows: int | None = None
+        cls, maps: Sequence[Self], inputs: Sequence[Sequence[Tensor] | None], *, rows: int | Sample | None = None
     ) -> list[Terms]:
         """Maps between equal representations with inputs of equal size are evaluated together; one entry per map."""
         groups: dict[Any, list[tuple[Self, Tensor | None]]] = {}
         for each, calls in zip(maps, inputs, strict=True):
-            x = None if calls is None else _rows(calls, rows)
+            x = None if calls is None else rows_of(calls, rows)
             key = each.source.key, each.output.key, None if x is None else len(x)
             groups.setdefault(key, []).append((each, x))
         return [_terms_of_equals(*zip(*group, strict=True)) for group in groups.values()]
 
     def commutators(self) -> Tensor:
         """C_A(W) and C_g(W), see ``groups``."""
-        return self.output.commutators(self.weight, self.source)
+        return self.output.commutators(self.matrix(), self.source)
 
     def equivariant_part(self) -> Tensor:
         """(dim_out, dim_in)."""
-        return self.output.average(self.weight, self.source)
+        return self.output.average(self.matrix(), self.source)
 
     def spectrum(self) -> Tensor:
         """||W_J||^2 of irreps, ||W_f||^2 of a finite group."""
-        return self.output.spectrum(self.weight, self.source)
+        return self.output.spectrum(self.matrix(), self.source)
 
     @torch.no_grad()
     def fold_into(self, layer: nn.Module, theta: float) -> bool:
         """By the layer's rule in ``FOLDS`` or its own ``fold``; False between finite groups."""
-        blocks = self.output.blocks(theta * self.weight, self.source)
-        return blocks is not None and _fold(layer, blocks)
+        blocks = self.output.blocks(theta * self.matrix(), self.source)
+        return blocks is not None and fold(layer, blocks)
 
 
-class FreeConv2d(FreeMap):
-    """A free kernel K (dim_out, dim_in, k, k) next to a steerable convolution of C_1, C_2 or C_4.
+class FreeLinear(FreeMatrix):
+    """A dense W (dim_out, dim_in)."""
 
-    An element g turns the kernel's grid and acts on both channel axes, C_g(K) = rho_out(g) K(g^-1 .) rho_in(g)^-1 - K;
-    on images x, with g^-1 for g, its size is that of rho_out(g) K x - K rho_in(g) x. A layer absorbs P(K) in a method
-    ``fold(kernel)``.
-    """
-
-    def __init__(
-        self, source: FiniteRepresentation, output: FiniteRepresentation, *, kernel_size: int, stride: int = 1,
-        padding: int = 0, dilation: int = 1,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.source, self.output = source, output
-        self.stride, self.padding, self.dilation = stride, padding, dilation
-        self.weight = nn.Parameter(torch.zeros(output.dim, source.dim, kernel_size, kernel_size, dtype=torch.float32))
+    def __init__(self, source: Representation, output: Representation) -> None:
+        super().__init__(source, output)
+        self.weight = nn.Parameter(torch.zeros(output.dim, source.dim, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, dim_in, H, W) to (B, dim_out, H', W')."""
-        return self._convolve(x, self.weight)
-
-    def joins(self, layer: nn.Module) -> bool:
-        """If the layer says so by ``joins_kernels``: one convolution instead of two."""
-        return bool(getattr(layer, "joins_kernels", False))
-
-    def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | None = None) -> Terms:
-        """A row is an image; the means are over images and over the pixels of the result."""
-        changes = self.commutators()
-        if inputs is None:
-            return Terms(changes.square().sum(), self.weight.square().sum())
-        kernels = torch.cat([self.weight, changes.flatten(0, 1)])  # ((1 + G) dim_out, dim_in, k, k)
-        derivative, size, n_pixels = self.weight.new_zeros(()), self.weight.new_zeros(()), 0
-        for x in _some_of_each(inputs, rows):
-            image, change = self._convolve(x, kernels).split([self.output.dim, changes[:, :, 0, 0, 0].numel()], dim=1)
-            derivative, size = derivative + change.square().sum(), size + image.square().sum()
-            n_pixels += image[:, 0].numel()
-        return Terms(derivative / max(n_pixels, 1), size / max(n_pixels, 1))
-
-    def commutators(self) -> Tensor:
-        """C_g(K) of the inverse of the generator, as on images above: (G, dim_out, dim_in, k, k)."""
-        return self._orbit()[[-g for g in self.output.generators]] - self.weight
-
-    def equivariant_part(self) -> Tensor:
-        """The mean of the kernel's orbit, (dim_out, dim_in, k, k)."""
-        return self._orbit().mean(0)
-
-    def spectrum(self) -> Tensor:
-        """||K_f||^2 per irrep of the group."""
-        return orbit_spectrum(self._orbit(), cyclic=True)
-
-    @torch.no_grad()
-    def fold_into(self, layer: nn.Module, theta: float) -> bool:
-        """By the layer's rule in ``FOLDS`` or its own ``fold``."""
-        return _fold(layer, theta * self.equivariant_part())
-
-    def _orbit(self) -> Tensor:
-        return self.output.orbit_of_kernel(self.weight, self.source)
-
-    def _convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
-        return functional.conv2d(x, kernel, stride=self.stride, padding=self.padding, dilation=self.dilation)
+        """(..., dim_in) to (..., dim_out)."""
+        return x @ self.weight.T
 
 
-def _terms_of_equals(maps: Sequence[FreeLinear], inputs: Sequence[Tensor | None]) -> Terms:
+def _terms_of_equals(maps: Sequence[FreeMatrix], inputs: Sequence[Tensor | None]) -> Terms:
     """The summed terms of maps between equal representations, with inputs of equal size or without."""
     source, output = maps[0].source, maps[0].output
-    weights = torch.stack([each.weight for each in maps])
+    weights = torch.stack([each.matrix() for each in maps])
     given = [x for x in inputs if x is not None]
     if not given:
         return Terms(output.commutator_norm(weights, source), weights.square().sum())
@@ -284,39 +299,44 @@ def _terms_of_equals(maps: Sequence[FreeLinear], inputs: Sequence[Tensor | None]
     return Terms(difference.square().sum() / n_rows, image.square().sum() / n_rows)
 
 
-def _rows(calls: Sequence[Tensor], rows: int | None) -> Tensor:
+def rows_of(calls: Sequence[Tensor], rows: int | Sample | None) -> Tensor:
     """The inputs of all calls as (rows, dim), all of them or evenly spaced ones."""
     flat = [x.flatten(0, -2) for x in calls]
     x = flat[0] if len(flat) == 1 else torch.cat(flat)
-    return x if rows is None or rows >= len(x) else x[_evenly(rows, len(x)).to(x.device)]
+    chosen = _chosen(rows, len(x))
+    return x if chosen is None else x[chosen.to(x.device)]
 
 
-def _some_of_each(calls: Sequence[Tensor], rows: int | None) -> Sequence[Tensor]:
+def some_of_each(calls: Sequence[Tensor], rows: int | Sample | None) -> Sequence[Tensor]:
     """The calls themselves, or evenly spaced entries of their concatenated first axes."""
     sizes = [len(x) for x in calls]
-    if rows is None or rows >= sum(sizes):
+    chosen = _chosen(rows, sum(sizes))
+    if chosen is None:
         return calls
-    chosen = torch.zeros(sum(sizes), dtype=torch.bool)
-    chosen[_evenly(rows, sum(sizes))] = True
-    return [x[mask.to(x.device)] for x, mask in zip(calls, chosen.split(sizes), strict=True)]
+    masks = torch.zeros(sum(sizes), dtype=torch.bool).index_fill(0, chosen, value=True).split(sizes)
+    return [x[mask.to(x.device)] for x, mask in zip(calls, masks, strict=True)]
 
 
-def _evenly(n: int, total: int) -> Tensor:
-    return torch.arange(n) * total // n
+def _chosen(rows: int | Sample | None, n: int) -> Tensor | None:
+    """The numbers of the sampled ones of ``n`` rows; None for all."""
+    if rows is None:
+        return None
+    sample = Sample(rows, 0, n) if isinstance(rows, int) else rows
+    return None if sample.wanted >= sample.total else sample.rows(n)
 
 
 # --- layers that absorb an equivariant map ---
 
 
-def _fold(layer: nn.Module, part: Any) -> bool:
+def fold(layer: nn.Module, part: Any) -> bool:
     """Add an equivariant map to a layer's weights by the rule of its type, or by its method ``fold``."""
     rule = next((FOLDS[kind] for kind in type(layer).__mro__ if kind in FOLDS), None)
     if rule is not None:
         return rule(layer, part)
-    fold = getattr(layer, "fold", None)
-    if fold is None:
+    own = getattr(layer, "fold", None)
+    if own is None:
         return False
-    fold(part)
+    own(part)
     return True
 
 
@@ -340,8 +360,8 @@ def _fold_e3nn(linear: Any, blocks: Blocks) -> bool:
         for x in range(axes[0] if axes else 1)
         for y in range(axes[1] if axes else 1)
     }
-    if set(pairs) != set(blocks) or not linear.internal_weights:
-        return False
+    if set(pairs) != set(blocks) or not isinstance(linear._parameters.get("weight"), nn.Parameter):
+        return False  # also where the weights are computed from others (torch.nn.utils.parametrize)
     for pair, (k, place, path_weight) in pairs.items():
         linear.weight_view_for_instruction(k)[place].add_(blocks[pair].T / path_weight)
     return True

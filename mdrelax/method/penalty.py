@@ -11,25 +11,47 @@ The loss gains lambda times
 
 Means are over the rows x of all inputs of the layer that were recorded, detached: the penalty has gradients with
 respect to W only. For the inversion of O(3) and for finite groups the commutator with the group element replaces the
-Lie derivative.
+Lie derivative. Where several processes each evaluate a part of a batch, the rows are those of all of them, and each
+process has the gradient of its own terms.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mdrelax.base.names import nearest_name
-from mdrelax.method.free_maps import FreeMap, Terms
+from mdrelax.method.free_maps import FreeFunction, Sample, Terms
 from mdrelax.method.relaxation import Relaxed, relaxed_layers
 
-__all__ = ["Inputs", "PenaltyKind", "penalty", "record_inputs"]
+__all__ = ["Inputs", "PenaltyKind", "Processes", "penalty", "record_inputs"]
 
 PenaltyKind = Literal["activation", "weight"]
 Inputs = Mapping[str, list[Tensor]]  # by relaxed layer: one detached tensor for each of its calls
 SMALLEST_SQUARE = 1e-16  # below it the square root is constant, so that the gradient at W = 0 is finite
+
+
+class Processes(Protocol):
+    """Processes that hold parts of a batch, in its order; see ``mdrelax.training.ranks.Ranks``."""
+
+    rank: int
+    size: int
+
+    def gather(self, numbers: Tensor) -> Tensor:
+        """The numbers (n,) of all processes, (size, n)."""
+
+    def total(self, own: Tensor) -> Tensor:
+        """The sum over processes, with the gradient of the own term."""
+
+
+class _Part(NamedTuple):
+    """What this process contributes to the means of a layer."""
+
+    calls: Sequence[Tensor] | None  # of the layer; None: the weights themselves
+    rows: int | Sample | None
+    share: float = 1.0  # its rows, as a fraction of all rows
 
 
 @contextmanager
@@ -74,6 +96,7 @@ def penalty(
     kind: PenaltyKind = "activation",
     rows: int | None = None,
     lie: float = 1.0,
+    processes: Processes | None = None,
 ) -> Tensor:
     """sqrt(sum_l LD_l) + sqrt(sum_l N_l) over the relaxed layers, see the module: the paper's regulariser.
 
@@ -86,6 +109,7 @@ def penalty(
         rows: Number of evenly spaced rows of each layer's inputs at which the activation penalty is evaluated: an
             estimate of the same means at lower cost. All by default.
         lie: Factor of the term with LD; 0 leaves the size term alone, which is an ablation of the paper's.
+        processes: Those that evaluate other parts of the batch; None if this one has evaluated all of it.
 
     Returns a scalar, whose gradient reaches the free maps only and is finite at W = 0. Raises ``ValueError`` for an
     unknown kind, for ``rows`` below 1, for a model without relaxed layers, and for the activation penalty if inputs
@@ -116,21 +140,46 @@ def penalty(
     layers = relaxed_layers(model)
     if not layers:
         raise ValueError("No layer of the model is relaxed; call `relax_constraints` first.")
-    calls = [None if kind == "weight" else _calls(inputs, name) for name in layers]
-    terms = _terms(list(layers.values()), calls, rows)
+    if kind == "weight":
+        parts = [_Part(None, None, 1.0 if processes is None else 1 / processes.size)] * len(layers)
+    elif processes is None:
+        parts = [_Part(_calls(inputs, name), rows) for name in layers]
+    else:
+        parts = _parts(layers, inputs or {}, rows, processes)
+    terms = _terms(list(layers.values()), parts)
+    if not terms:  # this process has no part of the batch
+        terms = [Terms(*next(iter(layers.values())).theta_tensor.new_zeros(2))]
     derivatives, sizes = (torch.stack(column).sum() for column in zip(*terms, strict=True))
+    if processes is not None:
+        derivatives, sizes = processes.total(torch.stack([derivatives, sizes]))
     return lie * _safe_sqrt(derivatives) + _safe_sqrt(sizes)
 
 
-def _terms(layers: Sequence[Relaxed], calls: Sequence[Sequence[Tensor] | None], rows: int | None) -> list[Terms]:
-    """The terms of all layers, evaluated together for each class of free maps."""
-    kinds: dict[type[FreeMap], list[int]] = {}
-    for k, layer in enumerate(layers):
-        kinds.setdefault(type(layer.free), []).append(k)
+def _parts(layers: Mapping[str, Relaxed], inputs: Inputs, rows: int | None, processes: Processes) -> list[_Part]:
+    """The part of this process in the rows of each layer, of which it may have none."""
+    own = torch.tensor([layer.free.n_rows(inputs.get(name, [])) for name, layer in layers.items()])
+    counts = processes.gather(own)  # (size, layers)
+    before, totals = counts[: processes.rank].sum(0).tolist(), counts.sum(0).tolist()
+    parts = []
+    for name, n, n_before, total in zip(layers, own.tolist(), before, totals, strict=True):
+        if not total:
+            _calls(inputs, name)  # raises
+        sample = Sample(total if rows is None else rows, n_before, total)
+        share = len(sample.rows(n)) / min(sample.wanted, total)
+        parts.append(_Part(inputs.get(name, []), None if rows is None else sample, share))
+    return parts
+
+
+def _terms(layers: Sequence[Relaxed], parts: Sequence[_Part]) -> list[Terms]:
+    """The terms of all layers, evaluated together for each class of free maps and equal shares."""
+    kinds: dict[tuple[type[FreeFunction], int | Sample | None, float], list[int]] = {}
+    for k, (layer, part) in enumerate(zip(layers, parts, strict=True)):
+        kinds.setdefault((type(layer.free), part.rows, part.share), []).append(k)
     return [
-        terms
-        for kind, members in kinds.items()
-        for terms in kind.terms_of_many([layers[k].free for k in members], [calls[k] for k in members], rows=rows)
+        terms if share == 1 else Terms(*(share * term for term in terms))
+        for (kind, rows, share), members in kinds.items()
+        if share
+        for terms in kind.terms_of_many([layers[k].free for k in members], [parts[k].calls for k in members], rows=rows)
     ]
 
 

@@ -11,14 +11,14 @@ and goes into the network's certificate (``mdrelax.method.certificate``).
 """
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeVar, get_args
 
 from torch import nn
 
 from mdrelax.base.names import nearest_name
-from mdrelax.method.relaxation import Relaxed, relaxed_layers, replace_module
+from mdrelax.method.references import shares_parameters
+from mdrelax.method.relaxation import Relaxed, relaxed_layers, replace_module, theta_of
 
 __all__ = [
     "LayerRecord",
@@ -38,8 +38,8 @@ class LayerRecord(NamedTuple):
     norm: float  # ||W||
     distance: float  # ||W - P(W)||
     bound: float  # sqrt(LD(W) / 2), never below the distance (of finite groups: for C_n up to n = 4)
-    spectrum: list[float]  # ||W_J||^2, J = 0, 1, ...; of C_n ||W_f||^2, f = 0 .. n/2
-    theta: float
+    spectrum: list[float]  # ||W_J||^2, J = 0, 1, ...; of C_n ||W_f||^2, f = 0 .. n/2; empty if W is not linear
+    theta: float  # or the gamma of a controller
     how: str  # "dropped", "folded" or "kept"
 
 
@@ -50,7 +50,8 @@ def project(model: nn.Module, *, how: ProjectionKind = "drop") -> list[LayerReco
         model: Any model; one without free maps is not changed.
         how: ``drop`` sets theta = 0 (Pertigkiozoglou et al., NeurIPS 2024). ``fold`` first adds theta P(W), the nearest
             equivariant map in Frobenius norm, to layers that can represent one: e3nn's ``Linear``, and layers with a
-            method ``fold`` (see ``FreeLinear`` and ``FreeConv2d``). ``keep`` returns the records and removes nothing.
+            method ``fold`` (see ``FreeLinear`` and ``FreeConv2d``), unless their weights are another layer's too.
+            ``keep`` returns the records and removes nothing.
 
     Returns a record for each relaxed layer. Raises ``ValueError`` for another ``how``.
 
@@ -76,7 +77,9 @@ def project(model: nn.Module, *, how: ProjectionKind = "drop") -> list[LayerReco
         return [_record(name, layer, "kept") for name, layer in relaxed_layers(model).items()]
     records = []
     for name, layer in relaxed_layers(model).items():
-        folded = how == "fold" and layer.theta > 0 and layer.free.fold_into(layer.layer, layer.theta)
+        theta = theta_of(layer)
+        can = how == "fold" and theta != 0 and not shares_parameters(model, layer.layer)
+        folded = can and layer.free.fold_into(layer.layer, theta)
         records.append(_record(name, layer, "folded" if folded else "dropped"))
         replace_module(model, layer, layer.layer)
     return records
@@ -101,7 +104,5 @@ def projected_copy(
 
 
 def _record(name: str, layer: Relaxed, how: str) -> LayerRecord:
-    free = copy.deepcopy(layer.free).double().requires_grad_(False)
-    distance = (free.weight - free.equivariant_part()).norm().item()
-    bound = math.sqrt(free.commutators().square().sum().item() / 2)
-    return LayerRecord(name, free.weight.norm().item(), distance, bound, free.spectrum().tolist(), layer.theta, how)
+    sizes = layer.free.sizes()
+    return LayerRecord(name, sizes.norm, sizes.distance, sizes.bound, sizes.spectrum, theta_of(layer), how)

@@ -9,21 +9,46 @@ with a dense W over the flattened features; theta in [0, 1] is the same for the 
 restores the equivariant network bit for bit. ``penalty`` keeps W small and near equivariance; ``project`` removes it.
 """
 
+import inspect
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mdrelax.base.names import nearest_name
-from mdrelax.method.free_maps import FLAT, FeatureView, FreeMap
+from mdrelax.method.free_low_rank import FreeLowRank
+from mdrelax.method.free_maps import FLAT, FeatureView, FreeFunction, FreeLinear
+from mdrelax.method.free_mlp import FreeMLP
+from mdrelax.method.references import names_of_modules, refuse_hidden_references
 from mdrelax.method.sites import Site, relaxable_sites
 
-__all__ = ["Placement", "Relaxed", "is_relaxed", "relax_constraints", "relaxed_layers", "replace_module", "set_theta"]
+__all__ = [
+    "FreeKind",
+    "Placement",
+    "Relaxed",
+    "is_relaxed",
+    "relax_constraints",
+    "relaxed_layers",
+    "replace_module",
+    "set_theta",
+    "theta_of",
+]
 
+FreeKind = Literal["linear", "mlp"]
 INITIAL_STD = 1e-4  # of W, as in the paper's N-body release
-OWN_NAMES = ("calls", "free", "layer", "theta", "theta_tensor", "view")  # attributes of ``Relaxed``
+OWN_NAMES = (
+    "calls",
+    "control",
+    "free",
+    "layer",
+    "note",
+    "set_theta",
+    "theta",
+    "theta_tensor",
+    "view",
+)  # attributes of ``Relaxed``
 
 
 class Relaxed(nn.Module):
@@ -33,13 +58,14 @@ class Relaxed(nn.Module):
     the weight of the free map is ``relaxed.free.weight``.
     Raises ``ValueError`` for a layer that has an attribute with a name that this class uses itself.
 
-    ``theta`` is a number; compiled code (``torch.compile``) reads the same value from a tensor, so that a new theta
-    needs no recompilation. ``calls`` collects the inputs while ``record_inputs`` is active, and is None otherwise.
+    ``theta`` is a number, or the leaf scalar of a controller (``mdrelax.method.controllers``); compiled code
+    (``torch.compile``) reads the same value from a tensor, so that a new theta needs no recompilation. ``calls``
+    collects the inputs while ``record_inputs`` is active, and is None otherwise.
     """
 
     theta_tensor: Tensor
 
-    def __init__(self, layer: nn.Module, free: FreeMap, view: FeatureView = FLAT) -> None:
+    def __init__(self, layer: nn.Module, free: FreeFunction, view: FeatureView = FLAT) -> None:
         super().__init__()
         taken = [name for name in OWN_NAMES if hasattr(layer, name)]
         if taken:
@@ -48,25 +74,36 @@ class Relaxed(nn.Module):
                 "rename it, or leave the layer out of `where`."
             )
         self.free, self.layer, self.view = free, layer, view
-        self.theta = 1.0
+        self.theta: float | Tensor = 1.0
         self.register_buffer("theta_tensor", torch.ones(()), persistent=False)
         self.calls: list[Tensor] | None = None
+        self.first = next(iter(inspect.signature(layer.forward).parameters), "")  # the name of its first argument
         self.register_load_state_dict_pre_hook(_rename_weight)
 
-    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """f_e(x) + theta W x."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """f_e(x) + theta W x, where x is the first argument."""
         # A tensor, too, while ``compiled.training`` records the network.
-        theta: float | Tensor = self.theta_tensor if torch.compiler.is_compiling() else self.theta
+        theta = self.theta_tensor if torch.compiler.is_compiling() else self.theta
         acts = isinstance(theta, Tensor) or theta != 0.0
         if acts and self.free.joins(self.layer):
-            self.note(self.view.flatten(x))
-            return self.layer(x, *args, free=(theta, self.free.weight), **kwargs)
-        y = self.layer(x, *args, **kwargs)
+            self.note(self.view.flatten(args[0] if args else kwargs[self.first]))
+            return self.layer(*args, free=(theta, self.free.weight), **kwargs)
+        y = self.layer(*args, **kwargs)
         if not acts and self.calls is None:
             return y
-        flat = self.view.flatten(x)
+        flat = self.view.flatten(args[0] if args else kwargs[self.first])
         self.note(flat)
         return _add(y, self.view.unflatten(theta * self.free(flat), like=y)) if acts else y
+
+    @torch.no_grad()
+    def set_theta(self, theta: float) -> None:
+        """Set theta to a number."""
+        self.theta = float(theta)
+        self.theta_tensor.fill_(theta)
+
+    def control(self, gamma: Tensor) -> None:
+        """Take theta from a leaf scalar, which gets the derivative with respect to it in every backward pass."""
+        self.theta = self.theta_tensor = gamma
 
     def note(self, flat: Tensor) -> None:
         """Keep an input of the free map, detached, if inputs are recorded and this is not a backward pass.
@@ -132,6 +169,8 @@ def relax_constraints(
     where: Sequence[str] | None = None,
     initial_std: float = INITIAL_STD,
     generator: torch.Generator | None = None,
+    kind: FreeKind = "linear",
+    rank: int | None = None,
 ) -> Placement:
     """Add a free map to chosen layers of a model, in place: f(x) = f_e(x) + theta W x, with theta = 1 initially.
 
@@ -147,10 +186,14 @@ def relax_constraints(
         initial_std: Standard deviation of the normal distribution that each W is drawn from; 1e-4 as in the paper's
             N-body release.
         generator: Generator of these numbers; by default torch's global one.
+        kind: ``linear``, or ``mlp``: a perceptron of three layers in place of W x, as in ACE's N-body network.
+        rank: Take W = U V^T of this rank in layers where U and V have fewer parameters than W.
 
     Returns the names of the relaxed layers, those left out, and the number of parameters of the free maps. Raises
     ``ValueError`` if nothing matches (naming the nearest layer), if one chosen layer is inside another, if a layer has
-    an attribute with a name that its relaxed form uses itself, and if the model is already relaxed.
+    an attribute with a name that its relaxed form uses itself, if the model also keeps a layer in a plain attribute or
+    is wrapped for several devices, if it is already relaxed, for an unknown
+    ``kind``, a ``rank`` below 1 or of a perceptron, and for a perceptron where the free map is not a matrix.
 
     >>> from torch import nn
     >>> from mdrelax import relax_constraints
@@ -168,18 +211,39 @@ def relax_constraints(
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     sites = relaxable_sites(model)
     chosen, left_out = _choose(model, sites, where)
-    relaxed = {name: _relaxed(model.get_submodule(name), sites[name], initial_std, generator) for name in chosen}
+    refuse_hidden_references(model, {name: model.get_submodule(name) for name in chosen})
+    frees = {name: _free_function(name, sites[name], kind, rank) for name in chosen}
+    relaxed = {}
+    for name, free in frees.items():
+        free.reset(initial_std, generator)
+        relaxed[name] = _relaxed(model.get_submodule(name), free, sites[name].view)
     for name, layer in relaxed.items():
         replace_module(model, model.get_submodule(name), layer)
-    return Placement(chosen, left_out, sum(layer.free.weight.numel() for layer in relaxed.values()), n_parameters)
+    n_free = sum(parameter.numel() for free in frees.values() for parameter in free.parameters())
+    return Placement(chosen, left_out, n_free, n_parameters)
 
 
-def _relaxed(layer: nn.Module, site: Site, initial_std: float, generator: torch.Generator | None) -> Relaxed:
-    free = site.make_free(site.source, site.output)
-    with torch.no_grad():
-        free.weight.normal_(std=initial_std, generator=generator)
+def _free_function(name: str, site: Site, kind: FreeKind, rank: int | None) -> FreeFunction:
+    """The free function of a site, zero."""
+    if kind not in get_args(FreeKind):
+        raise ValueError(f"Unknown kind of free maps `{kind}`; {nearest_name(kind, get_args(FreeKind))}")
+    if rank is not None and (rank < 1 or kind == "mlp"):
+        raise ValueError(f"`rank` must be at least 1 and is of linear free maps, got {rank} with kind={kind!r}.")
+    source, output = site.source, site.output
+    if site.make_free is not FreeLinear:
+        if kind == "mlp":
+            raise ValueError(f"The free map of `{name}` is no matrix: use kind='linear', or leave it out of `where`.")
+        return site.make_free(source, output)
+    if kind == "mlp":
+        return FreeMLP(source, output)
+    if rank is not None and rank * (source.dim + output.dim) < source.dim * output.dim:
+        return FreeLowRank(source, output, rank=rank)
+    return FreeLinear(source, output)
+
+
+def _relaxed(layer: nn.Module, free: FreeFunction, view: FeatureView) -> Relaxed:
     like = next(layer.parameters())
-    return Relaxed(layer, free, site.view).to(like.device, like.dtype).train(layer.training)
+    return Relaxed(layer, free, view).to(like.device, like.dtype).train(layer.training)
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -196,13 +260,15 @@ def _choose(model: nn.Module, sites: dict[str, Site], where: Sequence[str] | Non
     if patterns is None:
         chosen = [name for name in sites if not _is_inside(name, sites)]
     else:
-        chosen = [name for name in sites if any(_matches(name, pattern) for pattern in patterns)]
+        names = names_of_modules(model)
+        known = {name: names[id(model.get_submodule(name))] for name in sites}
+        chosen = [name for name in sites if any(_matches(each, own) for each in known[name] for own in patterns)]
     left_out = [name for name in chosen if where is None and sites[name].is_trivial]
     chosen = [name for name in chosen if name not in left_out]
     if left_out and not chosen:
         raise ValueError(f"There is no other place in this model. {_why_left_out(left_out)}")
     if not chosen:
-        hint = nearest_name(str(patterns), sites) if sites else "none can be relaxed."
+        hint = nearest_name(str(patterns), sites) if sites else "none can be relaxed (a layer must be in a module)."
         raise ValueError(f"No layer matches where={patterns}; {hint}")
     inside = [name for name in chosen if _is_inside(name, chosen)]
     if inside:
@@ -232,6 +298,11 @@ def relaxed_layers(model: nn.Module) -> dict[str, Relaxed]:
 def is_relaxed(model: nn.Module) -> bool:
     """Whether any layer of the model has a free map."""
     return any(isinstance(module, Relaxed) for module in model.modules())
+
+
+def theta_of(layer: Relaxed) -> float:
+    """theta of a layer as a number, also if a controller owns it."""
+    return layer.theta.item() if isinstance(layer.theta, Tensor) else layer.theta
 
 
 def set_theta(model: nn.Module, theta: float) -> None:
@@ -265,5 +336,4 @@ def set_theta(model: nn.Module, theta: float) -> None:
     if not layers:
         raise ValueError("No layer of the model is relaxed; call `relax_constraints` first.")
     for layer in layers.values():
-        layer.theta = float(theta)
-        layer.theta_tensor.fill_(theta)
+        layer.set_theta(theta)

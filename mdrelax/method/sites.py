@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from mdrelax.base import o3
-from mdrelax.method.free_maps import FLAT, AxesView, FeatureView, FreeLinear, FreeMap, fibre_axes
+from mdrelax.method.free_maps import FLAT, AxesView, FeatureView, FreeFunction, FreeLinear, fibre_axes
 from mdrelax.method.groups import IrrepsRepresentation, Layout, Representation
 
 __all__ = ["SITES", "Site", "irreps_site", "relaxable_sites"]
@@ -29,7 +29,7 @@ class Site:
     source: Representation
     output: Representation
     view: FeatureView = FLAT
-    make_free: Callable[..., FreeMap] = FreeLinear  # called as make_free(source, output)
+    make_free: Callable[..., FreeFunction] = FreeLinear  # called as make_free(source, output)
 
     @property
     def is_trivial(self) -> bool:
@@ -53,18 +53,16 @@ def _linear(layer: Any) -> Site:
 
 
 def _product(layer: Any) -> Site:
-    """e3nn's ``FullyConnectedTensorProduct``: the free map reads the first of its two inputs."""
+    """e3nn's ``TensorProduct`` and its subclasses: the free map reads the first of the two inputs."""
     return irreps_site(layer.irreps_in1, layer.irreps_out, "mul_ir")
 
 
-SITES: dict[type[nn.Module], Callable[[Any], Site | None]] = {
-    o3.Linear: _linear,
-    o3.FullyConnectedTensorProduct: _product,
-}
+SITES: dict[type[nn.Module], Callable[[Any], Site | None]] = {o3.Linear: _linear, o3.TensorProduct: _product}
 
 
 def relaxable_sites(model: nn.Module) -> dict[str, Site]:
-    """Every submodule with weights that may be relaxed, by name.
+    """Every submodule with weights of its own that may be relaxed, by name; layers that are given their weights in each
+    call have none.
 
     The model itself is not included: a relaxed layer replaces a child of its parent module.
     """

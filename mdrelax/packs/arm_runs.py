@@ -12,16 +12,20 @@ from typing import Any, TypeVar
 import yaml
 from torch import nn
 
-from mdrelax.base.files import locked_folder, write_atomically
+from mdrelax.base.files import write_atomically
 from mdrelax.base.sections import Section, load, read_yaml
 from mdrelax.runs.config_changes import refuse_changes
-from mdrelax.runs.experiment import RESULTS, Experiment, run
+from mdrelax.runs.experiment import RESULTS, Experiment, run, run_folder
+from mdrelax.training.ranks import joined
 from mdrelax.training.settings import RelaxationConfig
 from mdrelax.training.trainer import Progress
 
-__all__ = ["enter", "load_run", "prepare_folder", "read_result", "run_arm", "with_arm"]
+__all__ = ["ACE", "enter", "load_run", "prepare_folder", "read_result", "run_arm", "with_arm"]
 
 SETTINGS = "run.yaml"
+ACE: dict[str, Any] = {  # relaxation under ACE: no schedule and no penalty, whatever the study's are
+    "controller": "ace", "schedule": "triangle", "peak": 1.0, "ramp": 0.2, "end": 1.0, "weight": 0.0,
+}  # fmt: skip
 Settings = TypeVar("Settings", bound=Section)
 
 
@@ -50,11 +54,12 @@ def run_arm(
     Raises ``ConfigError`` if the folder contains a run with other settings, ``InUseError`` if another process trains in
     it, and ``CertificateError`` if the projected network does not have its symmetry.
     """
-    with locked_folder(folder):
-        prepare_folder(settings, folder)
-        if (finished := read_result(folder)) is not None:
+    with joined() as ranks, run_folder(folder, ranks) as own:
+        with ranks.in_turn():
+            prepare_folder(settings, own)
+        if (finished := read_result(own)) is not None:
             return finished
-        return run(experiment, folder, restart=True, listener=listener, tell=tell).results
+        return run(experiment, own, restart=True, listener=listener, tell=tell).results
 
 
 def enter(settings: Section, folder: Path, *, restart: bool) -> bool:

@@ -32,7 +32,7 @@ from mdrelax.runs.train import (
 from mdrelax.runs.untrained import network_arguments, new_force_field
 from mdrelax.training.averages import Ema
 from mdrelax.training.checkpoint import CheckpointError, load_checkpoint
-from mdrelax.training.trainer import CHECKPOINT_KEYS, TrainingError
+from mdrelax.training.trainer import CHECKPOINT_DEFAULTS, CHECKPOINT_KEYS, TrainingError
 
 __all__ = ["RunCheckpoint", "open_checkpoint", "project_checkpoint", "projection_gap"]
 
@@ -74,7 +74,7 @@ def open_checkpoint(folder: Path, networks: Networks) -> RunCheckpoint:
     """The last checkpoint of a run; raises ``CheckpointError`` if there is none that can be used."""
     config = load_config(read_saved(folder / "config.yaml"))
     path = folder / "checkpoints" / "last.pt"
-    state = load_checkpoint(path, keys=CHECKPOINT_KEYS)
+    state = load_checkpoint(path, keys=CHECKPOINT_KEYS, defaults=CHECKPOINT_DEFAULTS)
     found = read_network(folder)
     begun, structures = _from_data(config, networks) if found is None else _from_file(found, networks)
     return RunCheckpoint(config, begun, structures, state, path)

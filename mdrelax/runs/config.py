@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from mdrelax.base.migrations import with_recipe_of_version_2
 from mdrelax.base.sections import Section, load
 from mdrelax.forces.settings import TrainingConfig
 from mdrelax.training.settings import RelaxationConfig, refuse_keep
@@ -81,7 +82,7 @@ class Config(Section):
     data: DataConfig
     potential: PotentialConfig = PotentialConfig()
     relaxation: RelaxationConfig = RelaxationConfig()
-    training: TrainingConfig
+    training: TrainingConfig = TrainingConfig()
     reference_energies: Literal["fit", "isolated"] = Field(
         "fit", description="Energies of the elements: least squares over the training set, or those of isolated atoms."
     )
@@ -90,9 +91,7 @@ class Config(Section):
     )
     standard_baseline: bool = Field(False, description="Also train the standard network, same budget and seed.")
     md_picoseconds: float = Field(0.0, ge=0, description="Length of an NVE run at 300 K at the end; 0: none.")
-    format_version: Literal[2] = Field(
-        2, description="Of this document; a run without it had the layer norm `separable`."
-    )
+    format_version: Literal[3] = Field(3, description="Of this document; one of version 2 keeps its defaults.")
 
     @model_validator(mode="after")
     def _equivariant_in_the_end(self) -> Self:
@@ -101,5 +100,9 @@ class Config(Section):
 
 
 def load_config(document: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Config:
-    """Check a document, with ``section.key=value`` overrides (values in YAML); raises ``ConfigError``."""
-    return load(Config, document, overrides=overrides)
+    """Check a document, with ``section.key=value`` overrides (values in YAML); raises ``ConfigError``.
+
+    Keys that a document of ``format_version: 2`` leaves out have the defaults of that version.
+    """
+    current = with_recipe_of_version_2(document) if document.get("format_version") == 2 else document
+    return load(Config, current, overrides=overrides)

@@ -25,7 +25,8 @@ def read_saved(path: Path) -> dict[str, Any]:
 def with_defaults(document: dict[str, Any]) -> dict[str, Any]:
     """A config that a run saved, with the defaults of keys newer than the run; unchanged if it is invalid now.
 
-    Configs of version 1 (without ``format_version``) get the layer norm that they were trained with.
+    Configs of version 1 (without ``format_version``) get the layer norm that they were trained with, those of versions
+    1 and 2 the recipe of that time for what they do not say.
     """
     try:
         current = document if "format_version" in document else _from_version_1(document)
@@ -35,11 +36,11 @@ def with_defaults(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_version_1(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The same run in version 2, whose presets no longer say ``norm_eps``."""
+    """The same run in version 2, whose presets no longer say ``norm_eps``; ``load_config`` knows that version."""
     network = {"name": "equiformer", "preset": "tiny", "arguments": {}, **(document.get("potential") or {})}
     of_preset = {"norm_eps": 1e-2} if network["name"] == "equiformer" and network["preset"] != "md17" else {}
     arguments = with_published_norm(network["name"], {**of_preset, **network["arguments"]})
-    return {**document, "potential": {**network, "arguments": arguments}}
+    return {**document, "potential": {**network, "arguments": arguments}, "format_version": 2}
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -3,11 +3,14 @@
     enter -> prepare -> relax -> train -> project -> certify -> evaluate -> export
 
 Force fields (``mdrelax.runs.train``) and the task packs (``mdrelax.packs``) are experiments; locks, resuming, parameter
-counts, measured cost and the order of the steps are implemented here only.
+counts, measured cost and the order of the steps are implemented here only. So is what several ranks have to agree on:
+all of them call ``run`` with the same experiment, and only the first one touches the folder.
 """
 
+import contextlib
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -18,14 +21,16 @@ from mdrelax.base.allocator import peak_memory
 from mdrelax.base.ambient import default_float32, undisturbed
 from mdrelax.base.files import locked_folder, write_atomically
 from mdrelax.base.provenance import environment
-from mdrelax.base.sections import ConfigError
+from mdrelax.base.sections import ConfigError, Section
 from mdrelax.base.seeds import generator
 from mdrelax.method.certificate import Certificate
 from mdrelax.method.relaxation import Placement, relax_constraints
+from mdrelax.runs.config_changes import changed_keys
+from mdrelax.training.ranks import Ranks, joined, use_gpu
 from mdrelax.training.settings import OptimisationConfig, RelaxationConfig
 from mdrelax.training.trainer import FitResult, Progress, Task, Trainer
 
-__all__ = ["RESULTS", "Experiment", "Finished", "check_device", "relax", "run", "seeded", "write_results"]
+__all__ = ["RESULTS", "Experiment", "Finished", "check_device", "relax", "run", "run_folder", "seeded", "write_results"]
 
 RESULTS = "results.json"
 Model = TypeVar("Model", bound=nn.Module)
@@ -41,6 +46,10 @@ class Finished(NamedTuple, Generic[Model]):
 
 class Experiment(Protocol[Model]):
     """The settings of a run and the steps specific to its kind; ``run`` calls the methods in this order."""
+
+    @property
+    def settings(self) -> Section:
+        """All settings, which every rank must have alike."""
 
     @property
     def training(self) -> OptimisationConfig:
@@ -89,18 +98,75 @@ def run(
         tell: Called with one line per stage.
         listener: Called after every step; an exception in it ends the run, which can be resumed.
 
+    Of processes that torchrun started, each trains on its part of every batch and returns the same result; only the
+    first one writes, and calls ``tell`` and ``listener``.
+
     Raises ``InUseError`` while another process trains in the folder, ``ConfigError`` for settings that cannot be used,
-    ``CertificateError`` for a network that is not equivariant, and the errors of the experiment's own methods.
+    ``CertificateError`` for a network that is not equivariant, ``LostRankError`` if another rank ended, and the errors
+    of the experiment's own methods.
     """
-    with locked_folder(folder):
-        check_device(experiment.training.device)
-        with undisturbed(torch.device(experiment.training.device)), torch.enable_grad():
-            return _run_in(experiment, folder, restart=restart, tell=tell, listener=listener)
+    device = experiment.training.device
+    with joined() as ranks, run_folder(folder, ranks) as own:
+        _require_agreement(experiment, ranks)
+        use_gpu(device, ranks)
+        check_device(device)
+        if not ranks.first:
+            tell, listener = (lambda line: None), (lambda progress: None)
+        with undisturbed(torch.device(device)), torch.enable_grad():
+            return _run_in(experiment, own, ranks, restart=restart, tell=tell, listener=listener)
+
+
+@contextlib.contextmanager
+def run_folder(folder: Path, ranks: Ranks) -> Iterator[Path]:
+    """The locked run folder on the first rank; on others a temporary one, with copies of its settings and results."""
+    with contextlib.ExitStack() as stack:
+        if ranks.first:
+            stack.enter_context(locked_folder(folder))
+        texts = ranks.share({} if ranks.size == 1 else _texts(folder))
+        if ranks.first:
+            yield folder
+            return
+        own = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mdrelax-rank-")))
+        for name, text in texts.items():
+            (own / name).write_bytes(text)
+        yield own
+
+
+def _texts(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for kind in ("json", "yaml") for path in folder.glob(f"*.{kind}")}
+
+
+def _require_agreement(experiment: Experiment[Model], ranks: Ranks) -> None:
+    """Raise ``ConfigError`` if this rank has other settings than rank 0, or if there are more ranks than structures."""
+    own = experiment.settings.model_dump(mode="json")
+    if changed := changed_keys(ranks.share(own), own):
+        raise ConfigError(
+            f"Rank {ranks.rank} has another config than rank 0 (rank 0 -> rank {ranks.rank}); start all ranks with the "
+            "same one:\n  " + "\n  ".join(changed)
+        )
+    if experiment.training.batch_size < ranks.size:
+        error = ConfigError(
+            f"`training.batch_size` is {experiment.training.batch_size}, fewer structures than there are ranks, "
+            f"{ranks.size}: take a larger batch, or fewer ranks."
+        )
+        raise ranks.one_sentence(error)
+
+
+def _require_same_data(folder: Path, ranks: Ranks) -> None:
+    """Raise ``ConfigError`` if this rank has read or split other data than rank 0."""
+    path = folder / "split.json"
+    own = path.read_text() if path.is_file() else None
+    if ranks.share(own) != own:
+        raise ConfigError(
+            f"Rank {ranks.rank} has read other data than rank 0 (their hashes in split.json differ): give every "
+            "machine the same files."
+        )
 
 
 def _run_in(
     experiment: Experiment[Model],
     folder: Path,
+    ranks: Ranks,
     *,
     restart: bool,
     tell: Callable[[str], None],
@@ -108,24 +174,46 @@ def _run_in(
 ) -> Finished[Model]:
     """``run`` in a folder that is locked."""
     training = experiment.training
-    resume = experiment.enter(folder, restart=restart)
-    model = experiment.prepare(folder, resume=resume, tell=tell)
+    with ranks.in_turn():
+        resume = experiment.enter(folder, restart=restart)
+    resume = ranks.share(resume)
+    with ranks.in_turn():  # the first one fetches or makes the data
+        model = experiment.prepare(folder, resume=resume, tell=tell)
+    _require_same_data(folder, ranks)
     n_parameters = sum(p.numel() for p in model.parameters())
     placement = relax(model, experiment.relaxation, seed=training.seed)
     tell(f"{n_parameters:,} parameters." if placement is None else str(placement))
     trainer = Trainer(
         model, experiment.task(model), training=training, relaxation=experiment.relaxation, folder=folder,
-        listener=listener,
+        listener=listener, ranks=ranks,
     )  # fmt: skip
+    if ranks.size > 1:
+        tell(f"{ranks.size} ranks, each with its part of every batch.")
     if resume:
         trainer.resume()
         tell(f"Resumed at step {trainer.step} of {trainer.n_steps}.")
     fit = trainer.run()
+    n_free = 0 if placement is None else placement.n_free
+    theta_at_end = trainer.controller.theta_at_end() if placement is not None else 0.0
+    if experiment.relaxation.controller == "ace" and placement is not None:
+        tell(f"ACE: the largest |gamma| was {theta_at_end:.3g} at the end, before it was set to 0 (equality form).")
+    facts = {
+        "n_parameters": n_parameters, "n_free_parameters": n_free, "theta_at_end": theta_at_end, "ranks": ranks.size
+    }  # fmt: skip
+    finished = _finish(experiment, fit, folder, facts) if ranks.first else None
+    certified: Any = ranks.share(None if finished is None else finished[1:])
+    return Finished(fit, *certified)
+
+
+def _finish(
+    experiment: Experiment[Model], fit: FitResult[Model], folder: Path, facts: dict[str, Any]
+) -> Finished[Model]:
+    """Certify, evaluate and export the trained network; ``facts`` are further entries of results.json."""
+    training = experiment.training
     certificate = experiment.certify(fit)
     results = {
-        "n_parameters": n_parameters, "n_free_parameters": 0 if placement is None else placement.n_free,
-        "steps": fit.steps, "best_step": fit.best_step, "seconds": fit.seconds, "cpu_seconds": fit.cpu_seconds,
-        "peak_MB": peak_memory(), "certificate": certificate.to_dict(),
+        **facts, "steps": fit.steps, "best_step": fit.best_step, "seconds": fit.seconds,
+        "cpu_seconds": fit.cpu_seconds, "peak_MB": peak_memory(), "certificate": certificate.to_dict(),
         "environment": environment(device=training.device, seed=training.seed), **experiment.evaluate(fit, folder),
     }  # fmt: skip
     write_results(folder, results)
@@ -147,7 +235,10 @@ def relax(model: nn.Module, settings: RelaxationConfig, *, seed: int) -> Placeme
         return None
     stream = generator(seed, "free maps")
     try:
-        return relax_constraints(model, where=settings.where, initial_std=settings.initial_std, generator=stream)
+        return relax_constraints(
+            model, where=settings.where, initial_std=settings.initial_std, generator=stream, kind=settings.free_map,
+            rank=settings.rank,
+        )  # fmt: skip
     except ValueError as error:
         raise ConfigError(f"`relaxation.where`: {error}") from error
 

@@ -20,12 +20,14 @@ from mdrelax.base.provenance import environment
 from mdrelax.base.sections import ConfigError, read_yaml
 from mdrelax.datasets import Frames, LabelOptions, Split
 from mdrelax.forces.loader import Batch
+from mdrelax.forces.settings import STRESS_WEIGHT
 from mdrelax.runs.config import Config, DataConfig, load_config
 from mdrelax.runs.config_changes import changed_keys, read_saved, refuse_changes
 from mdrelax.structures.graph import Graph
 
 MOST_NEIGHBOURS = 1000  # per atom
 IN_MEMORY = "memory"  # `data.source` for structures passed in memory
+LENGTHS = ("steps", "epochs")  # keys of `training`; the length may grow when a run is resumed
 MAY_CHANGE = ("md_picoseconds",)  # keys that may change when a run is resumed; none of them affects a number
 
 
@@ -41,17 +43,54 @@ class Parts(NamedTuple):
 
 
 def open_config(source: str, overrides: Sequence[str]) -> Config:
-    """A config from a YAML file or a preset that the package ships; raises ``ConfigError``."""
+    """A config from a YAML file, a preset or the name of data, which has the defaults; raises ``ConfigError``."""
+    if is_data(source, overrides):
+        return load_config({"data": {"source": source}}, overrides=overrides)
     if Path(source).is_file():
-        return load_config(read_yaml(source), overrides=overrides)
+        return load_config(_document(source), overrides=overrides)
     folder = resources.files("mdrelax") / "presets"
     names = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
     if source not in names:
         raise ConfigError(
-            f"There is no config file `{source}`, and no preset of that name; {nearest_name(source, names)}"
+            f"There is no config file `{source}`, no data file and no preset of that name; "
+            f"{nearest_name(source, names)}"
         )
     with resources.as_file(folder / f"{source}.yaml") as path:
         return load_config(read_yaml(path), overrides=overrides)
+
+
+def _document(path: str) -> dict[str, Any]:
+    try:
+        return read_yaml(path)
+    except ConfigError as error:
+        hint = "" if _is_yaml(path) else " If it holds structures, name their format: `-r data.format=ase`."
+        raise ConfigError(f"{error}{hint}") from error
+
+
+def _is_yaml(path: str) -> bool:
+    return Path(path).suffix.lower() in (".yaml", ".yml")
+
+
+def is_data(source: str, overrides: Sequence[str]) -> bool:
+    """True for the name of a data set or file in place of a config, also a file whose format an override names."""
+    named = Path(source).is_file() and any(override.startswith("data.format=") for override in overrides)
+    return datasets.is_source(source) or (named and not _is_yaml(source))
+
+
+def recipe_of(config: Config) -> str:
+    """Network, optimiser, length and split of a config in one sentence."""
+    potential, training, data = config.potential, config.training, config.data
+    network = f"{potential.name} `{potential.preset}` with cut-off {potential.cutoff:g} A"
+    network = network if potential.start is None else f"the network of `{potential.start}`"
+    steps = f"{training.steps:,} steps" if training.epochs is None else f"{training.epochs:,} epochs"
+    edges = "" if training.max_edges is None else f" and {training.max_edges:,} edges"
+    relaxed = "never relaxed" if config.relaxation.schedule == "off" else f"relaxed ({config.relaxation.schedule})"
+    rest = "the rest" if data.test is None else f"{data.test:g}"
+    return (
+        f"{network}, {relaxed}; {training.optimizer} at {training.learning_rate:g}, {steps} of up to "
+        f"{training.batch_size} structures{edges}; split {data.train:g} to train, {data.validation:g} to validate, "
+        f"{rest} to test, drawn with seed {data.seed}"
+    )
 
 
 def resolve(config: Config | Mapping[str, Any] | str | Path, data: Sequence[Atoms] | str | Path | None) -> Config:
@@ -76,15 +115,17 @@ def whole_numbers(option: str, text: str) -> list[int]:
         raise ConfigError(f"`{option}` wants whole numbers separated by commas, got `{text}`.") from error
 
 
-def check_folder(config: Config, folder: Path, *, restart: bool) -> None:
-    """Raise ``ConfigError`` if the folder contains a run and ``restart`` is off, or a run with another config.
+def check_folder(config: Config, folder: Path, *, restart: bool) -> str | None:
+    """A sentence to print if the folder contains a run that is made longer, else None.
 
-    A run that ended before its first checkpoint (a mistake in the config, a missing file) does not count.
+    Raises ``ConfigError`` if the folder contains a run and ``restart`` is off, or a run whose config differs in more
+    than a greater number of steps (or epochs). A run that ended before its first checkpoint (a mistake in the config, a
+    missing file) does not count.
     """
     saved = folder / "config.yaml"
     finished = (folder / "checkpoints" / "last.pt").exists() or (folder / "model.safetensors").exists()
     if not (saved.exists() and finished):
-        return
+        return None
     if not restart:
         raise ConfigError(
             f"`{folder}` already contains a run; add `--restart auto` to resume it, or choose another `--out`."
@@ -94,12 +135,15 @@ def check_folder(config: Config, folder: Path, *, restart: bool) -> None:
         for document in (read_saved(saved), config.model_dump(mode="json"))
     )
     changed = {line.partition(":")[0] for line in changed_keys(old, new)}
-    if changed and changed <= {"training.steps", "training.epochs"} and (folder / "model.safetensors").exists():
-        raise ConfigError(
-            f"`{folder}` is finished, and theta and the learning rate followed its length. To train on, continue from "
-            f"its model in another folder: `-r potential.start={folder / 'model.safetensors'}` in place of the network."
-        )
+    for unit in LENGTHS:
+        before, now = (document["training"].get(unit) for document in (old, new))
+        if changed == {f"training.{unit}"} and before is not None and now is not None and now > before:
+            return (
+                f"The run of {before:,} {unit} is continued to {now:,}: theta and the learning rate follow the new "
+                "length from here on, so the result is not that of one run of this length."
+            )
     refuse_changes(old, new, found=f"`{folder}` was made with another config", choose="`--out`")
+    return None
 
 
 def prepare_folder(config: Config, folder: Path, *, restart: bool) -> bool:
@@ -154,9 +198,13 @@ def _split(settings: DataConfig, n_frames: int, *, separate_test: bool) -> Split
             n_frames, train=settings.train_indices, valid=valid, test=settings.test_indices or (), generator=generator
         )
     test = 0 if separate_test else settings.test
-    return datasets.random_split(
-        n_frames, train=settings.train, valid=settings.validation, test=test, generator=generator
-    )
+    train, validation = (_some(size, n_frames) for size in (settings.train, settings.validation))
+    return datasets.random_split(n_frames, train=train, valid=validation, test=test, generator=generator)
+
+
+def _some(size: int | float, n_frames: int) -> int | float:
+    """A fraction as it is, or 1 if it would be no frame at all."""
+    return 1 if 0 < size < 1 and _size(size, n_frames) == 0 else size
 
 
 def _check_indices(settings: DataConfig) -> None:
@@ -219,6 +267,18 @@ def _shortest_distance(graph: Graph) -> float:
     return float(torch.cat([between.flatten(), lengths[lengths > 0]]).min())
 
 
+def with_stress_weight(config: Config, parts: Parts, *, conservative: bool) -> Config:
+    """The config with a stress weight, by default ``STRESS_WEIGHT`` if a training frame has a stress.
+
+    A network that is not ``conservative`` has no stress.
+    """
+    if config.training.stress_weight is not None:
+        return config
+    counts = conservative and any("stress" in frame for frame in parts.train)
+    training = config.training.model_copy(update={"stress_weight": STRESS_WEIGHT if counts else 0.0})
+    return config.model_copy(update={"training": training})
+
+
 def check_labels(config: Config, parts: Parts) -> None:
     """Refuse, before training, data that would fail afterwards or lack labels.
 
@@ -233,7 +293,7 @@ def check_labels(config: Config, parts: Parts) -> None:
                 f"The {name} frames have atomic numbers {unknown}, which no training frame has: train on more frames, "
                 "or take another `data.seed`."
             )
-    if config.training.stress_weight > 0 and not any("stress" in frame for frame in parts.train):
+    if config.training.stress_weight and not any("stress" in frame for frame in parts.train):
         raise ConfigError(
             f"`training.stress_weight` is {config.training.stress_weight}, but no training frame has a stress: name "
             "its key with `data.stress_key`, or set the weight to 0."

@@ -1,21 +1,64 @@
-"""Parallel runs: each is a process with one thread and its own folder, as many at a time as there are cores.
+"""Parallel runs: each is a job with its own folder, as many at a time as there are cores, or jobs on a Slurm cluster.
 
 With one thread each, runs do not wait for each other's threads, and their measured costs are right. A run that has not
 finished resumes when it is started again; the caller decides whether it has finished.
+
+| start | a job is |
+| --- | --- |
+| ``Processes`` | a process on this machine |
+| ``mdrelax.runs.slurm.SlurmJobs`` | a job of its own in the queue of a cluster |
 """
 
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
-__all__ = ["PARENT", "cores", "end_with_parent", "run_side_by_side"]
+__all__ = ["ONE_THREAD_EACH", "PARENT", "Job", "Processes", "Start", "cores", "end_with_parent", "job_environment",
+           "on_ranks", "run_side_by_side"]  # fmt: skip
 
 POLL_SECONDS = 0.5
 PARENT = "MDRELAX_PARENT"  # environment variable: the process that waits for this run
+
+
+class Job(Protocol):
+    """A started run; ``subprocess.Popen`` is one."""
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it waits or runs."""
+
+    def terminate(self) -> None:
+        """End it."""
+
+    def wait(self) -> int:
+        """Return when it has ended."""
+
+
+Start = Callable[[Sequence[str], Path], Job]  # of a command, whose output goes to run.log in a folder
+
+
+class Processes:
+    """Start each run as a process on this machine, with so many threads on each of its ranks."""
+
+    def __init__(self, *, threads: int = 1, ranks: int = 1) -> None:
+        self.threads, self.ranks = threads, ranks
+
+    def __call__(self, command: Sequence[str], place: Path) -> "subprocess.Popen[bytes]":
+        """Start a command; see ``Start``."""
+        place.mkdir(parents=True, exist_ok=True)
+        with (place / "run.log").open("ab") as file:
+            environment = {**job_environment(self.threads), PARENT: str(os.getpid())}
+            return subprocess.Popen(
+                on_ranks(command, self.ranks), stdout=file, stderr=subprocess.STDOUT, env=environment
+            )
+
+
+ONE_THREAD_EACH = Processes()
 
 
 def run_side_by_side(
@@ -24,6 +67,7 @@ def run_side_by_side(
     *,
     finished: Callable[[Path], str | None],
     jobs: int,
+    start: Start = ONE_THREAD_EACH,
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Run the command of each folder that is not finished, ``jobs`` at a time; its output goes to run.log there.
@@ -33,16 +77,16 @@ def run_side_by_side(
     """
     waiting = [place for place in places if finished(place) is None]
     done, failed = len(places) - len(waiting), []
-    running: dict[Path, subprocess.Popen[bytes]] = {}
+    running: dict[Path, Job] = {}
     untold: list[Exception] = []
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 place = waiting.pop(0)
-                running[place] = _start(command(place), place)
+                running[place] = start(command(place), place)
             time.sleep(POLL_SECONDS)
-            for place in [p for p, process in running.items() if process.poll() is not None]:
-                code = running.pop(place).returncode
+            for place, code in [(p, code) for p, job in running.items() if (code := job.poll()) is not None]:
+                del running[place]
                 line = None if code else finished(place)
                 done += 1
                 failed += [place.name] if line is None else []
@@ -52,9 +96,9 @@ def run_side_by_side(
                 except Exception as error:
                     untold.append(error)
     finally:
-        for process in running.values():
-            process.terminate()
-            process.wait()
+        for job in running.values():
+            job.terminate()
+            job.wait()
     if failed:
         raise RuntimeError(f"These runs failed: {', '.join(failed)}; see run.log in their folders, then run again.")
     if untold:
@@ -64,6 +108,16 @@ def run_side_by_side(
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def job_environment(threads: int) -> dict[str, str]:
+    """The environment of a job with so many threads."""
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+
+
+def on_ranks(command: Sequence[str], ranks: int) -> list[str]:
+    """The command that runs a command on several ranks of one machine, as torchrun does."""
+    return list(command) if ranks == 1 else [sys.executable, "-m", "mdrelax.runs.ranked", str(ranks), *command]
 
 
 def end_with_parent() -> None:
@@ -81,10 +135,3 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _start(command: Sequence[str], place: Path) -> "subprocess.Popen[bytes]":
-    place.mkdir(parents=True, exist_ok=True)
-    with (place / "run.log").open("ab") as file:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", PARENT: str(os.getpid())}
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)

@@ -24,7 +24,7 @@ from mdrelax.method.certificate import Certificate
 from mdrelax.modelfile import LoadedModel, save_model, save_refused
 from mdrelax.runs.config import Config
 from mdrelax.runs.experiment import Finished, run
-from mdrelax.runs.inputs import Parts, check_cutoff, check_labels, load_parts, prepare_folder
+from mdrelax.runs.inputs import Parts, check_cutoff, check_labels, load_parts, prepare_folder, with_stress_weight
 from mdrelax.runs.network import Networks, Untrained, check_network, read_network, write_network
 from mdrelax.runs.refused import REFUSED, refuse
 from mdrelax.runs.untrained import load_start, shift_references, untrained
@@ -74,6 +74,11 @@ class Potentials:
         self.start: LoadedModel | None = None
         self.training, self.relaxation = config.training, config.relaxation
 
+    @property
+    def settings(self) -> Config:
+        """The whole config."""
+        return self.config
+
     def enter(self, folder: Path, *, restart: bool) -> bool:
         """Write config.yaml and env.json; see ``Experiment``."""
         self.start = load_start(self.config.potential)
@@ -93,6 +98,8 @@ class Potentials:
         neighbours = check_cutoff(self.frames.train, cutoff)
         self.begun = untrained(config, self.frames.train, self.parts.isolated_energies, self.networks, self.start)
         force_field, name, _, origin = self.begun
+        self.config = config = with_stress_weight(config, self.parts, conservative=force_field.conservative)
+        self.training = config.training
         if resume and (before := read_network(folder)) is not None:
             force_field.exact_lone_atoms = before.exact_lone_atoms  # of an older version: False
         write_network(folder, self.begun, structures=kept_structures(self.parts))
@@ -217,7 +224,7 @@ def _test_results(
     config: Config, force_field: ForceField, parts: Parts, frames: Frames, folder: Path
 ) -> dict[str, Any]:
     """Errors on validation and test frames and the trivial baseline; the test predictions go to a file."""
-    stress = config.training.stress_weight > 0
+    stress = bool(config.training.stress_weight)
     validation = predictions_of(force_field, frames.validation, stress=stress)
     results: dict[str, Any] = {"validation": metrics.errors(validation)}
     if frames.test:

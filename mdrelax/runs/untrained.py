@@ -41,7 +41,7 @@ def untrained(
         arguments = network_arguments(config.potential, frames, networks)
         model = new_force_field(config, frames, isolated_energies, arguments, networks)
         found = Untrained(model, config.potential.name, arguments, None)
-    if config.training.stress_weight > 0 and not found.force_field.conservative:
+    if config.training.stress_weight and not found.force_field.conservative:
         raise ConfigError(
             f"`training.stress_weight` is {config.training.stress_weight}, but direct forces have no stress; set it to "
             "0 or `potential.arguments.forces` to gradient."

@@ -213,7 +213,7 @@ def _graph(system: _System, found: _Candidates, cutoff: float) -> Graph:
         cell=torch.from_numpy(system.cell[None].copy()),
         edge_index=torch.from_numpy(index),
         edge_shift=torch.from_numpy(shift),
-        batch=torch.zeros(len(system.numbers), dtype=torch.int64),
+        batch=torch.from_numpy(np.zeros(len(system.numbers), np.int64)),  # on the CPU, whatever the default
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Ema", "has_running_statistics", "own_statistics"]
+__all__ = ["Ema", "has_running_statistics", "own_statistics", "running_statistics"]
 
 
 class Ema:
@@ -62,6 +62,11 @@ class Ema:
 def has_running_statistics(model: nn.Module) -> bool:
     """True if the network has batch norms, or modules like them, with running means or variances."""
     return bool(_norms(model))
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """The running means and variances of a network's norms."""
+    return [buffer for norm in _norms(model) for buffer in _statistics(norm) if buffer.is_floating_point()]
 
 
 def own_statistics(model: nn.Module, forward: Callable[[Any, int], object], batches: Iterable[Any]) -> None:

@@ -6,6 +6,7 @@ Resume files contain tensors and primitives only and are read with ``weights_onl
 import io
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,10 +27,13 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load_checkpoint(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, *, keys: Collection[str] = (), defaults: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """Read a resume file onto the CPU; raises ``CheckpointError`` if it is missing, truncated or foreign.
 
-    If ``keys`` are given, a file that does not have exactly these is foreign.
+    If ``keys`` are given, a file that does not have exactly these is foreign; ``defaults`` are the values of those that
+    older versions did not write.
     """
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint `{path}`; start without `--restart`.")
@@ -37,6 +41,8 @@ def load_checkpoint(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several unrelated types for a broken file
         raise CheckpointError(f"`{path}` is truncated or not an mdrelax checkpoint; delete it and restart.") from error
+    if isinstance(state, dict):
+        state = {**defaults, **state}
     if not isinstance(state, dict) or (keys and set(state) != set(keys)):
         raise CheckpointError(f"`{path}` is not a checkpoint of this mdrelax; delete it and restart.")
     return state

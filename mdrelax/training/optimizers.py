@@ -88,7 +88,7 @@ def make_optimizer(
     make: dict[OptimizerKind, MakeOptimizer] = {**OPTIMIZERS, "muon": partial(_muon, vector_fraction=vector_fraction)}
     settings: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "betas": betas}
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    free: list[Tensor] = [layer.free.weight for layer in relaxed_layers(model).values()]
+    free: list[Tensor] = [p for layer in relaxed_layers(model).values() for p in layer.free.parameters()]
     if (free_kind == kind and free_fraction == 1) or not free:
         return make[kind](parameters, **settings)
     known = {id(p) for p in free}

@@ -4,6 +4,8 @@ One step, for step s of n:
 
     theta = schedule(s / (n - 1))        loss = task + lambda * penalty        optimiser        moving average
 
+or theta = the gamma_i that a controller (ACE) found for each relaxed place.
+
 Validation, model selection and test use only the projected copy of the averaged weights, or, with
 `projection: keep`, the copy with its free maps at the theta of that step. The trainer is
 generic: network and ``Task`` (for potentials, ``mdrelax.forces.forcematching``) are passed in, and nothing here depends
@@ -28,19 +30,22 @@ from mdrelax.base.seeds import default_stream
 from mdrelax.method.free_map_log import LAYER_COLUMNS, activation_lie_squares, layer_rows
 from mdrelax.method.penalty import Inputs, penalty, record_inputs
 from mdrelax.method.projection import LayerRecord, projected_copy
-from mdrelax.method.relaxation import is_relaxed, set_theta
-from mdrelax.training.averages import Ema, has_running_statistics, own_statistics
+from mdrelax.method.relaxation import is_relaxed, relaxed_layers
+from mdrelax.training.averages import Ema, has_running_statistics, own_statistics, running_statistics
 from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from mdrelax.training.optimizers import make_optimizer, set_rate
-from mdrelax.training.settings import OptimisationConfig, RelaxationConfig
+from mdrelax.training.ranks import ALONE, Divisible, Ranks
+from mdrelax.training.settings import OptimisationConfig, RelaxationConfig, make_controller
 
-__all__ = ["CHECKPOINT_KEYS", "FitResult", "Progress", "Task", "Trainer", "TrainingError"]
+__all__ = ["CHECKPOINT_DEFAULTS", "CHECKPOINT_KEYS", "FitResult", "Progress", "Task", "Trainer", "TrainingError"]
 
 FIRST_COLUMNS = ("step", "epoch", "time_s", "lr", "theta", "penalty", "train_loss")  # of metrics.csv; then the task's
 PROJECTED = "projected_"  # prefix of the columns of the projected network, with `keep`
 # The content of a checkpoint in addition to model, optimiser and average.
 PRIMITIVES = ("step", "epoch", "batch", "reductions", "stale", "seconds", "cpu_seconds", "best", "rows", "layer_rows")
-CHECKPOINT_KEYS = (*PRIMITIVES, "model", "optimizer", "ema")
+STATES = ("model", "optimizer", "ema", "controller")
+CHECKPOINT_KEYS = (*PRIMITIVES, *STATES)
+CHECKPOINT_DEFAULTS: dict[str, Any] = {"controller": {}}  # of keys that older versions did not write
 Model = TypeVar("Model", bound=nn.Module)
 ModelIn = TypeVar("ModelIn", bound=nn.Module, contravariant=True)
 
@@ -67,12 +72,14 @@ class FitResult(NamedTuple, Generic[Model]):
     best_step: int
     steps: int  # done; fewer than planned after early stopping
     seconds: float
-    cpu_seconds: float  # of all threads of this process, without interruptions
+    cpu_seconds: float  # of all threads of all ranks, without interruptions
     metrics: pd.DataFrame
 
 
 class Task(Protocol[ModelIn]):
     """A training task: batches, their loss, and the validation error that selects the best network.
+
+    To train on several ranks it has to be ``mdrelax.training.ranks.Divisible``, too.
 
     All randomness in a batch follows from a seed of the task and from ``epoch`` or ``step``, so that a resumed run
     sees the same batches as an uninterrupted one. Only the network, in ``loss``, may draw from torch's own generators
@@ -113,6 +120,9 @@ class Trainer(Generic[Model]):
 
     ``model`` is already relaxed unless the schedule is ``off``. Checkpoints, metrics.csv and (of a relaxed model)
     layers.csv go to ``folder`` after every validation, so a killed run loses at most the steps since then.
+
+    Of several ``ranks`` each has a trainer with the same arguments: they start from the weights of rank 0, each takes
+    its part of every batch, and rank 0 alone writes. Raises ``TrainingError`` for a task that cannot be divided.
     """
 
     def __init__(
@@ -124,12 +134,18 @@ class Trainer(Generic[Model]):
         relaxation: RelaxationConfig,
         folder: Path,
         listener: Callable[[Progress], None] = lambda progress: None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        _require_divisible(task, ranks)
+        self.ranks = ranks
+        if ranks.size > 1:
+            model.load_state_dict(ranks.share({name: tensor.cpu() for name, tensor in model.state_dict().items()}))
         self.model = model.to(training.device)
         self.task, self.folder, self.listener = task, folder, listener
         self.settings, self.relaxation = training, relaxation
-        self.schedule, self.learning_rate = relaxation.theta(), training.rate()
         self.n_steps = training.steps or task.n_steps(training.epochs or 1)
+        self.learning_rate = training.rate(self.n_steps)
+        self.interval = training.validation_interval(self.n_steps)
         self.optimizer = make_optimizer(
             self.model, kind=training.optimizer, lr=training.learning_rate, weight_decay=training.weight_decay,
             betas=training.betas, vector_fraction=training.vector_rate_fraction, free_kind=relaxation.optimizer,
@@ -137,6 +153,7 @@ class Trainer(Generic[Model]):
         )  # fmt: skip
         self.ema = Ema(self.model, decay=training.ema)
         self.relaxed = is_relaxed(self.model)
+        self.controller = make_controller(relaxation, self.model, n_steps=self.n_steps, betas=training.betas)
         self.keeps = self.relaxed and relaxation.projection == "keep"
         self.step = self.epoch = self.batch = self.reductions = self.stale = 0
         self.seconds = self.cpu_seconds = 0.0
@@ -167,46 +184,61 @@ class Trainer(Generic[Model]):
 
     def _train_step(self, batch: Any) -> tuple[float, float]:
         """One optimiser step; returns theta and the penalty."""
-        theta = self._set_theta()
+        theta = self.controller.begin_step(self.model, step=self.step) if self.relaxed else 0.0
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with default_stream(self.settings.seed, "dropout", self.step, device=self.settings.device):
+        stream = self.step * self.ranks.size + self.ranks.rank
+        with default_stream(self.settings.seed, "dropout", stream, device=self.settings.device):
             with self._recorded() as self.inputs:
-                loss, numbers = self.task.loss(self.model, batch, step=self.step)
-            extra = self._penalty() if self.relaxed else torch.zeros(())
+                loss, numbers = self._loss(batch)
+            extra = self._penalty()
             (loss + self.relaxation.weight * extra).backward()
+        self.ranks.add_gradients([*self.model.parameters(), *self.controller.leaves()])
         self._apply_gradient()
         self.since_validation.append(torch.stack([loss.detach(), *numbers]))
         return theta, float(extra.detach())
 
+    def _loss(self, batch: Any) -> tuple[Tensor, list[Tensor]]:
+        """The loss of a batch and its numbers, or this rank's shares of them."""
+        if self.ranks.size == 1:
+            return self.task.loss(self.model, batch, step=self.step)
+        task: Any = self.task  # it is divisible
+        part = self.ranks.part(task.sizes(batch))
+        if part.start == part.stop:
+            nothing = torch.zeros((), dtype=torch.float64, device=self.settings.device)
+            return nothing.clone().requires_grad_(), [nothing] * len(task.train_columns)
+        return task.loss(self.model, batch, step=self.step, part=part)
+
     def _recorded(self) -> AbstractContextManager[Inputs]:
         """For the activation penalty, and before a validation for layers.csv; recorded images take much memory."""
-        needed = self.relaxation.penalty == "activation" or self._validates_at(self.step + 1)
+        own = self.relaxation
+        needed = (own.penalty == "activation" and own.weight > 0) or self._validates_at(self.step + 1)
         return record_inputs(self.model) if needed else nullcontext({})
 
     def _validates_at(self, step: int) -> bool:
-        return step % self.settings.validate_every == 0 or step == self.n_steps
+        return step % self.interval == 0 or step == self.n_steps
 
     def _penalty(self) -> Tensor:
-        own = self.relaxation
-        return penalty(self.model, self.inputs, kind=own.penalty, rows=own.penalty_rows, lie=own.lie_weight)
-
-    def _set_theta(self) -> float:
-        theta = self.schedule.at_step(self.step, n_steps=self.n_steps)
-        if self.relaxed:
-            set_theta(self.model, theta)
-        return theta if self.relaxed else 0.0
+        own, processes = self.relaxation, self.ranks if self.ranks.size > 1 else None
+        if not (self.relaxed and own.weight):
+            return torch.zeros(())
+        return penalty(
+            self.model, self.inputs, kind=own.penalty, rows=own.penalty_rows, lie=own.lie_weight, processes=processes
+        )
 
     def _apply_gradient(self) -> None:
         """Clip, step, average; a gradient that is not finite ends the run before it changes the weights."""
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
         if not torch.isfinite(norm):
-            raise TrainingError(
+            error = TrainingError(
                 f"The gradient is {norm.item()} at step {self.step}: (a) lower `training.learning_rate` "
                 f"({self.settings.learning_rate}), or (b) look for broken data (frames: with `mdrelax data check`)."
             )
+            raise self.ranks.one_sentence(error)
         rate = self.learning_rate.at_step(self.step, n_steps=self.n_steps, epoch=self.epoch, reductions=self.reductions)
         set_rate(self.optimizer, rate)
+        if self.relaxed:
+            self.controller.after_backward(self.model)
         self.optimizer.step()
         self.ema.update(self.model.parameters())
 
@@ -233,7 +265,7 @@ class Trainer(Generic[Model]):
             squares.update(activation_lie_squares(twin, self.inputs))
 
         twin, layers = self._project(prepare)
-        self.layer_rows += layer_rows(self.step, layers, squares)
+        self.layer_rows += layer_rows(self.step, layers, squares, self.controller.duals())
         return twin, layers
 
     def _give_statistics(self, twin: Model) -> None:
@@ -241,27 +273,37 @@ class Trainer(Generic[Model]):
         if not (self.settings.norm_batches and has_running_statistics(twin)):
             return
 
-        def forward(batch: Any, k: int) -> None:
+        done: list[int] = []
+
+        def forward(numbered: tuple[int, Any], _: int) -> None:
+            k, batch = numbered
+            done.append(k)
             with default_stream(self.settings.seed, "dropout", k, device=self.settings.device):
                 self.task.loss(twin, batch, step=k)
 
-        own_statistics(twin, forward, itertools.islice(self.task.batches(0, start=0), self.settings.norm_batches))
+        batches = itertools.islice(self.task.batches(0, start=0), self.settings.norm_batches)
+        own_statistics(twin, forward, itertools.islice(enumerate(batches), self.ranks.rank, None, self.ranks.size))
+        self.ranks.average(running_statistics(twin), weight=len(done))
         twin.zero_grad(set_to_none=True)
 
     def _errors(self, twin: Model) -> dict[str, float]:
         """The validation errors of a network; if its free maps are kept, also those of its projection."""
-        errors = self.task.validate(twin)
+        task: Any = self.task
+        keys = {"ranks": self.ranks} if self.ranks.size > 1 else {}
+        errors = task.validate(twin, **keys)
         if self.keeps:
             nearest, _ = projected_copy(twin, how="fold")
             self._give_statistics(nearest)
-            errors |= {PROJECTED + name: error for name, error in self.task.validate(nearest).items()}
-        return errors
+            errors |= {PROJECTED + name: error for name, error in task.validate(nearest, **keys).items()}
+        return self.ranks.share(errors)  # on other processors they may be rounded differently
 
     def _validate(self, theta: float, extra: float) -> dict[str, float]:
         """Measure the network, keep it if it is the best, write the checkpoint and the tables."""
+        self.ranks.average(running_statistics(self.model))
         twin, layers = self._log_and_project()
         errors = self._errors(twin)
-        loss, *numbers = torch.stack(self.since_validation).nanmean(0).tolist()
+        steps = torch.stack(self.since_validation)
+        loss, *numbers = (steps if self.ranks.size == 1 else self.ranks.sum(steps.double())).nanmean(0).tolist()
         self.since_validation = []
         row = {
             "step": self.step, "epoch": self.epoch, "time_s": round(self.seconds, 3),
@@ -284,9 +326,11 @@ class Trainer(Generic[Model]):
             self.reductions += 1
 
     def save(self) -> None:
-        """Write checkpoints/last.pt, metrics.csv and layers.csv."""
+        """Write checkpoints/last.pt, metrics.csv and layers.csv; rank 0 does."""
+        if not self.ranks.first:
+            return
         state = {name: getattr(self, name) for name in PRIMITIVES}
-        state |= {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "ema")}
+        state |= {name: getattr(self, name).state_dict() for name in STATES}
         save_checkpoint(self.folder / "checkpoints" / "last.pt", state)
         write_atomically(self.folder / "metrics.csv", self.metrics().to_csv(index=False).encode())
         if self.relaxed:
@@ -296,9 +340,10 @@ class Trainer(Generic[Model]):
     def resume(self) -> None:
         """Load the state of checkpoints/last.pt; raises ``CheckpointError`` if it cannot be used."""
         path = self.folder / "checkpoints" / "last.pt"
-        state = load_checkpoint(path, keys=CHECKPOINT_KEYS)
+        loaded = load_checkpoint(path, keys=CHECKPOINT_KEYS, defaults=CHECKPOINT_DEFAULTS) if self.ranks.first else {}
+        state = self.ranks.share(loaded)
         try:
-            for name in ("model", "optimizer", "ema"):
+            for name in STATES:
                 getattr(self, name).load_state_dict(state[name])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"`{path}` belongs to another network; delete it and restart.") from error
@@ -318,14 +363,25 @@ class Trainer(Generic[Model]):
     def result(self) -> FitResult[Model]:
         """The best network so far; raises ``TrainingError`` if no validation gave a finite error."""
         if not self.best["state"]:
-            raise TrainingError(
+            error = TrainingError(
                 f"No validation up to step {self.step} gave a finite error, so there is no best network: (a) the run "
                 "was stopped before the first validation, or (b) the network's numbers overflow."
             )
+            raise self.ranks.one_sentence(error)
         twin, _ = projected_copy(self.model, how=self.relaxation.projection)
         twin.load_state_dict(self.best["state"])
         layers = [LayerRecord(**record) for record in self.best["layers"]]
         if self.keeps:
-            set_theta(twin, layers[0].theta)
-        times = (self.seconds, self.cpu_seconds)
+            for layer, record in zip(relaxed_layers(twin).values(), layers, strict=True):
+                layer.set_theta(record.theta)
+        times = (self.seconds, self.ranks.sum(torch.tensor(self.cpu_seconds, dtype=torch.float64)).item())
         return FitResult(twin.cpu(), layers, self.best["step"], self.step, *times, self.metrics())
+
+
+def _require_divisible(task: object, ranks: Ranks) -> None:
+    if ranks.size > 1 and not isinstance(task, Divisible):
+        error = TrainingError(
+            f"The task `{type(task).__name__}` cannot be divided among {ranks.size} ranks: it has no method `sizes` "
+            "(`mdrelax.training.ranks.Divisible`). Train it with one process."
+        )
+        raise ranks.one_sentence(error)

@@ -6,9 +6,19 @@ from typing import Annotated
 import typer
 
 from mdrelax.cli.bench.studies import say_validation, train_and_tell
-from mdrelax.cli.options import Jobs, OnlyReport, Override, Seeds
+from mdrelax.cli.options import (
+    Jobs,
+    Launcher,
+    OnlyReport,
+    Override,
+    RanksOfRun,
+    Seeds,
+    Slurm,
+    Threads,
+    workers,
+)  # fmt: skip
 
-ABLATIONS = "standard,relaxed,relaxed-weight,no-schedule,no-lie-penalty,no-penalty,plain,equi-tuning,equiv-adapt"
+ABLATIONS = "standard,relaxed,relaxed-weight,no-schedule,no-lie-penalty,no-penalty,ace,plain,equi-tuning,equiv-adapt"
 QUICK = [  # in miniature: tiny networks and solids made here
     "preset=tiny", "n_points=96", "resample=false", "training.epochs=14", "training.batch_size=24",
     "training.learning_rate=0.01", "training.warmup_steps=10", "training.validate_every=60", "training.ema=0.9",
@@ -36,6 +46,10 @@ def modelnet(
     recipe: Annotated[str, typer.Option(help="small (for one core) or published.")] = "small",
     override: Override = None,
     jobs: Jobs = 0,
+    threads: Threads = 1,
+    ranks: RanksOfRun = 1,
+    launcher: Launcher = "local",
+    slurm: Slurm = None,
     quick: Annotated[bool, typer.Option(help="Every arm in miniature on solids made here, in a few minutes.")] = False,
     only_report: OnlyReport = False,
 ) -> None:
@@ -44,11 +58,11 @@ def modelnet(
     from mdrelax.base.provenance import command_line
     from mdrelax.packs.recipes import recipe as shipped
     from mdrelax.runs.inputs import whole_numbers
-    from mdrelax.runs.jobs import cores
 
     if only_report:
         train_and_tell(lambda: None, lambda: study.write_study(out), f"Runs in {out}", folder=out)
         return
+    crew = workers(out, jobs=jobs, threads=threads, ranks=ranks, launcher=launcher, slurm=slurm)
     base = {**shipped("modelnet", network, recipe), "data": data, "protocol": protocol}
     numbers = whole_numbers("--seeds", seeds)
     changes = [*(QUICK if quick else []), *([f"training.epochs={epochs}"] if epochs else []), *(override or [])]
@@ -60,7 +74,7 @@ def modelnet(
 
     def train() -> None:
         study.STUDY.refuse_mixtures(runs, study.finished_runs(out)[0])
-        study.STUDY.run(runs, out, jobs=jobs or cores(), tell=typer.echo)
+        study.STUDY.run(runs, out, **crew._asdict(), tell=typer.echo)
 
     train_and_tell(
         train, lambda: study.write_study(out, command=command_line()), f"{len(runs)} runs in {out}", folder=out

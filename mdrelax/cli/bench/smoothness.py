@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mdrelax.cli.options import Jobs, Seeds
+from mdrelax.cli.options import Jobs, Launcher, RanksOfRun, Seeds, Slurm, Threads, workers
 from mdrelax.cli.output import keep_table, tell_table
 
 
@@ -20,6 +20,10 @@ def smoothness(
     seeds: Seeds = "0",
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 1000,
     jobs: Jobs = 0,
+    threads: Threads = 1,
+    ranks: RanksOfRun = 1,
+    launcher: Launcher = "local",
+    slurm: Slurm = None,
 ) -> None:
     """Train networks on EMT copper and measure k(d) = -F/d in the perfect crystal, which must not depend on d."""
     from mdrelax.analysis.benchmarks import smoothness as benchmark
@@ -27,11 +31,11 @@ def smoothness(
     from mdrelax.base.files import locked_folder
     from mdrelax.modelfile import RoughPotentialWarning
     from mdrelax.runs.inputs import whole_numbers
-    from mdrelax.runs.jobs import cores
 
+    crew = workers(out, jobs=jobs, threads=threads, ranks=ranks, launcher=launcher, slurm=slurm)
     with locked_folder(out):
         trained = benchmark.train_on_copper(
-            out, networks.split(","), seeds=whole_numbers("--seeds", seeds), steps=steps, jobs=jobs or cores(),
+            out, networks.split(","), seeds=whole_numbers("--seeds", seeds), steps=steps, **crew._asdict(),
             tell=typer.echo,
         )  # fmt: skip
     with warnings.catch_warnings():

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mdrelax.cli.options import Override
 from mdrelax.cli.output import keep_table, refuse, tell_table
 
 
@@ -101,6 +102,28 @@ def backbones(
         f"energies and forces of {batch_size} ethanol molecules, squared errors, backward, Adam; or one MD step of one"
     )
     keep_table(table.reset_index(), out, work=work, name="backbones")
+
+
+def ranks(
+    source: Annotated[str, typer.Option(help="The molecule to train on: a file, or a name such as rmd17:aspirin.")] = (
+        "rmd17:aspirin"
+    ),
+    out: Annotated[Path, typer.Option(help="Folder for ranks.csv and ranks.json.")] = Path("runs/speed"),
+    processes: Annotated[int, typer.Option("--ranks", min=2, help="Number of processes to compare with one.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each process.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of trainings of each kind, in turns.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps of each training.")] = 10,
+    override: Override = None,
+) -> None:
+    """Time training steps of one process and of several by torchrun: `small`, relaxed, batches of 32 molecules."""
+    from mdrelax.analysis.benchmarks.ranks import ranks_config, time_ranks
+
+    config = ranks_config(source, steps=steps, overrides=override or [])
+    table = time_ranks(config, ranks=processes, rounds=rounds, threads=threads, tell=typer.echo)
+    tell_table(table)
+    size, name = config["training"]["batch_size"], config["potential"]["preset"]
+    work = f"training steps of `{name}`, {size} structures of {Path(source).name}; {steps} steps in each round"
+    keep_table(table, out, work=work, name="ranks")
 
 
 def hessians(

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mdrelax.cli.options import Arms, Compile, Jobs, OnlyReport, Override, Seeds
+from mdrelax.cli.options import (
+    Arms,
+    Compile,
+    Jobs,
+    Launcher,
+    OnlyReport,
+    Override,
+    RanksOfRun,
+    Seeds,
+    Slurm,
+    Threads,
+    workers,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,9 +46,15 @@ def nbody(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set; the default is the recipe's.")] = (
         None
     ),
-    recipe: Annotated[str, typer.Option(help="tuned (ours, found on validation data) or published.")] = "tuned",
+    recipe: Annotated[
+        str, typer.Option(help="tuned (ours, found on validation data), published, or ace, that of arXiv 2505.13631.")
+    ] = "tuned",
     override: Override = None,
     jobs: Jobs = 0,
+    threads: Threads = 1,
+    ranks: RanksOfRun = 1,
+    launcher: Launcher = "local",
+    slurm: Slurm = None,
     compile: Compile = None,
     quick: Annotated[bool, typer.Option(help="The whole study in miniature, in a few minutes.")] = False,
 ) -> None:
@@ -44,8 +62,8 @@ def nbody(
     from mdrelax.analysis.studies import nbody as study
     from mdrelax.base.provenance import command_line
     from mdrelax.runs.inputs import whole_numbers
-    from mdrelax.runs.jobs import cores
 
+    crew = workers(out, jobs=jobs, threads=threads, ranks=ranks, launcher=launcher, slurm=slurm)
     base: dict[str, Any] = {**study.recipe(recipe), "compile": _has_compiler() if compile is None else compile}
     numbers = whole_numbers("--seeds", seeds)
     levels = {"n_layers": whole_numbers("--layers", layers), "n_train": whole_numbers("--train-sizes", train_sizes)}
@@ -57,7 +75,7 @@ def nbody(
 
     def train() -> None:
         study.STUDY.refuse_mixtures(runs, study.finished_runs(out)[0])
-        study.STUDY.run(runs, out, jobs=jobs or cores(), tell=typer.echo)
+        study.STUDY.run(runs, out, **crew._asdict(), tell=typer.echo)
 
     train_and_tell(
         train, lambda: study.write_study(out, command=command_line()), f"{len(runs)} runs in {out}", folder=out
@@ -113,6 +131,10 @@ def rmd17(
     seeds: Seeds = "0,1",
     override: Override = None,
     jobs: Jobs = 0,
+    threads: Threads = 1,
+    ranks: RanksOfRun = 1,
+    launcher: Launcher = "local",
+    slurm: Slurm = None,
     compile: Compile = None,
     only_report: OnlyReport = False,
 ) -> None:
@@ -121,12 +143,12 @@ def rmd17(
     from mdrelax.analysis.studies.study import split_arms
     from mdrelax.base.provenance import command_line
     from mdrelax.runs.inputs import open_config, whole_numbers
-    from mdrelax.runs.jobs import cores
 
     place = results or out / "results"
     if only_report:
         _tell_study(study.write_study(place))
         return
+    crew = workers(out, jobs=jobs, threads=threads, ranks=ranks, launcher=launcher, slurm=slurm)
     runs = study.study_of(data).plan(
         open_config("rmd17-ethanol", []).model_dump(mode="json"),
         arms=split_arms(arms), seeds=whole_numbers("--seeds", seeds), levels={"molecule": molecules.split(",")},
@@ -134,7 +156,7 @@ def rmd17(
     )  # fmt: skip
 
     def train() -> None:
-        study.run_study(runs, out, place, jobs=jobs or cores(), command=command_line(), tell=typer.echo)
+        study.run_study(runs, out, place, **crew._asdict(), command=command_line(), tell=typer.echo)
 
     train_and_tell(
         train, lambda: study.write_study(place), f"{len(runs)} runs in {out}, their results in {place}", folder=out

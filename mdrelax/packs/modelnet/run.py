@@ -21,7 +21,7 @@ from mdrelax.base.sections import Section
 from mdrelax.datasets.modelnet import load_modelnet
 from mdrelax.datasets.point_clouds import ModelNet, PointClouds, Protocol, protocol_poses
 from mdrelax.method.certificate import Certificate, EquivarianceError, certificate_of, require
-from mdrelax.packs.arm_runs import enter, run_arm, with_arm
+from mdrelax.packs.arm_runs import ACE, enter, run_arm, with_arm
 from mdrelax.packs.modelnet.model_file import save_network
 from mdrelax.packs.modelnet.sizes import COMPARATORS, NetworkName, Preset, build_network
 from mdrelax.packs.modelnet.task import Augmentation, Classification, Errors, errors_of, predict, score_error, shapes
@@ -32,7 +32,7 @@ from mdrelax.training.trainer import FitResult, Progress
 __all__ = ["ARMS", "ArmName", "ModelNetRun", "PointCloudExperiment", "run_modelnet"]
 
 ArmName = Literal[
-    "standard", "relaxed", "relaxed-weight", "relaxed-fold", "no-schedule", "no-lie-penalty", "no-penalty",
+    "standard", "relaxed", "relaxed-weight", "relaxed-fold", "no-schedule", "no-lie-penalty", "no-penalty", "ace",
     "plain", "equi-tuning", "equiv-adapt",
 ]  # fmt: skip
 ARMS: dict[str, dict[str, Any]] = {  # what an arm changes in the relaxation of the study
@@ -43,6 +43,7 @@ ARMS: dict[str, dict[str, Any]] = {  # what an arm changes in the relaxation of 
     "no-schedule": {"schedule": "constant", "peak": 0.1},  # as in the release; theta is 0 in the projection only
     "no-lie-penalty": {"lie_weight": 0.0},
     "no-penalty": {"weight": 0.0},
+    "ace": ACE,
     **{name: {"schedule": "off"} for name in COMPARATORS},
 }
 CERTIFIED_SHAPES = 8

@@ -22,6 +22,7 @@ from mdrelax.method.certificate import EquivarianceError
 from mdrelax.packs.modelnet.edges import given_neighbours, recorded_neighbours
 from mdrelax.packs.modelnet.plain_networks import GroupAveraged
 from mdrelax.structures.rotate import random_rotations
+from mdrelax.training.ranks import ALONE, EVERYTHING, Ranks
 
 __all__ = ["Augmentation", "Classification", "Errors", "Shapes", "errors_of", "predict", "score_error", "shapes"]
 
@@ -109,13 +110,25 @@ class Classification:
             chosen = order[k * self.batch_size : (k + 1) * self.batch_size]
             yield Shapes(self.train.points[chosen], self.train.labels[chosen])
 
-    def loss(self, model: nn.Module, batch: Shapes, *, step: int) -> tuple[Tensor, list[Tensor]]:
-        """The mean cross entropy of a batch, and the fraction of it that is taken for another class."""
+    def sizes(self, batch: Shapes) -> list[int]:
+        """All shapes cost the same."""
+        return [1] * len(batch.labels)
+
+    def loss(
+        self, model: nn.Module, batch: Shapes, *, step: int, part: slice = EVERYTHING
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The mean cross entropy of a batch, and the fraction that is taken for another class; or a part's shares.
+
+        Batch norms see the part only.
+        """
         if isinstance(model, GroupAveraged):
             model.averages = step >= self.tuning_from
-        scores = model(self.augmented(batch.points, step))
-        wrong = (scores.detach().argmax(1) != batch.labels).to(scores)
-        return functional.cross_entropy(scores, batch.labels, label_smoothing=self.smoothing), [wrong.mean()]
+        labels = batch.labels[part]
+        share = len(labels) / len(batch.labels)
+        scores = model(self.augmented(batch.points, step)[part])
+        wrong = (scores.detach().argmax(1) != labels).to(scores)
+        loss = functional.cross_entropy(scores, labels, label_smoothing=self.smoothing)
+        return share * loss, [share * wrong.mean()]
 
     def augmented(self, points: Tensor, step: int) -> Tensor:
         """Points (B, n_points, 3) of a batch (B, P, 3) as they are trained on in a step."""
@@ -136,9 +149,9 @@ class Classification:
         points = torch.where(dropped, points[:, :1], points)
         return points * (SCALES[0] + (SCALES[1] - SCALES[0]) * size)
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: nn.Module, *, ranks: Ranks = ALONE) -> dict[str, float]:
         """The errors of a projected copy on the validation shapes."""
-        found = errors_of(model, self.validation, n_classes=self.n_classes)
+        found = errors_of(model, self.validation, n_classes=self.n_classes, ranks=ranks)
         return {"val_error": found.error, "val_class_error": found.class_error, "val_loss": found.loss}
 
 
@@ -148,13 +161,20 @@ def predict(model: nn.Module, points: Tensor) -> Tensor:
     return torch.cat([model(part) for part in points.split(EVALUATION_BATCH)])
 
 
-def errors_of(model: nn.Module, shapes: Shapes, *, n_classes: int) -> Errors:
-    """Errors of a network in evaluation mode; classes that no shape has are left out of the mean over classes."""
-    scores = predict(model, shapes.points)
-    found = torch.bincount(n_classes * shapes.labels + scores.argmax(1), minlength=n_classes**2).view(n_classes, -1)
+def errors_of(model: nn.Module, shapes: Shapes, *, n_classes: int, ranks: Ranks = ALONE) -> Errors:
+    """Errors of a network in evaluation mode; classes that no shape has are left out of the mean over classes.
+
+    Of several ranks each evaluates its part of the shapes.
+    """
+    own = ranks.part([1] * len(shapes.labels))
+    labels = shapes.labels[own]
+    scores = predict(model, shapes.points[own]) if len(labels) else shapes.points.new_zeros(0, n_classes)
+    found = torch.bincount(n_classes * labels + scores.argmax(1), minlength=n_classes**2).view(n_classes, -1)
+    found = ranks.sum(found)
     there = found.sum(1) > 0
     right = found.diagonal()[there] / found.sum(1)[there]
-    loss = functional.cross_entropy(scores.double(), shapes.labels).item()
+    share = functional.cross_entropy(scores.double(), labels, reduction="sum") / len(shapes.labels)
+    loss = ranks.sum(share).item()
     error = 1 - (found.diagonal().sum() / found.sum()).item()
     return Errors(error, 1 - right.double().mean().item(), loss, found.tolist())
 

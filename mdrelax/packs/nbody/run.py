@@ -20,7 +20,7 @@ from mdrelax.base.names import nearest_name
 from mdrelax.base.sections import Section
 from mdrelax.datasets.nbody import load_nbody
 from mdrelax.method.certificate import Certificate, EquivarianceError, certificate_of, require
-from mdrelax.packs.arm_runs import enter, run_arm, with_arm
+from mdrelax.packs.arm_runs import ACE, enter, run_arm, with_arm
 from mdrelax.packs.nbody.egnn import EGNN
 from mdrelax.packs.nbody.networks import NBodySEGNN
 from mdrelax.packs.nbody.task import (
@@ -44,6 +44,8 @@ ARMS: dict[str, dict[str, Any]] = {  # changes of each arm to the relaxation set
     "relaxed-fold": {"projection": "fold"},
     "constant-drop": {"schedule": "constant"},
     "constant-fold": {"schedule": "constant", "projection": "fold"},
+    "ace": ACE,
+    "ace-mlp": {**ACE, "free_map": "mlp"},
     "egnn": {"schedule": "off"},
 }
 CERTIFIED_SYSTEMS = 8

@@ -20,6 +20,7 @@ from mdrelax.base.seeds import generator
 from mdrelax.datasets.nbody import NBodySplit
 from mdrelax.method.certificate import EquivarianceError
 from mdrelax.structures.rotate import random_rotations
+from mdrelax.training.ranks import ALONE, EVERYTHING, Ranks
 
 __all__ = ["Displacement", "Systems", "displacement_error", "error_profile", "mean_squared_error", "prepare"]
 
@@ -97,20 +98,31 @@ class Displacement:
         for k in range(start, self.n_batches):
             yield self.train.take(order[k * self.batch_size : (k + 1) * self.batch_size])
 
-    def loss(self, model: nn.Module, batch: Systems, *, step: int) -> tuple[Tensor, list[Tensor]]:
-        """The mean error of a batch, with each of its systems rotated at random."""
+    def sizes(self, batch: Systems) -> list[int]:
+        """All systems cost the same."""
+        return [1] * len(batch.charges)
+
+    def loss(
+        self, model: nn.Module, batch: Systems, *, step: int, part: slice = EVERYTHING
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The mean error of a batch, with each of its systems rotated at random; or the share of a part."""
         if self.rotate:
             batch = batch.turned(random_rotations(len(batch.charges), generator(self.seed, "rotations", step)))
         if self.noise:
             batch = batch.moved(self.noise, generator(self.seed, "noise", step))
-        predicted = model(batch.positions, batch.velocities, batch.charges)
+        own = batch.take(part)
+        share = len(own.charges) / len(batch.charges)
+        predicted = model(own.positions, own.velocities, own.charges)
         if self.huber is None:
-            return (predicted - batch.displacements).square().mean(), []
-        return 2 * functional.huber_loss(predicted, batch.displacements, delta=self.huber), []
+            return share * (predicted - own.displacements).square().mean(), []
+        return share * 2 * functional.huber_loss(predicted, own.displacements, delta=self.huber), []
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: nn.Module, *, ranks: Ranks = ALONE) -> dict[str, float]:
         """The error of a projected copy on the validation systems."""
-        return {"val_mse": mean_squared_error(model, self.validation)}
+        own = self.validation.take(ranks.part(self.sizes(self.validation)))
+        n, n_all = len(own.charges), len(self.validation.charges)
+        mean = mean_squared_error(model, own) if n else 0.0
+        return {"val_mse": ranks.sum(torch.tensor(n / n_all * mean, dtype=torch.float64)).item()}
 
 
 @torch.no_grad()

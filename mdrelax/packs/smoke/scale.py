@@ -27,7 +27,7 @@ from numpy.polynomial.hermite_e import hermeval
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mdrelax.method.free_maps import FreeMap, ImageView, Terms
+from mdrelax.method.free_maps import FreeMap, ImageView, Sample, Terms, some_of_each
 from mdrelax.method.groups import FiniteRepresentation, Representation
 from mdrelax.method.sites import Site
 from mdrelax.packs.smoke.convolution import KernelConv, initial_std
@@ -105,16 +105,19 @@ class FreeScaleConv(FreeMap):
         """Always: it stands next to a layer of this module."""
         return True
 
-    def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | None = None) -> Terms:
+    def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | Sample | None = None) -> Terms:
         """A row is an image; the means are over images and over the pixels of the result."""
         change = self.commutators()[0]
         if inputs is None:
             return Terms(change.square().sum(), self.weight.square().sum())
-        images = torch.cat(list(inputs))
-        images = images if rows is None else images[torch.arange(min(rows, len(images))) * len(images) // rows]
+        images = torch.cat(list(some_of_each(inputs, rows)))
         terms = [self._convolve(images, kernel, self.groups) for kernel in (change, self.weight)]
         n_pixels = max(terms[0][:, 0].numel(), 1)
         return Terms(*(term.square().sum() / n_pixels for term in terms))
+
+    def n_rows(self, inputs: Sequence[Tensor]) -> int:
+        """The number of images."""
+        return sum(map(len, inputs))
 
     def commutators(self) -> Tensor:
         """(1, *weight.shape)."""

@@ -19,7 +19,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mdrelax.method.free_maps import FreeConv2d, ImageView
+from mdrelax.method.free_conv import FreeConv2d
+from mdrelax.method.free_maps import ImageView
 from mdrelax.method.groups import FiniteRepresentation
 from mdrelax.method.sites import Site
 from mdrelax.packs.smoke.convolution import KernelConv, initial_std
