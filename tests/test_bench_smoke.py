@@ -61,8 +61,8 @@ def test_arms_differ_in_their_network_and_relaxation_only(study: Path):
     for arm in ARMS:
         found = _of(study, arm)
         assert {key: value for key, value in found["run"].items() if key not in ("arm", "relaxation")} == shared
-        assert (found["n_free_parameters"] > 0) == arm.endswith(("relaxed", "keep"))
-        exact = arm in ("equiv", "equiv-relaxed")
+        assert (found["n_free_parameters"] > 0) == arm.endswith(("relaxed", "keep", "ace"))
+        exact = arm in ("equiv", "equiv-relaxed", "equiv-ace")
         assert (found["equivariance_error_float64"]["rotation"] < 1e-9) == exact
         assert (found["symmetry_error"] < 1e-12) == exact
         assert found["data_symmetry_error"] > 0
