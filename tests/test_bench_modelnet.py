@@ -1,8 +1,10 @@
 """The ModelNet benchmark in miniature: fair arms, exact resume, model files, refusals, table and figures."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -178,3 +180,22 @@ def test_the_command_trains_and_tells(tmp_path: Path):
     assert mdrelax(*words).code == 0
     assert written == {path: path.stat().st_mtime_ns for path in written}
     assert "| relaxed " in mdrelax("bench", "modelnet", "--only-report", "--out", tmp_path).out
+
+
+def test_the_verbs_know_point_clouds(study: Path, tmp_path: Path):
+    """Predictions are those of the file, eval's accuracy is the run's, the audit passes, info shows the header."""
+    model = study / "relaxed-lambda0.01-seed0" / "model.safetensors"
+    said = mdrelax("predict", model, "modelnet:solids", tmp_path / "classes.csv", "--number", "10")
+    assert said.code == 0, said.err
+    table = pd.read_csv(tmp_path / "classes.csv")
+    assert len(table) == 10
+    assert table[list(load_network(model).classes)].sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
+    said = mdrelax("eval", model, "modelnet:solids", "--out", tmp_path / "eval")
+    assert said.code == 0, said.err
+    found = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert found["n_shapes"] == 160
+    assert 0 <= found["accuracy_percent"] <= 100
+    said = mdrelax("audit", model, "--structures", "2")
+    assert said.code == 0, said.err
+    assert "SE(3); largest relative error, 2 inputs" in said.out
+    assert json.loads(mdrelax("info", model).out)["kind"] == "a point-cloud network"

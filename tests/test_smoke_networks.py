@@ -204,7 +204,7 @@ def test_winograds_convolution_is_the_convolution():
     """Values and both gradients, against torch's own; grids that are no squares, and of one tile."""
     for height, width in ((8, 12), (4, 4)):
         x, kernel = normal(2, 5, height, width, seed=0).requires_grad_(), normal(7, 5, 3, 3, seed=1).requires_grad_()
-        plain, fast = functional.conv2d(x, kernel, padding=1), winograd.convolve(x, winograd.transform(kernel))
+        plain, fast = functional.conv2d(x, kernel, padding=1), winograd.convolve(x, kernel, winograd.transform(kernel))
         torch.testing.assert_close(fast, plain, atol=1e-12, rtol=0)
         g = normal(*plain.shape, seed=2)
         for a, b in zip(*(torch.autograd.grad(y, (x, kernel), g) for y in (plain, fast)), strict=True):
@@ -215,7 +215,7 @@ def test_winograds_rounding_in_float32_is_that_of_a_direct_sum():
     """Rms error, relative to the rms result, under twice 1e-6; 576 products are summed."""
     x, kernel = normal(1, 64, 16, 16, seed=0), normal(64, 64, 3, 3, seed=1) / 24
     exact = functional.conv2d(x, kernel, padding=1)
-    found = winograd.convolve(x.float(), winograd.transform(kernel.float()))
+    found = winograd.convolve(x.float(), kernel.float(), winograd.transform(kernel.float()))
     assert (found - exact).square().mean().sqrt() < 2e-6 * exact.square().mean().sqrt()
 
 

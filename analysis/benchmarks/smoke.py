@@ -23,7 +23,7 @@ from mdrelax.method.relaxation import is_relaxed, relax_constraints, set_theta
 from mdrelax.packs.smoke.sizes import Preset, build_network
 from mdrelax.packs.smoke.task import Frames, rollout_loss
 
-__all__ = ["FORMS", "smoke_times"]
+__all__ = ["FORMS", "smoke_times", "step_memory"]
 
 FORMS = ("published form", "standard", "relaxed")
 GRID = 64
@@ -60,8 +60,13 @@ def _step(model: nn.Module, batch: Frames, preset: str) -> Tensor:
     return loss.detach()
 
 
-def _peak_growth(form: str, preset: str, size: int, n_frames: int) -> float:
-    """MB that a step adds to the largest resident size of this process."""
+def step_memory(form: str, preset: str, *, batch_size: int, n_frames: int) -> float:
+    """MB that a step adds to the largest resident size of a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(_growth, form, preset, batch_size, n_frames).result()
+
+
+def _growth(form: str, preset: str, size: int, n_frames: int) -> float:
     keep_freed_memory()
     model, batch = _network(form, preset), _batch(size, n_frames)
     before = peak_memory()
@@ -94,8 +99,7 @@ def smoke_times(
     for form, times in seconds.items():
         low, middle, high = np.quantile(times, (0.25, 0.5, 0.75))
         rows.append({"form": form, "seconds_lower_quartile": low, "seconds": middle, "seconds_upper_quartile": high})
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            rows[-1]["step_MB"] = process.submit(_peak_growth, form, preset, batch_size, n_frames).result()
+        rows[-1]["step_MB"] = step_memory(form, preset, batch_size=batch_size, n_frames=n_frames)
         rows[-1]["n_parameters"] = sum(p.numel() for p in models[form].parameters())
     table = pd.DataFrame(rows)
     table["speed_up"] = table["seconds"].iloc[0] / table["seconds"]

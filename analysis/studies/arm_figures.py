@@ -64,11 +64,13 @@ ARM_STYLES: dict[str, tuple[str, str]] = {  # colour and marker, in the order in
     "conv": (BLACK, "p"),
     "equiv": (GREEN, "^"),
     "equiv-relaxed": (SKY, "D"),
+    "equiv-ace": ("#999933", "<"),
     "equiv-keep": ("#117733", "v"),
     "rpp": (ORANGE, "h"),
     "lift": (PURPLE, ">"),
     "rsteer": (VERMILION, "s"),
     "rsteer-relaxed": (BLUE, "o"),
+    "rsteer-ace": ("#882255", "H"),
 }
 OTHER_STYLES = [(GREEN, "<"), (PURPLE, ">"), (ORANGE, "h"), (SKY, "8"), (GREY, "d"), (BLACK, "H")]
 MOST_PANELS = 3  # of errors against a factor, in a row; more would be too small to read

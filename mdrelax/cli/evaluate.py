@@ -9,7 +9,7 @@ import typer
 from mdrelax.cli.harmonic import OF_HARMONIC, Harmonic, wanted_reference
 from mdrelax.cli.harmonic import harmonic as compare_vibrations
 from mdrelax.cli.options import with_label_options
-from mdrelax.cli.packs import evaluate_pack
+from mdrelax.cli.packs import evaluated_by_pack
 from mdrelax.cli.simulate import refuse_existing
 
 if TYPE_CHECKING:
@@ -67,11 +67,9 @@ def evaluate(
     from mdrelax.base.provenance import command_line, environment
     from mdrelax.datasets.structure_files import spread
     from mdrelax.engines.ase import MDRelaxCalculator
-    from mdrelax.packs.registry import pack_of_model
 
     folder = out or Path("runs") / f"eval-{_name(model)}"
-    if (pack := pack_of_model(model)) is not None:
-        evaluate_pack(pack, model, data, folder, number=frames)
+    if evaluated_by_pack(model, data, folder, number=frames):
         return
     _check(folder, frames=frames, overwrite=overwrite, reference=reference, nve=nve)
     loaded = datasets.load_frames(data, **reading)
@@ -92,9 +90,7 @@ def evaluate(
         summary["harmonic"] = compare_vibrations(folder, model, wanted)
         _write(folder / "eval.json", json.dumps(summary, indent=2))
     if nve > 0:
-        summary["md"] = _dynamics(
-            folder, calculator, atoms, recorded, picoseconds=nve, temperature=temperature, seed=seed
-        )
+        summary["md"] = _dynamics(folder, calculator, atoms, recorded, ps=nve, temperature=temperature, seed=seed)
         _write(folder / "eval.json", json.dumps(summary, indent=2))
     typer.echo(f"Tables and pictures: {folder}")
 
@@ -224,7 +220,7 @@ def _worst(folder: Path, predictions: "Predictions", structures: list[Any], numb
 
 def _dynamics(
     folder: Path, calculator: "MDRelaxCalculator", data: "list[Atoms]", recorded: "pd.DataFrame | None", *,
-    picoseconds: float, temperature: float, seed: int,
+    ps: float, temperature: float, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """NVE after a short NVT, and the files ``OF_DYNAMICS`` up to its end."""
     from ase.io import iread
@@ -236,13 +232,13 @@ def _dynamics(
     start, path = data[0], folder / "nve.traj"
     start.calc = calculator
     result = nve_after_langevin(
-        start, temperature_K=temperature, warm_up_ps=EQUILIBRATION_PS, duration_ps=picoseconds, seed=seed,
+        start, temperature_K=temperature, warm_up_ps=EQUILIBRATION_PS, duration_ps=ps, seed=seed,
         timestep_fs=TIMESTEP_FS, log=folder / "nve.csv", trajectory=path, trajectory_interval=INTERVAL,
     )  # fmt: skip
     trajectory = list(iread(path)) if path.is_file() else []
     broken = None if start.pbc.any() else broken_bonds(trajectory, start)
     found = {
-        "duration_ps": picoseconds, "temperature_K": float(result.log["temperature_K"].mean()),
+        "duration_ps": ps, "temperature_K": float(result.log["temperature_K"].mean()),
         "drift_meV_per_atom_per_ps": result.drift_meV_per_atom_ps, "exploded": result.exploded,
         "reason": result.reason, "first_broken_bond_ps": None if broken is None else broken.time_fs / 1000,
     }  # fmt: skip
@@ -267,7 +263,7 @@ def _dynamics(
     if broken is not None:
         verdict += f", a bond broke after {found['first_broken_bond_ps']:g} ps"
     drift = found["drift_meV_per_atom_per_ps"]
-    typer.echo(f"NVE at {temperature:g} K, {picoseconds:g} ps: drift {drift:+.4f} meV/atom/ps, {verdict}.")
+    typer.echo(f"NVE at {temperature:g} K, {ps:g} ps: drift {drift:+.4f} meV/atom/ps, {verdict}.")
     return found
 
 

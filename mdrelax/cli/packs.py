@@ -12,7 +12,7 @@ from mdrelax.cli.output import refuse, write_text
 if TYPE_CHECKING:
     from mdrelax.packs.registry import Pack
 
-__all__ = ["audit_pack", "evaluate_pack", "train_pack"]
+__all__ = ["audit_pack", "evaluated_by_pack", "train_pack"]
 
 
 def train_pack(
@@ -36,10 +36,13 @@ def train_pack(
     typer.echo(f"Model: {model}" if model.is_file() else f"Results: {folder / RESULTS}")
 
 
-def evaluate_pack(pack: "Pack", model: Path, data: str, folder: Path, *, number: int | None) -> None:
-    """Print the errors of a network, and write them to eval.json."""
+def evaluated_by_pack(model: Path, data: str, folder: Path, *, number: int | None) -> bool:
+    """Print the errors of a pack's network and write them to eval.json; False for the model file of a force field."""
     from mdrelax.base.provenance import command_line, environment
+    from mdrelax.packs.registry import pack_of_model
 
+    if (pack := pack_of_model(model)) is None:
+        return False
     found = pack.evaluate(model, data, number=number)
     for key, value in found.items():
         shown = [f"{each:.4g}" for each in value] if isinstance(value, list) else [str(value)]
@@ -47,6 +50,7 @@ def evaluate_pack(pack: "Pack", model: Path, data: str, folder: Path, *, number:
     record = {"command": command_line(), "environment": environment(device="cpu", seed=0), **found}
     write_text(folder / "eval.json", json.dumps(record, indent=2))
     typer.echo(folder / "eval.json")
+    return True
 
 
 def audit_pack(

@@ -31,14 +31,21 @@ class AssembledKernels:
     """The kernels of one step, by layer: assembled with their graph, and as leaves of the passes that use them."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[nn.Module, bool], tuple[Tensor, Tensor]] = {}
+        self._kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self._transformed: dict[nn.Module, Tensor] = {}
 
-    def leaf(self, layer: nn.Module, fast: bool, assemble: Callable[[], Tensor]) -> Tensor:
-        """The kernel of a layer, transformed if ``fast``."""
-        if (layer, fast) not in self._kept:
+    def leaf(self, layer: nn.Module, assemble: Callable[[], Tensor]) -> Tensor:
+        """The kernel of a layer."""
+        if layer not in self._kept:
             whole = assemble()
-            self._kept[layer, fast] = whole, whole.detach().requires_grad_(whole.requires_grad)
-        return self._kept[layer, fast][1]
+            self._kept[layer] = whole, whole.detach().requires_grad_(whole.requires_grad)
+        return self._kept[layer][1]
+
+    def transformed(self, layer: nn.Module, kernel: Tensor) -> Tensor:
+        """The form of a layer's kernel that ``winograd`` applies."""
+        if layer not in self._transformed:
+            self._transformed[layer] = winograd.transform(kernel)
+        return self._transformed[layer]
 
     def loss(self, value: Tensor) -> Tensor:
         """A loss with this value, the sum of parts whose backward passes have been made."""
@@ -59,8 +66,8 @@ class _KnownGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients that are known."""
-        return (None, None, *(gradient * known for known in ctx.gradients))
+        """The gradients that are known; they are scaled in place, so that this can be done once."""
+        return (None, None, *(known.mul_(gradient) for known in ctx.gradients))
 
 
 _KERNELS: ContextVar[AssembledKernels | None] = ContextVar("kernels", default=None)
@@ -110,15 +117,15 @@ class KernelConv(nn.Module, ABC):
 
     def forward(self, x: Tensor, *, free: Free | None = None) -> Tensor:
         """The images convolved with the kernel, plus theta times the free one."""
-        kernels, fast = _KERNELS.get(), self._is_fast(x)
+        kernels = _KERNELS.get()
 
         def assemble() -> Tensor:
-            kernel = self.kernel() if free is None else self.kernel() + free[0] * free[1]
-            return winograd.transform(kernel) if fast else kernel
+            return self.kernel() if free is None else self.kernel() + free[0] * free[1]
 
-        kernel, bias = assemble() if kernels is None else kernels.leaf(self, fast, assemble), self.whole_bias()
-        if fast:
-            y = winograd.convolve(x, kernel)
+        kernel, bias = assemble() if kernels is None else kernels.leaf(self, assemble), self.whole_bias()
+        if self._is_fast(x):
+            transformed = winograd.transform(kernel) if kernels is None else kernels.transformed(self, kernel)
+            y = winograd.convolve(x, kernel, transformed)
             return y if bias is None else y.add_(bias.view(-1, 1, 1))
         return functional.conv2d(x, kernel, bias, padding=self.kernel_size // 2, groups=self.groups)
 

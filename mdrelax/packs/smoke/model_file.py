@@ -5,7 +5,7 @@
 | kind | "a flow network"; force fields have no such key |
 | format_version | 1; newer ones are refused |
 | network, preset, group, norm, n_in, size, sampling, dtype | everything needed to build and use the network |
-| theta, relaxed | of a network that keeps its free maps: theta and the names of the relaxed layers; else null |
+| theta | of a network that keeps its free maps: theta by relaxed layer; else null |
 | certificate | the errors under quarter turns; its symmetry is "none" where the network claims none |
 | card | free text and numbers: data, training, errors, the symmetry error that was learnt |
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mdrelax.base.containers import ModelFileError, read_container, write_container
 from mdrelax.base.provenance import software_versions
 from mdrelax.method.certificate import Certificate, require
-from mdrelax.method.relaxation import relax_constraints, relaxed_layers, set_theta
+from mdrelax.method.relaxation import relax_constraints, relaxed_layers
 from mdrelax.packs.smoke.sizes import build_network
 from mdrelax.packs.smoke.task import predict
 
@@ -97,8 +97,7 @@ def save_flow(
         "format_version": FORMAT_VERSION,
         **built._asdict(),
         "size": list(built.size),
-        "theta": next((layer.theta for layer in kept.values()), None),
-        "relaxed": list(kept) or None,
+        "theta": {name: layer.theta for name, layer in kept.items()} or None,
         "certificate": certificate.to_dict(),
         "card": card or {},
         "versions": software_versions(),
@@ -116,9 +115,10 @@ def load_flow(path: str | Path, *, certified: bool = True) -> LoadedFlow:
     try:
         built = FlowHeader(**{**{name: header[name] for name in FlowHeader._fields}, "size": tuple(header["size"])})
         network = build_network(*built.names(), **built.arguments())
-        if header["relaxed"]:
-            relax_constraints(network, where=header["relaxed"])
-            set_theta(network, header["theta"])
+        if header["theta"]:
+            relax_constraints(network, where=list(header["theta"]))
+            for name, layer in relaxed_layers(network).items():
+                layer.set_theta(header["theta"][name])
         network.to(DTYPES[built.dtype]).load_state_dict(tensors)
         certificate = Certificate.from_dict(header["certificate"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

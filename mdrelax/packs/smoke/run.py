@@ -27,7 +27,7 @@ from mdrelax.datasets.plume import Indices, PlumeSet, PlumeSplit, Sampling, read
 from mdrelax.datasets.plume_files import open_plumes
 from mdrelax.method.certificate import Certificate, EquivarianceError, require
 from mdrelax.method.relaxation import is_relaxed
-from mdrelax.packs.arm_runs import enter, run_arm, with_arm
+from mdrelax.packs.arm_runs import ACE, enter, run_arm, with_arm
 from mdrelax.packs.smoke.model_file import FlowHeader, save_flow
 from mdrelax.packs.smoke.sizes import GroupName, NetworkName, Preset, build_network
 from mdrelax.packs.smoke.task import (
@@ -49,6 +49,8 @@ ARMS: dict[str, dict[str, Any]] = {  # changes of each arm to the relaxation set
     **{name: {"schedule": "off"} for name in ("mlp", "conv", "equiv", "rpp", "lift", "rsteer")},
     "rsteer-relaxed": {},
     "equiv-relaxed": {},
+    "rsteer-ace": ACE,
+    "equiv-ace": ACE,
     "equiv-keep": {"schedule": "constant", "projection": "keep"},
 }
 CERTIFIED_WINDOWS = 8

@@ -9,7 +9,8 @@ points (five numbers and infinity), V the Vandermonde matrix of the points, and 
 so that 36 matrix products over the channels take the place of 144. The points 0, +-3/4, +-3/2 and infinity have an rms
 rounding error in float32 like that of the direct sum (0, +-1, +-2: twice that).
 
-``transform`` of the kernel is made once for many images; only the images and it are kept for the backward pass.
+``transform`` of the kernel is made once for many images; only the images and both forms of the kernel are kept for the
+backward pass.
 """
 
 from functools import lru_cache
@@ -48,36 +49,42 @@ def _matrices(dtype: torch.dtype, device: torch.device) -> _Matrices:
 
 
 def transform(kernel: Tensor) -> Tensor:
-    """G k G^T of a kernel (C_out, C_in, 3, 3): (36, C_out, C_in)."""
-    flat = kernel.flatten(2).permute(2, 0, 1).flatten(1)  # (9, C_out C_in)
+    """G k G^T of a kernel (C_out, C_in, 3, 3): (36, C_out, C_in), without gradient."""
+    flat = kernel.detach().flatten(2).permute(2, 0, 1).flatten(1)  # (9, C_out C_in)
     return (_matrices(kernel.dtype, kernel.device).kernel @ flat).unflatten(1, kernel.shape[:2])
 
 
-def convolve(x: Tensor, transformed: Tensor) -> Tensor:
-    """Images (B, C_in, H, W) and a kernel from ``transform`` to (B, C_out, H, W), with zeros around the images.
+def convolve(x: Tensor, kernel: Tensor, transformed: Tensor) -> Tensor:
+    """Images (B, C_in, H, W) and a kernel, with its ``transform``, to (B, C_out, H, W), with zeros around the images.
 
     Equal to ``conv2d`` with padding 1. H and W must be multiples of ``TILE``.
     """
-    return _Convolution.apply(x, transformed)
+    return _Convolution.apply(x, kernel, transformed)
 
 
 class _Convolution(torch.autograd.Function):
     """Keeps images and kernel, not the tiles, which are 2.25 times as large."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, transformed: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, transformed: Tensor) -> Tensor:
         """See ``convolve``."""
         ctx.save_for_backward(x, transformed)
         return _joined(transformed @ _tiles(x), x.shape)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         """The transposes of the same steps."""
         x, transformed = ctx.saved_tensors
         of_product = _joined_transposed(gradient)  # (36, C_out, tiles)
-        of_kernel = of_product @ _tiles(x).mT if ctx.needs_input_grad[1] else None
+        of_kernel = _transform_transposed(of_product @ _tiles(x).mT) if ctx.needs_input_grad[1] else None
         of_x = _tiles_transposed(transformed.mT @ of_product, x.shape) if ctx.needs_input_grad[0] else None
-        return of_x, of_kernel
+        return of_x, of_kernel, None
+
+
+def _transform_transposed(of_transformed: Tensor) -> Tensor:
+    matrix = _matrices(of_transformed.dtype, of_transformed.device).kernel
+    flat = (matrix.T @ of_transformed.flatten(1)).unflatten(1, of_transformed.shape[1:])  # (9, C_out, C_in)
+    return flat.permute(1, 2, 0).unflatten(2, (3, 3))
 
 
 def _grid(shape: torch.Size) -> tuple[int, int, int]:
