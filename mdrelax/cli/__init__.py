@@ -1,12 +1,11 @@
 """The command line: `mdrelax` and its subcommands. Heavy imports are deferred until a subcommand is chosen.
 
-Exit codes: 0 success, 1 unexpected error, 2 config, 3 data, 4 certificate refused.
+Exit codes: 0 success, 1 unexpected error, 2 config, 3 data, 4 certificate refused, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import contextlib
 import dis
 import os
-import signal
 import sys
 import tempfile
 import traceback
@@ -30,6 +29,7 @@ from mdrelax.cli import (
     train,
     vibrations,
 )
+from mdrelax.cli.ending import end_of, lost_words, received, stop_when_terminated
 from mdrelax.runs.jobs import end_with_parent
 
 __all__ = ["app", "main", "stop_when_terminated"]
@@ -66,25 +66,21 @@ def main() -> None:
     """Run the command line; an error prints its message only, with the traceback if MDRELAX_DEBUG=1."""
     stop_when_terminated()
     end_with_parent()
-    try:
-        with home_left_alone(), warnings_in_words():
-            app(standalone_mode=False)
-    except (typer.Abort, KeyboardInterrupt):
-        _fail("Interrupted; `--restart auto` resumes a training run.", OTHER)
-    except Exception as error:
-        if hasattr(error, "show"):  # click's own usage errors
-            error.show()
-            sys.exit(CONFIG)
-        _explain(error)
-
-
-def stop_when_terminated() -> None:
-    """Let SIGTERM end the process like Ctrl-C, so that its child processes are ended too."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
+    with lost_words(sys.argv[1:]):
+        try:
+            with home_left_alone(), warnings_in_words():
+                code = app(standalone_mode=False)
+            if received() or code:  # typer returns 130 for a KeyboardInterrupt
+                _fail(*end_of(sys.argv[1:]))
+        except (typer.Abort, KeyboardInterrupt):
+            _fail(*end_of(sys.argv[1:]))
+        except Exception as error:
+            if received():  # it was raised while the command was being ended
+                _fail(*end_of(sys.argv[1:]))
+            if hasattr(error, "show"):  # click's own usage errors
+                error.show()
+                sys.exit(CONFIG)
+            _explain(error)
 
 
 @contextlib.contextmanager
