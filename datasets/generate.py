@@ -85,7 +85,7 @@ def _generate(source: str | Path, out: Path, settings: GenerateSettings, progres
     journal = Journal(out.with_name(out.name + ".journal"), header)
     frames = list(_sample(start, settings, journal, progress))
     isolated = [Atoms(symbol, [[0.0, 0.0, 0.0]]) for symbol in symbols]
-    todo = isolated + frames
+    todo = isolated + frames  # the order of rows `label`
     labels = list(_label(todo, labeller, journal, progress))
     _write(out, todo, labels, n_isolated=len(isolated), provenance=_provenance(settings, source))
     journal.path.unlink()
