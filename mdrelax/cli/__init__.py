@@ -133,6 +133,11 @@ def _explain(error: Exception) -> None:
         _fail(str(error), DATA)
     if isinstance(error, OSError) and error.strerror and error.filename is None:  # our own message
         _fail(error.strerror, OTHER)
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        _fail(
+            f"`{error.filename}` cannot be used ({error.strerror}): check its permissions, or name another place.",
+            OTHER,
+        )
     own = (CheckpointError, CompileError, ExplodedError, InUseError, ModelFileError, NotRelaxedError, TrainingError)
     _fail(str(error) if isinstance(error, own) else f"{type(error).__name__}: {error}", OTHER)
 
