@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ValidationError
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from mdrelax.base.files import write_atomically
 
-__all__ = ["ModelFileError", "read_container", "write_container"]
+__all__ = ["ModelFileError", "check_header", "read_container", "write_container"]
 
 
 class ModelFileError(RuntimeError):
@@ -43,7 +44,20 @@ def read_container(
     refuse(path, header)
     if header.get("content") != _content_hash(tensors, {k: v for k, v in header.items() if k != "content"}):
         raise ModelFileError(f"`{path}` was altered after it was saved: its content does not match its hash.")
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ModelFileError(f"`{path}` holds numbers that are NaN or infinite, in `{broken[0]:.60}`; train it again.")
     return header, tensors
+
+
+def check_header(path: Path, header: dict[str, Any], form: type[BaseModel]) -> None:
+    """Raise ``ModelFileError``, in one sentence, for a header that has not the keys and types of ``form``."""
+    try:
+        form.model_validate(header)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ModelFileError(f"The header of `{path}` is damaged: `{place:.60}`: {first['msg'].lower()}.") from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -58,14 +72,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt", device="cpu") as file:
             document = (file.metadata() or {}).get("mdrelax")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise ModelFileError(f"`{path}` is truncated or not a safetensors file ({error}).") from error
+    except Exception as error:  # safetensors and torch raise several types, for offsets, shapes and dtypes
+        reason = " ".join(str(error).split())
+        raise ModelFileError(f"`{path}` is truncated or not a safetensors file ({reason:.200}).") from error
     if document is None:
         raise ModelFileError(f"`{path}` is a safetensors file, but not one of mdrelax.")
     try:
         header = json.loads(document)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ModelFileError(f"The header of `{path}` is damaged ({error}).") from error
+        json.dumps(header, sort_keys=True)  # as for the hash: numbers of thousands of digits cannot be written
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"The header of `{path}` is damaged ({error!s:.200}).") from error
     if not isinstance(header, dict):
         raise ModelFileError(f"The header of `{path}` is damaged (no object).")
     return header, tensors

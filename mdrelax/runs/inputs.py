@@ -82,19 +82,24 @@ def check_folder(config: Config, folder: Path, *, restart: bool) -> None:
     A run that ended before its first checkpoint (a mistake in the config, a missing file) does not count.
     """
     saved = folder / "config.yaml"
-    finished = (folder / "checkpoints" / "last.pt").exists() or (folder / "model.safetensors").exists()
-    if not (saved.exists() and finished):
+    has_model, has_checkpoint = ((folder / name).exists() for name in ("model.safetensors", "checkpoints/last.pt"))
+    if not (saved.exists() and (has_checkpoint or has_model)):
         return
     if not restart:
         raise ConfigError(
             f"`{folder}` already contains a run; add `--restart auto` to resume it, or choose another `--out`."
+        )
+    if not has_checkpoint:
+        raise ConfigError(
+            f"`{folder}` is finished, but has no checkpoint (`checkpoints/last.pt`) any more: training it again would "
+            "replace its model. Use the model, or choose another `--out`."
         )
     old, new = (
         {key: value for key, value in document.items() if key not in MAY_CHANGE}
         for document in (read_saved(saved), config.model_dump(mode="json"))
     )
     changed = {line.partition(":")[0] for line in changed_keys(old, new)}
-    if changed and changed <= {"training.steps", "training.epochs"} and (folder / "model.safetensors").exists():
+    if changed and changed <= {"training.steps", "training.epochs"} and has_model:
         raise ConfigError(
             f"`{folder}` is finished, and theta and the learning rate followed its length. To train on, continue from "
             f"its model in another folder: `-r potential.start={folder / 'model.safetensors'}` in place of the network."

@@ -1,9 +1,13 @@
 """Checkpoint: everything a run needs to resume bit for bit.
 
 Resume files contain tensors and primitives only and are read with ``weights_only=True``: loading one never runs code.
+torch compares no checksums, so that a flipped bit would become another weight: the SHA-256 of the archive is its
+comment (the last bytes of a zip file); in files of older versions, without one, each entry's own checksum is compared.
 """
 
+import hashlib
 import io
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,11 +23,14 @@ class CheckpointError(RuntimeError):
     """A resume file that cannot be used."""
 
 
+HASH = b"mdrelax sha256 "  # followed by 64 hexadecimal digits
+
+
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write tensors and primitives (nested dicts and lists) atomically."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, _with_hash(buffer.getvalue()))
 
 
 def load_checkpoint(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
@@ -34,9 +41,32 @@ def load_checkpoint(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint `{path}`; start without `--restart`.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+        _verify(content)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several unrelated types for a broken file
-        raise CheckpointError(f"`{path}` is truncated or not an mdrelax checkpoint; delete it and restart.") from error
+        raise CheckpointError(
+            f"`{path}` is truncated, damaged or not an mdrelax checkpoint; delete it and restart."
+        ) from error
     if not isinstance(state, dict) or (keys and set(state) != set(keys)):
         raise CheckpointError(f"`{path}` is not a checkpoint of this mdrelax; delete it and restart.")
     return state
+
+
+def _with_hash(archive: bytes) -> bytes:
+    """A zip archive with its SHA-256 as comment; its last two bytes are the length of the comment."""
+    comment = HASH + hashlib.sha256(archive).hexdigest().encode()
+    return archive[:-2] + len(comment).to_bytes(2, "little") + comment
+
+
+def _verify(content: bytes) -> None:
+    """Raise ``ValueError`` for an archive that has changed since it was written."""
+    archive, mark, stated = content.rpartition(HASH)
+    if mark:
+        if hashlib.sha256(archive[:-2] + bytes(2)).hexdigest().encode() != stated:
+            raise ValueError("its content does not match its hash")
+        return
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        damaged = file.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} is wrong")

@@ -289,6 +289,7 @@ class Trainer(Generic[Model]):
         """Load the state of checkpoints/last.pt; raises ``CheckpointError`` if it cannot be used."""
         path = self.folder / "checkpoints" / "last.pt"
         state = load_checkpoint(path, keys=CHECKPOINT_KEYS)
+        _refuse_impossible(state, path, n_steps=self.n_steps)
         try:
             for name in ("model", "optimizer", "ema"):
                 getattr(self, name).load_state_dict(state[name])
@@ -321,3 +322,22 @@ class Trainer(Generic[Model]):
             set_theta(twin, layers[0].theta)
         times = (self.seconds, self.cpu_seconds)
         return FitResult(twin.cpu(), layers, self.best["step"], self.step, *times, self.metrics())
+
+
+def _refuse_impossible(state: dict[str, Any], path: Path, *, n_steps: int) -> None:
+    """Raise ``CheckpointError`` for counters that no run of ``n_steps`` can have, whoever wrote them."""
+    counts = {name: state[name] for name in ("step", "epoch", "batch", "reductions", "stale")}
+    rows, best = state["rows"], state["best"]
+    times = [state["seconds"], state["cpu_seconds"]]
+    possible = (
+        all(type(count) is int and 0 <= count <= n_steps for count in counts.values())
+        and all(isinstance(seconds, float | int) and 0 <= seconds < math.inf for seconds in times)
+        and isinstance(best, dict) and set(best) == {"step", "error", "state", "layers"}
+        and isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+        and rows != [] and rows[-1].get("step") == counts["step"]
+    )  # fmt: skip
+    if not possible:
+        raise CheckpointError(
+            f"`{path}` has counters that a run of {n_steps} steps cannot have ({counts!s:.150}, or its table); "
+            "delete it and restart."
+        )
