@@ -14,12 +14,15 @@ def read_structures(path: Path) -> "list[Atoms]":
     """Every structure of a file that ASE reads; raises ``ValueError`` with the reason otherwise."""
     from ase import Atoms, io
 
+    from mdrelax.datasets.extxyz import refuse_absurd_counts
+
     if not path.is_file():
         raise FileNotFoundError(f"There is no file `{path}`.")
+    refuse_absurd_counts(path)
     try:
         frames = io.read(path, ":")
     except Exception as error:  # ASE's readers raise anything on a broken line
-        raise ValueError(f"`{path}` cannot be read as a structure ({type(error).__name__}: {error}).") from error
+        raise ValueError(f"`{path}` cannot be read as a structure ({type(error).__name__}: {error!s:.200}).") from error
     if not frames:
         raise ValueError(f"`{path}` holds no structures.")
     return [frame for frame in frames if isinstance(frame, Atoms)]

@@ -146,9 +146,9 @@ def _read(path: Path) -> dict[str, Any]:
             (name,) = [name for name in archive.namelist() if name.partition("/")[2] == DOCUMENT]
             header = json.loads(archive.read(name))
             if header["format_version"] != FORMAT_VERSION:
+                found = f"{header['format_version']!s:.20}"
                 raise ModelFileError(
-                    f"`{path}` has format version {header['format_version']!s:.20}, this mdrelax reads {FORMAT_VERSION}; "
-                    "export the model again."
+                    f"`{path}` has format version {found}, this mdrelax reads {FORMAT_VERSION}; export the model again."
                 )
             found, stated = _digest(archive, header), header["sha256"]
     except ModelFileError:
