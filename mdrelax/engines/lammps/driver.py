@@ -22,6 +22,7 @@ import numpy as np
 
 from mdrelax.base.units import EV_PER_KCAL_MOL
 from mdrelax.engines.lammps.domain import Atoms, Domain, Halo, halo_width
+from mdrelax.engines.lammps.exchange import SharedError
 from mdrelax.engines.lammps.script import Script, ScriptError
 from mdrelax.forces.forcefield import ForceField
 
@@ -101,7 +102,7 @@ class Driver:
         summed = np.empty_like(totals)
         self.domain.comm.Allreduce(totals, summed)
         if not np.isfinite(summed).all():
-            raise ValueError("The energy or the virial is not finite; shorten the time step, or relax the structure.")
+            raise SharedError("The energy or the virial is not finite; shorten the time step, or relax the structure.")
         self._hand_over(summed, energies, virials)
         if self.domain.comm.rank == 0:
             _flush()  # a killed run loses nothing that LAMMPS has written
@@ -113,12 +114,19 @@ class Driver:
         n_all = self.lammps.extract_setting("nall")
         if not n_all:
             nothing = np.empty(0, np.int64)
-            return Atoms(np.empty((0, 3)), nothing, nothing, 0)
+            return Atoms(np.empty((0, 3)), nothing, nothing, 0, self._box())
         extract = self.lammps.numpy.extract_atom
         positions = np.array(extract("x", nelem=n_all, dim=3))
         ids = np.array(extract("id", nelem=n_all), dtype=np.int64).reshape(-1)
         types = np.array(extract("type", nelem=n_all)).reshape(-1)
-        return Atoms(positions, ids, self.number_of[types], n_local)
+        return Atoms(positions, ids, self.number_of[types], n_local, self._box())
+
+    def _box(self) -> Any:
+        """See ``Atoms.box``."""
+        low, high, xy, yz, xz, periodic, _ = self.lammps.extract_box()
+        sides = np.subtract(high, low)
+        vectors = np.array([[sides[0], 0, 0], [xy, sides[1], 0], [xz, yz, sides[2]]])
+        return np.concatenate([[np.where(periodic, low, 0.0)], np.where(np.array(periodic)[:, None], vectors, np.eye(3))])
 
     def _hand_over(self, totals: Any, energies: Any, virials: Any) -> None:
         """Give LAMMPS the total energy and virial, the same on every rank, and those of the local atoms."""
@@ -175,9 +183,14 @@ def summary(ranks: list[dict[str, float]]) -> str:
 
 
 def abort(comm: "Intracomm", error: BaseException, where: str) -> None:
-    """Write the sentence of an error and end every rank; what LAMMPS has written so far is flushed."""
-    expected = isinstance(error, ValueError | OSError | RuntimeError)
+    """Write the sentence of an error and end every rank; what LAMMPS has written so far is flushed.
+
+    Errors of all ranks at once, LAMMPS' own among them, are told by rank 0 alone.
+    """
+    expected = isinstance(error, ValueError | OSError | RuntimeError) or type(error) is Exception  # LAMMPS' own
     text = str(error) if expected else "".join(traceback.format_exception(error))
+    if comm.rank and (isinstance(error, SharedError) or type(error) is Exception):
+        comm.Barrier()  # until rank 0 has spoken and ends this one
     sys.stderr.write(f"mdrelax, rank {comm.rank} of {comm.size}, {where}: {text}\n")
     sys.stderr.flush()
     _flush()

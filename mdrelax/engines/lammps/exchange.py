@@ -12,7 +12,8 @@ every rank calls them in the same order, and a rank without atoms sends and rece
 """
 
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +23,14 @@ from torch import Tensor
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-__all__ = ["Partner", "Plan", "make_plan"]
+__all__ = ["Partner", "Plan", "SharedError", "agree", "make_plan"]
 
 Ids = npt.NDArray[np.int64]
+Result = TypeVar("Result")
+
+
+class SharedError(ValueError):
+    """An error that every rank raises at once, so that one may speak for all."""
 
 
 class Partner(NamedTuple):
@@ -132,6 +138,19 @@ def make_plan(comm: "Intracomm", ids: Ids, n_local: int, device: torch.device) -
         if len(wanted[rank]) or bounds[rank + 1] > bounds[rank]
     ]
     return Plan(comm, partners, n_local, len(remote)), torch.from_numpy(rows).to(device)
+
+
+def agree(comm: "Intracomm", work: Callable[[], Result]) -> Result:
+    """The result of ``work`` on this rank; raises ``SharedError`` on every rank if it failed on any. Collective."""
+    try:
+        result, failure = work(), ""
+    except (ValueError, OSError, RuntimeError) as error:
+        failure = str(error) or type(error).__name__
+    failures = comm.allgather(failure)
+    if any(failures):
+        rank = next(rank for rank, each in enumerate(failures) if each)
+        raise SharedError(failures[rank] if all(failures) else f"On rank {rank}: {failures[rank]}")
+    return result
 
 
 def _owners(comm: "Intracomm", own: Ids, wanted: Ids) -> tuple[Ids, Ids]:

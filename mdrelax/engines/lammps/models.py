@@ -8,9 +8,10 @@ from ase.data import atomic_numbers
 
 from mdrelax.base.names import nearest_name
 from mdrelax.compiled import CompiledPotential, load_compiled
+from mdrelax.engines.ase import own_copy
 from mdrelax.engines.lammps.domain import Halo, halo_width
 from mdrelax.forces.forcefield import ForceField
-from mdrelax.modelfile import frozen_copy, load_model
+from mdrelax.modelfile import load_model
 
 __all__ = ["chosen_halo", "load", "numbers_of"]
 
@@ -26,7 +27,7 @@ def load(model: Path | None, compiled: Path | None, dtype: str | None, device: s
         if rank:
             warnings.simplefilter("ignore")
         if compiled is not None:
-            return frozen_copy(load_compiled(compiled).force_field, dtype)
+            return own_copy(load_compiled(compiled).force_field, dtype, "cpu")
         force_field = load_model(str(model)).force_field
     if not force_field.conservative:
         raise ValueError(
@@ -35,11 +36,7 @@ def load(model: Path | None, compiled: Path | None, dtype: str | None, device: s
         )
     if device == "cuda" and torch.cuda.is_available():
         device = f"cuda:{rank % torch.cuda.device_count()}"
-    try:
-        return frozen_copy(force_field, dtype or "float32").to(device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(f"The device `{device}` cannot be used here ({reason}); take `cpu`.") from error
+    return own_copy(force_field, dtype or "float32", device)
 
 
 def numbers_of(elements: str, force_field: ForceField) -> list[int]:

@@ -12,13 +12,15 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from mdrelax.engines.lammps.exchange import SharedError
+
 __all__ = ["Script", "ScriptError", "read_script"]
 
 DEFAULT_SKIN = 2.0  # Angstrom: LAMMPS' own in the units metal and real
 RECIPE = "`fix mdrelax all external pf/callback 1 1`"
 
 
-class ScriptError(ValueError):
+class ScriptError(SharedError):
     """An input script that cannot run with a model."""
 
 
