@@ -146,6 +146,8 @@ def run(
     write_data(folder / "data", atoms)
     (folder / "in.lmp").write_text(text)
     line = command(folder, model, ranks, "--dtype", "float64", *options, elements=elements)
-    ended = subprocess.run(line, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    ended = subprocess.run(
+        line, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
     log = folder / "log.lammps"
     return Ended(ended.returncode, log.read_text() if log.exists() else "", ended.stderr, folder)

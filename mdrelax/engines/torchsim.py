@@ -3,8 +3,8 @@
     model = MDRelaxModel.from_file("model.safetensors", dtype=torch.float32)
     state = torch_sim.integrate(structures, model, integrator=torch_sim.nve, n_steps=1000, timestep=0.0005, ...)
 
-A batch may mix sizes, elements and cells; torch-sim has one `pbc` for all of them. Energies in eV, forces in eV/A, stress
-in eV/A^3 with ASE's sign. torch-sim's cells have the lattice vectors as columns, ours and ASE's as rows.
+A batch may mix sizes, elements and cells; torch-sim has one `pbc` for all of them. Energies in eV, forces in eV/A,
+stress in eV/A^3 with ASE's sign. torch-sim's cells have the lattice vectors as columns, ours and ASE's as rows.
 """
 
 from pathlib import Path

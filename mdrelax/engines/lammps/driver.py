@@ -126,7 +126,9 @@ class Driver:
         low, high, xy, yz, xz, periodic, _ = self.lammps.extract_box()
         sides = np.subtract(high, low)
         vectors = np.array([[sides[0], 0, 0], [xy, sides[1], 0], [xz, yz, sides[2]]])
-        return np.concatenate([[np.where(periodic, low, 0.0)], np.where(np.array(periodic)[:, None], vectors, np.eye(3))])
+        return np.concatenate(
+            [[np.where(periodic, low, 0.0)], np.where(np.array(periodic)[:, None], vectors, np.eye(3))]
+        )
 
     def _hand_over(self, totals: Any, energies: Any, virials: Any) -> None:
         """Give LAMMPS the total energy and virial, the same on every rank, and those of the local atoms."""

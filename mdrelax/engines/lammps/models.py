@@ -31,8 +31,8 @@ def load(model: Path | None, compiled: Path | None, dtype: str | None, device: s
         force_field = load_model(str(model)).force_field
     if not force_field.conservative:
         raise ValueError(
-            f"`{model}` predicts forces directly (`forces: direct`): they are not the gradient of its energy, and there "
-            "is no pressure. Train with `forces: gradient` for simulations."
+            f"`{model}` predicts forces directly (`forces: direct`): they are not the gradient of its energy, and "
+            "there is no pressure. Train with `forces: gradient` for simulations."
         )
     if device == "cuda" and torch.cuda.is_available():
         device = f"cuda:{rank % torch.cuda.device_count()}"

@@ -70,7 +70,9 @@ def _commands(text: str) -> list[tuple[list[str], int]]:
 def _refuse(path: Path, before: list[list[str]], after: list[list[str]]) -> None:
     for words in (*before, *after):
         if words[:2] == ["run_style", "respa"]:
-            raise ScriptError(f"`{path}` has `run_style respa`, which never asks `fix external` for forces; use verlet.")
+            raise ScriptError(
+                f"`{path}` has `run_style respa`, which never asks `fix external` for forces; use verlet."
+            )
     for words in after:
         if words[0] == "comm_modify" and {"cutoff", "mode"} & set(words):
             raise ScriptError(
