@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({}, "H,Ox", (), "names `Ox`"),
         ({}, "H", (), "The box has 2 atom types and `--elements` names 1"),
         ({"units metal": "units lj"}, "H,O", (), "write `units metal` or `units real`"),
-        ({"atom_style atomic": "atom_style atomic\natom_modify id no map no"}, "H,O", (), "by their ids"),
+        ({"atom_style atomic": "atom_style atomic\natom_modify id no"}, "H,O", (), "by their ids"),
         ({"run 0": "run_style verlet"}, "H,O", (), "ended without a run"),
         ({"run 0": FAST + "neigh_modify every 99 delay 99\nrun 9"}, "H,O", (), "may have come nearer"),
         ({"run 0": "pair_style none_such"}, "H,O", (), "Unrecognized pair style"),

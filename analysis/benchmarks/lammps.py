@@ -5,6 +5,7 @@ Everything runs in processes of its own, as a user would start it.
 """
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -30,7 +31,7 @@ from mdrelax.modelfile import save_model
 from mdrelax.potentials import build_potential, preset
 from mdrelax.structures.neighbors import build_graph
 
-__all__ = ["costs", "drifts", "untrained_model", "write_water"]
+__all__ = ["costs", "drifts", "on_paper", "untrained_model", "write_water"]
 
 FEMTOSECONDS = 0.5
 TEMPERATURE = 300.0  # K
@@ -237,4 +238,31 @@ def _advance_ase(
             integrator.run(10)
         rows.append({"step": step, "energy_eV": moving.get_total_energy()})
     np.savez(folder / f"at-{done + steps}.npz", positions=moving.positions, momenta=moving.get_momenta())
+    return pd.DataFrame(rows)
+
+
+# --- on paper ---
+
+
+def on_paper(atoms: Sequence[int], *, per_gpu: int, memory_KiB: float) -> pd.DataFrame:
+    """What large boxes of water would need with the `tiny` Equiformer: a row per number of atoms, computed, not measured.
+
+    ``per_gpu`` atoms in a cube on each GPU, of ``memory_KiB`` per atom, as ``costs`` measures it. A halo of width h about
+    a cube of side a has (1 + 2 h / a)^3 - 1 atoms per atom; in an exchange, each sends the features of one block.
+    """
+    network = build_potential("equiformer", 2, preset("equiformer", "tiny"))
+    n_blocks, cutoff = network.n_rounds - 1, network.cutoff
+    density = 3 / water_box(1).get_volume()
+    side = (per_gpu / density) ** (1 / 3)
+    near, wide = ((1 + 2 * (h + SKIN) / side) ** 3 - 1 for h in (cutoff, network.n_rounds * cutoff))
+    features = sum(ir.dim * mul for mul, ir in network.irreps)
+    sent = 4 * 2 * n_blocks * features * near * per_gpu  # bytes, float32, forward and backward
+    rows = [
+        {
+            "atoms": float(n), "GPUs": math.ceil(n / per_gpu), "remote_per_atom_exchange": near,
+            "remote_per_atom_wide": wide, "sent_MB_per_GPU_step": sent / 1e6,
+            "memory_GiB_per_GPU": memory_KiB * per_gpu * (1 + near) / 1024**2,
+        }
+        for n in atoms
+    ]  # fmt: skip
     return pd.DataFrame(rows)

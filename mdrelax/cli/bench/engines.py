@@ -68,3 +68,15 @@ def torch_sim(
     tell_table(table, ".4g")
     work = f"NVE steps of ethanol with an untrained tiny Equiformer, {dtype}"
     keep_table(table, out, work=work, name="torch-sim")
+
+
+def lammps_paper(
+    per_gpu: Annotated[int, typer.Option(min=1, help="Atoms on each GPU.")] = 100_000,
+    memory: Annotated[float, typer.Option("--kib", help="KiB of memory per atom, as `bench lammps` measures it.")] = (
+        150.0
+    ),
+) -> None:
+    """Compute, on paper, ghosts, traffic and memory of 10^6 to 10^9 atoms of water on GPUs."""
+    from mdrelax.analysis.benchmarks.lammps import on_paper
+
+    tell_table(on_paper([10**6, 10**7, 10**8, 10**9], per_gpu=per_gpu, memory_KiB=memory), ".3g")

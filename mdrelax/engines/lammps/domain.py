@@ -213,8 +213,8 @@ def _vectors(positions: Tensor, pairs: Tensor) -> Tensor:
 def _approach(before: Atoms, now: Atoms, halo: float) -> float:
     """By how much two atoms within ``halo`` Angstrom of each other may have approached since ``before``.
 
-    With the strain A of the box, x = A (x_0 + d), atoms at a distance of ``halo`` were at most (|A^-1| - 1) halo + 2 |d|
-    further apart.
+    With the strain A of the box, x = A (x_0 + d), atoms at a distance of ``halo`` were further apart by at most
+    (|A^-1| - 1) halo + 2 |d|.
     """
     strain_back = np.linalg.solve(now.box[1:], before.box[1:])  # acts on row vectors
     n = now.n_local
