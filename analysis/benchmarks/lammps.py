@@ -21,6 +21,7 @@ from ase import Atoms, units
 from ase.md.verlet import VelocityVerlet
 
 from mdrelax.analysis.benchmarks.structures import water_box
+from mdrelax.base import o3
 from mdrelax.base.files import write_atomically
 from mdrelax.base.seeds import numpy_generator
 from mdrelax.engines.ase import MDRelaxCalculator
@@ -245,18 +246,17 @@ def _advance_ase(
 
 
 def on_paper(atoms: Sequence[int], *, per_gpu: int, memory_KiB: float) -> pd.DataFrame:
-    """What large boxes of water would need with the `tiny` Equiformer: a row per number of atoms, computed, not measured.
+    """What large boxes of water would need with the `tiny` Equiformer: a row per number of atoms, not measured.
 
-    ``per_gpu`` atoms in a cube on each GPU, of ``memory_KiB`` per atom, as ``costs`` measures it. A halo of width h about
-    a cube of side a has (1 + 2 h / a)^3 - 1 atoms per atom; in an exchange, each sends the features of one block.
+    ``per_gpu`` atoms in a cube on each GPU, of ``memory_KiB`` per atom, as ``costs`` measures it. A halo of width h
+    about a cube of side a has (1 + 2 h / a)^3 - 1 atoms per atom; in an exchange, each sends the features of one block.
     """
-    network = build_potential("equiformer", 2, preset("equiformer", "tiny"))
-    n_blocks, cutoff = network.n_rounds - 1, network.cutoff
+    sizes = preset("equiformer", "tiny")
+    n_blocks, cutoff = int(sizes["n_blocks"]), 5.0
     density = 3 / water_box(1).get_volume()
     side = (per_gpu / density) ** (1 / 3)
-    near, wide = ((1 + 2 * (h + SKIN) / side) ** 3 - 1 for h in (cutoff, network.n_rounds * cutoff))
-    features = sum(ir.dim * mul for mul, ir in network.irreps)
-    sent = 4 * 2 * n_blocks * features * near * per_gpu  # bytes, float32, forward and backward
+    near, wide = ((1 + 2 * (h + SKIN) / side) ** 3 - 1 for h in (cutoff, (n_blocks + 1) * cutoff))
+    sent = 4 * 2 * n_blocks * o3.Irreps(sizes["irreps"]).dim * near * per_gpu  # bytes, float32, forward and backward
     rows = [
         {
             "atoms": float(n), "GPUs": math.ceil(n / per_gpu), "remote_per_atom_exchange": near,
