@@ -4,9 +4,10 @@ The file is torch's archive of a shared library with one document of ours in it,
 
 | key | content |
 | --- | --- |
-| format_version | 3; others are refused |
+| format_version | 4; others are refused |
 | elements, reference_energies, scale, binding, cutoff, dtype | converts the library's output to energies in eV |
 | takes_table | whether the library needs the neighbour table |
+| n_rounds | up to how many cut-offs away an energy depends on atoms |
 | roughness | why its energy is not smooth; null if it is smooth |
 | certificate, card, citation, versions, units | as in the model file it was made from, whose hash is `source` |
 | built_for | torch's version and the processor that it was compiled with; it runs nowhere else |
@@ -38,7 +39,7 @@ from mdrelax.modelfile import DTYPES, LoadedModel, ModelFileError, warn_if_rough
 
 __all__ = ["file_hash", "load_compiled", "seal", "this_machine"]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 DOCUMENT = "extra/mdrelax.json"
 FROM_THE_MODEL = ("certificate", "card", "citation", "versions", "units")
 
@@ -54,6 +55,7 @@ class _Header(BaseModel):
     cutoff: Annotated[float, Field(gt=0, le=1000)]
     dtype: Literal["float32", "float64"]
     takes_table: bool
+    n_rounds: Annotated[int, Field(ge=1, le=1000)] | None
     roughness: str | None
     certificate: dict[str, Any]
     card: dict[str, Any]
@@ -77,6 +79,7 @@ def seal(package: Path, compiled: ForceField, model: dict[str, Any], parity: dic
         "cutoff": compiled.cutoff,
         "dtype": str(compiled.dtype).removeprefix("torch."),
         "takes_table": network.takes_table,
+        "n_rounds": network.n_rounds,
         "roughness": compiled.roughness,
         **{name: model[name] for name in FROM_THE_MODEL},
         "source": model["content"],
@@ -106,7 +109,7 @@ def load_compiled(path: str | Path, *, sha256: str | None = None) -> LoadedModel
     check_header(path, header, _Header)
     network = CompiledPotential(
         _not_loaded, cutoff=float(header["cutoff"]), dtype=DTYPES[header["dtype"]], takes_table=header["takes_table"],
-        roughness=header["roughness"],
+        n_rounds=header["n_rounds"], roughness=header["roughness"],
     )  # fmt: skip
     try:
         certificate = require(Certificate.from_dict(header["certificate"]))
