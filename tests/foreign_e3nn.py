@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 # Sections of a config file need YAML and pydantic, model files need safetensors. The method imports neither.
-EXEMPT = {"mdrelax.base.sections", "mdrelax.base.containers"}
+EXEMPT = {"mdrelax.base.sections", "mdrelax.base.containers", "mdrelax.base.documents"}
 OURS = {  # what mdrelax installs beside torch and e3nn, by the names of the imports
     "ase", "equiformer_pytorch", "jinja2", "matplotlib", "pandas", "pooch", "pydantic", "rich", "safetensors",
     "torch_geometric", "typer", "vesin", "yaml",

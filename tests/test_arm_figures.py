@@ -1,5 +1,7 @@
 """Figures of arms hold the numbers of the runs: looked up in the axes, not in the pixels."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,6 +23,7 @@ from mdrelax.analysis.studies.arm_figures import (
 from mdrelax.analysis.studies.measures import main_setting
 from mdrelax.analysis.studies.nbody import MSE, STUDY
 from mdrelax.packs.nbody.run import ARMS
+from mdrelax.packs.smoke import run as smoke
 from nbody_runs import LAYERS, STEPS, THETA, layers, metrics
 
 VALIDATION = ("val_mse", "validation MSE (10⁻³), projected network")
@@ -55,10 +58,11 @@ def _titles(figure: Figure) -> list[str]:
     return [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
 
 
-def test_every_arm_has_a_look_of_its_own() -> None:
-    """Nine arms, nine colours and nine markers, in the order of the arms."""
-    assert list(ARM_STYLES) == list(ARMS)
-    assert len({colour for colour, _ in ARM_STYLES.values()}) == len({marker for _, marker in ARM_STYLES.values()}) == 9
+@pytest.mark.parametrize("arms", [ARMS, smoke.ARMS], ids=["nbody", "smoke"])
+def test_every_arm_has_a_look_of_its_own(arms: dict[str, Any]) -> None:
+    """In one figure no two arms have the same colour and marker, and they stand in the order of the study."""
+    assert set(arms) <= set(ARM_STYLES)
+    assert len({ARM_STYLES[arm] for arm in arms}) == len(arms)
 
 
 def test_arms_that_are_not_listed_have_looks_too() -> None:

@@ -152,7 +152,7 @@ def test_a_batch_is_one_by_one() -> None:
             for name, value in alone.calc.results.items():
                 np.testing.assert_allclose(result[name], value, atol=1e-11)
     assert calculator.calculate_many([]) == []
-    with pytest.raises(ValueError, match="Structure 1 has no atoms"):
+    with pytest.raises(ValueError, match="Frame 1: The structure has no atoms"):
         calculator.calculate_many([Atoms("H"), Atoms()])
     with pytest.raises(ValueError, match="`batch_size` must be >= 1"):
         calculator.calculate_many(structures, batch_size=0)

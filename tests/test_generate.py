@@ -185,7 +185,7 @@ def test_impossible_starts_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is periodic"):
         starting_geometry(tmp_path / "silicon.extxyz")
     (tmp_path / "broken.xyz").write_text("3\n\nO 0 0\n")
-    with pytest.raises(ValueError, match="cannot read a geometry"):
+    with pytest.raises(ValueError, match="cannot be read as extxyz"):
         starting_geometry(tmp_path / "broken.xyz")
 
 

@@ -117,8 +117,8 @@ def test_everything_else_is_checked_before_a_library_is_loaded(tmp_path: Path, m
     errors = dict.fromkeys(("rotation", "reflection", "translation", "permutation"), 0.0)
     header = {
         "format_version": files.FORMAT_VERSION, "elements": [1, 8], "reference_energies": [0.0, 1.0], "scale": 1.0,
-        "binding": 0.0, "cutoff": 4.0, "dtype": "float32", "takes_table": False, "roughness": None, "card": {},
-        "built_for": {"torch": "x"},
+        "binding": 0.0, "cutoff": 4.0, "dtype": "float32", "takes_table": False, "n_rounds": 2, "roughness": None,
+        "card": {}, "built_for": {"torch": "x"},
         "certificate": {"symmetry": "E(3)", "float64": errors, "float32": errors, "n_structures": 1, "layers": []},
     }  # fmt: skip
     original = tmp_path / "original.pt2"

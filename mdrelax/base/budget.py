@@ -59,6 +59,11 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.numbers, self.calls = numbers, calls
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would load its compiler, for seconds, to keep it away from here, where nothing is compiled."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.calls -= 1
         shape = args[0] if args and isinstance(args[0], list | tuple) else ()

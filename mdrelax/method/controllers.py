@@ -138,6 +138,7 @@ class Ace:
     >>> from mdrelax.base import o3
     >>> from mdrelax.method.controllers import Ace
     >>> from mdrelax.method.relaxation import relax_constraints
+    >>> _ = torch.manual_seed(0)
     >>> model, x = nn.Sequential(o3.Linear("1o", "1o")), torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
     >>> relax_constraints(model, initial_std=0.1, generator=torch.Generator().manual_seed(0)).names
     ['0']
