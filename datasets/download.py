@@ -22,6 +22,7 @@ import numpy as np
 from ase.formula import Formula
 from ase.symbols import Symbols
 
+from mdrelax.base.files import locked_file, write_atomically
 from mdrelax.base.names import nearest_name
 from mdrelax.datasets.catalogue import CATALOGUE, Item, Source
 from mdrelax.datasets.indices import read_index_file
@@ -53,19 +54,20 @@ def fetch(
 
     An existing file is verified and returned. ``from_file`` uses the archive or the single file on this machine instead
     of the network. Mirrors are tried in order, and an interrupted download resumes where it stopped.
-    Raises ``ValueError`` for an unknown name or wrong content, ``ConnectionError`` if no mirror could be reached.
+    Raises ``ValueError`` for an unknown name or wrong content, ``ConnectionError`` if no mirror could be reached,
+    ``InUseError`` while another process gets the same file, and an ``OSError`` whose ``strerror`` is a sentence if the
+    folder cannot be written to (a file that is there already needs no writing).
     """
     item = _item(name, catalogue)
-    folder = data_folder(folder)
-    target = folder / item.filename
-    folder.mkdir(parents=True, exist_ok=True)
-    if from_file is not None:
-        verdict = _take(Path(from_file), item, target)
-    elif target.is_file():
-        verdict = "It already existed."
-    else:
-        verdict = _try_sources(name, item, target, progress)
-    return _verified(item, target, verdict)
+    target = data_folder(folder) / item.filename
+    if from_file is None and target.is_file():
+        return _verified(item, target, "It already existed.")
+    with locked_file(target):
+        if from_file is not None:
+            verdict = _take(Path(from_file), item, target)
+        else:
+            verdict = _try_sources(name, item, target, progress)
+        return _verified(item, target, verdict)
 
 
 def cached_path(name: str, *, folder: str | Path | None = None, catalogue: Mapping[str, Item] = CATALOGUE) -> Path:
@@ -101,8 +103,12 @@ def _try_sources(name: str, item: Item, target: Path, progress: Progress) -> str
         try:
             _from_source(item, source, target, progress)
         except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
-                raise
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise OSError(
+                    error.errno,
+                    f"`{target}` cannot be written ({error.strerror}); make room, or name another folder with "
+                    "MDRELAX_CACHE. What was downloaded so far is kept.",
+                ) from error
             failures.append(f"{source.url}: {_reason(error)}")
         else:
             return f"It came from {source.url}{_checksum_clause(source)}."
@@ -118,9 +124,11 @@ def _from_source(item: Item, source: Source, target: Path, progress: Progress) -
     import pooch
 
     pooch.get_logger().setLevel(logging.WARNING)
-    resuming = _Resuming(target.parent / f"{source.archive or target.name}.part", progress)
+    part = target.parent / f"{source.archive or target.name}.part"
     filename = source.archive or f"{target.name}.unchecked"
-    got = Path(pooch.retrieve(source.url, source.checksum, fname=filename, path=target.parent, downloader=resuming))
+    with locked_file(part):  # an archive is shared by the files inside
+        resuming = _Resuming(part, progress)
+        got = Path(pooch.retrieve(source.url, source.checksum, fname=filename, path=target.parent, downloader=resuming))
     if source.member is not None:
         _unpack(got, source.member, item, target)
     else:
@@ -261,16 +269,24 @@ def _verified(item: Item, target: Path, verdict: str) -> Fetched:
     _check_content(item, target)
     sha256 = _digest(target, "sha256")
     kept = target.with_name(target.name + ".sha256")
-    known = kept.read_text().split()[0] if kept.is_file() else None
+    known = kept.read_text(errors="replace").partition(" ")[0] if kept.is_file() else None
     if known is None:
-        kept.write_text(f"{sha256}  {target.name}\n")
-        return Fetched(target, sha256, f"{verdict} Its form is right; its sha256 has been stored.")
+        return Fetched(target, sha256, f"{verdict} Its form is right; {_store(kept, f'{sha256}  {target.name}')}.")
     if known != sha256:
         raise ValueError(
             f"`{target}` has changed: its sha256 is {sha256}, and `{kept.name}` next to it has {known}. Delete both "
             "to fetch it again."
         )
     return Fetched(target, sha256, f"{verdict} Its form is right, and its sha256 the one first seen.")
+
+
+def _store(path: Path, line: str) -> str:
+    """Write a checksum; returns a clause on that, also where nothing can be written (a shared, read-only folder)."""
+    try:
+        write_atomically(path, f"{line}\n".encode())
+    except OSError:
+        return "its sha256 could not be stored, because the folder is read-only"
+    return "its sha256 has been stored"
 
 
 def _check_content(item: Item, path: Path) -> None:

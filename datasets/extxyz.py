@@ -4,6 +4,8 @@ Labels and units are read as in ``labels``, and cells in the spellings of ``dial
 """
 
 import gzip
+import re
+import zlib
 from collections.abc import Iterator, Sequence
 from io import StringIO
 from pathlib import Path
@@ -17,8 +19,9 @@ from mdrelax.datasets.dialects import standard_comment
 from mdrelax.datasets.frames import Frames
 from mdrelax.datasets.labels import LabelOptions, load_atoms
 
-__all__ = ["load_ase", "load_extxyz", "read_ase", "read_atoms", "write_extxyz"]
+__all__ = ["load_ase", "load_extxyz", "read_ase", "read_atoms", "refuse_absurd_counts", "write_extxyz"]
 
+WIDE = re.compile(r":[A-Za-z]:(\d{5,})")  # a column of so many numbers for each atom, in `Properties`
 ASE_FORMATS = {"outcar": "vasp-out", "vasprun": "vasp-xml"}  # beginning of the file name -> ASE's format
 
 
@@ -66,13 +69,53 @@ def read_atoms(path: str | Path) -> list[Atoms]:
         raise FileNotFoundError(f"There is no file `{path}`.")
     frames: list[Atoms] = []
     try:
-        for atoms in io.iread(StringIO("".join(_lines(path))), index=":", format="extxyz"):
+        lines = list(_lines(path))
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise ValueError(_unreadable(path, 0, error)) from error
+    _require_whole(path, lines)
+    try:
+        for atoms in io.iread(StringIO("".join(lines)), index=":", format="extxyz"):
             frames.append(atoms)
     except Exception as error:  # ASE's reader raises anything on a broken line
         raise ValueError(_unreadable(path, len(frames), error)) from error
     if not frames:
         raise ValueError(f"`{path}` is empty: it holds no frames.")
     return frames
+
+
+def refuse_absurd_counts(path: Path) -> None:
+    """Raise ``ValueError`` for a file in the (ext)xyz form that announces more atoms than it has lines.
+
+    ASE would count to 10^12. Files in other forms pass.
+    """
+    if path.suffix == ".xyz" or path.name.endswith("extxyz"):
+        with path.open(errors="replace") as file:
+            _require_whole(path, list(file))
+
+
+def _require_whole(path: Path, lines: Sequence[str]) -> None:
+    """Raise ``ValueError`` if a frame announces more atoms than lines follow."""
+    place = number = 0
+    while place < len(lines):
+        word = lines[place].strip()
+        if not word.lstrip("+-").isdecimal():
+            return  # a blank line at the end, or no extxyz, which its reader explains
+        left = len(lines) - place - 2
+        if len(word) > 15 or not 0 <= int(word) <= left:
+            announced = f"frame {number} announces {word:.20} atoms, and {max(left, 0)} lines follow"
+            raise ValueError(
+                f"`{path}` cannot be read as extxyz ({announced}); it is cut off or another format, "
+                f"from frame {number} on."
+            )
+        if wide := WIDE.search(lines[place + 1]):
+            raise ValueError(
+                f"`{path}` cannot be read as extxyz (frame {number} announces a column of {wide[1]:.20} numbers); its "
+                "`Properties` are damaged."
+            )
+        place += int(word) + 2
+        while place < len(lines) and lines[place].startswith("VEC"):  # the lattice vectors of some programs
+            place += 1
+        number += 1
 
 
 def _unreadable(path: Path, number: int, error: Exception) -> str:

@@ -28,6 +28,7 @@ from ase.data import chemical_symbols
 from torch_geometric.data import Data
 
 from mdrelax.base.places import frame_name
+from mdrelax.structures.crowding import neighbours_expected
 
 __all__ = [
     "Frames",
@@ -44,7 +45,9 @@ __all__ = [
     "volume",
 ]
 
+FARTHEST = 1e6  # Angstrom; as in `structures.neighbors`
 NEIGHBOUR_RADIUS = 4.0  # Angstrom; only the nearest pair is wanted
+PLENTY = 200.0  # neighbours per atom, among which the nearest surely is
 THINNEST = 0.05  # Angstrom; a thinner periodic cell is unphysical in any unit
 CLOSE = 0.5  # Angstrom; H-H, the shortest bond, is 0.74
 DENSE = 1.0  # Angstrom^3 for an atom; diamond has 5.7
@@ -253,10 +256,11 @@ def min_distance(frame: Data) -> float:
     """
     if not bool(frame.pbc.any()) and len(frame.pos) <= DENSE_ATOMS:
         return float(torch.pdist(frame.pos).min()) if len(frame.pos) > 1 else float("nan")
-    # In a dense cell (lengths in nm, say) a sphere of 4 Angstrom would hold thousands.
-    density_radius = 3 * (volume(frame) / len(frame.pos)) ** (1 / 3) if bool(frame.pbc.all()) else NEIGHBOUR_RADIUS
-    search = vesin.NeighborList(cutoff=min(NEIGHBOUR_RADIUS, density_radius), full_list=False)
-    (distances,) = search.compute(frame.pos.numpy(), frame.cell[0].numpy(), frame.pbc[0].numpy(), "d")
+    positions, cell, pbc = frame.pos.numpy(), frame.cell[0].numpy(), frame.pbc[0].numpy()
+    radius = NEIGHBOUR_RADIUS  # in a dense structure (lengths in nm, say) this sphere would hold thousands
+    while neighbours_expected(positions, cell, pbc, radius) > PLENTY:
+        radius *= 0.8
+    (distances,) = vesin.NeighborList(cutoff=radius, full_list=False).compute(positions, cell, pbc, "d")
     return float(distances.min()) if len(distances) else float("nan")
 
 
@@ -284,6 +288,11 @@ def check_structure(
             f"element, 1 to {len(chemical_symbols) - 1}."
         )
     require_finite("positions", positions, source=source, frame=number)
+    if np.abs(positions).max() > FARTHEST:
+        raise ValueError(
+            f"Atoms of {place} lie more than {FARTHEST:g} Angstrom from the origin; remove the frame, or mend the unit "
+            "of length."
+        )
     vectors = cell[np.asarray(pbc, dtype=bool)]  # (number of periodic directions, 3)
     axes = "".join(np.array(list("abc"))[np.asarray(pbc, dtype=bool)])
     if len(vectors) and not (np.isfinite(vectors).all() and np.linalg.matrix_rank(vectors) == len(vectors)):

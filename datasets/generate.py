@@ -25,7 +25,7 @@ from ase import Atoms, io
 from ase import units as ase_units
 
 from mdrelax.base.files import locked_file
-from mdrelax.datasets.extxyz import write_extxyz
+from mdrelax.datasets.extxyz import refuse_absurd_counts, write_extxyz
 from mdrelax.datasets.journal import Journal
 from mdrelax.datasets.labelling import XTB, Label, Labeller, make_labeller, xtb_calculator
 
@@ -85,7 +85,7 @@ def _generate(source: str | Path, out: Path, settings: GenerateSettings, progres
     journal = Journal(out.with_name(out.name + ".journal"), header)
     frames = list(_sample(start, settings, journal, progress))
     isolated = [Atoms(symbol, [[0.0, 0.0, 0.0]]) for symbol in symbols]
-    todo = isolated + frames
+    todo = isolated + frames  # the order of rows `label`
     labels = list(_label(todo, labeller, journal, progress))
     _write(out, todo, labels, n_isolated=len(isolated), provenance=_provenance(settings, source))
     journal.path.unlink()
@@ -104,10 +104,13 @@ def starting_geometry(source: str | Path) -> Atoms:
 
 
 def _read_one(path: Path) -> Atoms:
+    refuse_absurd_counts(path)
     try:
         atoms = io.read(path)
     except Exception as error:  # ASE's readers raise anything on a broken file
-        raise ValueError(f"ASE cannot read a geometry from `{path}` ({type(error).__name__}: {error}).") from error
+        raise ValueError(
+            f"ASE cannot read a geometry from `{path}` ({type(error).__name__}: {error!s:.200})."
+        ) from error
     return atoms if isinstance(atoms, Atoms) else atoms[-1]
 
 

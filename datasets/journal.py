@@ -27,15 +27,12 @@ class Journal:
             )
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
-        """The rows of one kind, in order; raises ``ValueError`` if their numbers are not 0, 1, 2, ...
-
-        Rows of an older version have no number.
-        """
-        rows = [line for line in self.lines if line["kind"] == kind]
-        if any(row.get("index", place) != place for place, row in enumerate(rows)):
+        """The rows of one kind, in order; raises ``ValueError`` if their numbers are not 0, 1, 2, ..."""
+        rows = [line for line in self.lines if line.get("kind") == kind]
+        if any(row.get("index") != place for place, row in enumerate(rows)):
             raise ValueError(
-                f"`{self.path}` was not written by one process: its rows `{kind}` are not numbered 0 to "
-                f"{len(rows) - 1}; delete it to begin again."
+                f"`{self.path}` was not written by one process of this version: its rows `{kind}` are not numbered 0 "
+                f"to {len(rows) - 1}, so labels could be those of other frames; delete it to begin again."
             )
         return rows
 
@@ -58,8 +55,11 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
         with path.open("r+b") as file:
             file.truncate(len(whole))
     try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except json.JSONDecodeError as error:
+        lines = [json.loads(line) for line in whole.splitlines()]
+    except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"`{path}` is not a journal of mdrelax, or was edited ({error}); delete it to start again."
+            f"`{path}` is not a journal of mdrelax, or was edited ({error!s:.200}); delete it to start again."
         ) from error
+    if not all(isinstance(line, dict) for line in lines):
+        raise ValueError(f"`{path}` is not a journal of mdrelax: a line is no object; delete it to start again.")
+    return lines

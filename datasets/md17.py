@@ -12,11 +12,11 @@ Two layouts are known by their keys:
 Any of them may have a ``cell`` (3, 3) or (F, 3, 3), whose rows are the lattice vectors, and ``pbc``.
 """
 
+import math
 import warnings
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase.formula import Formula
@@ -132,12 +132,24 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"There is no file `{path}`.")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {key: archive[key] if key in READ else np.empty(0) for key in archive.files}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, AttributeError) as error:
+            return {key: _read_array(archive, key) if key in READ else np.empty(0) for key in archive.files}
+    except Exception as error:  # numpy, zipfile, zlib and tokenize raise anything for a damaged file
         raise ValueError(
-            f"`{path}` cannot be read as an npz file ({error}); it is (a) cut off, (b) another kind of file, or "
+            f"`{path}` cannot be read as an npz file ({error!s:.200}); it is (a) cut off, (b) another kind of file, or "
             "(c) holds pickled objects, which are refused."
         ) from error
+
+
+def _read_array(archive: Any, key: str) -> np.ndarray:
+    """One array; raises ``ValueError`` for one whose header announces more bytes than follow."""
+    with archive.zip.open(f"{key}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        wanted, held = math.prod(shape) * dtype.itemsize, archive.zip.getinfo(f"{key}.npy").file_size
+    if not 0 <= wanted <= held:
+        raise ValueError(f"`{key}` of shape {shape} would have {wanted} bytes, and {held} are there")
+    return archive[key]
 
 
 def _layout(arrays: dict[str, np.ndarray], labels: str | None, source: str) -> _Layout:
@@ -195,6 +207,11 @@ def _labels(
     arrays: dict[str, np.ndarray], layout: _Layout, source: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Numbers (N,), positions (F, N, 3), energies (F,), forces (F, N, 3); raises ``ValueError`` on wrong shapes."""
+    for key in layout[:4]:
+        if arrays[key].dtype.kind not in "fiu":
+            raise ValueError(f"`{key}` of `{source}` holds {arrays[key].dtype}; it must hold real numbers.")
+    if (arrays[layout.numbers] % 1 != 0).any():
+        raise ValueError(f"`{layout.numbers}` of `{source}` must hold atomic numbers, which are whole.")
     numbers, positions = arrays[layout.numbers].astype(np.int64).ravel(), arrays[layout.positions]
     energies, forces = arrays[layout.energy].ravel(), arrays[layout.forces]
     expected = (len(energies), len(numbers), 3)

@@ -175,8 +175,8 @@ def _read_npz(path: Path, members: Members, files: list[str], cache: str | Path 
         try:
             with np.load(io.BytesIO(members[name]()), allow_pickle=False) as archive:
                 arrays = {key: archive[key] for key in archive.files}
-        except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
-            raise ValueError(f"`{source}` is cut off or no npz file ({error}).") from error
+        except Exception as error:  # numpy, zipfile, zlib and tokenize raise anything for a damaged file
+            raise ValueError(f"`{source}` is cut off or no npz file ({error!s:.200}).") from error
         if missing := sorted({"points", "labels", "classes"} - set(arrays)):
             raise ValueError(f"`{source}` lacks {', '.join(missing)}; it has {', '.join(sorted(arrays)) or 'nothing'}.")
         parts.append((source, arrays["points"], arrays["labels"], arrays.get("names")))

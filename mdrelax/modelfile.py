@@ -18,14 +18,16 @@ import warnings
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 
 import mdrelax.potentials as networks
 from mdrelax.base import o3
 from mdrelax.base.ambient import out_of_inference_mode
-from mdrelax.base.containers import ModelFileError, read_container, write_container
+from mdrelax.base.budget import within_budget
+from mdrelax.base.containers import ModelFileError, check_header, read_container, write_container
 from mdrelax.base.migrations import with_published_norm
 from mdrelax.base.names import nearest_name
 from mdrelax.base.provenance import software_versions
@@ -64,6 +66,24 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 class RoughPotentialWarning(UserWarning):
     """Warns of a model whose energy is not smooth, so that its force constants are wrong."""
+
+
+class _Network(BaseModel):
+    name: str
+    arguments: dict[str, Any]
+
+
+class _Header(BaseModel):
+    """The keys of a header that loading needs, with their types; others are free."""
+
+    model_config = ConfigDict(strict=True)
+    potential: _Network
+    elements: Annotated[list[Annotated[int, Field(ge=1, le=118)]], Field(min_length=1)]
+    dtype: Literal["float32", "float64"]
+    certificate: dict[str, Any]
+    card: dict[str, Any]
+    versions: dict[str, str]
+    coupling_fingerprint: str
 
 
 class LoadedModel(NamedTuple):
@@ -142,21 +162,25 @@ def load_model(path: str | Path, *, certified: bool = True) -> LoadedModel:
     """
     path = Path(path)
     header, tensors = read_container(path, refuse=_refuse_others)
-    try:
-        header = _migrate(header)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ModelFileError(f"The header of `{path}` is damaged ({error!r}).") from error
+    check_header(path, header, _Header)
+    header = _migrate(header)
     if header["coupling_fingerprint"] != coupling_fingerprint():
         raise ModelFileError(
-            f"`{path}` was made with e3nn {header['versions']['e3nn']}, whose Clebsch-Gordan coefficients differ from "
-            f"those of the installed {metadata.version('e3nn')}; install that version to use the model."
+            f"`{path}` was made with e3nn {header['versions'].get('e3nn', '?'):.20}, whose Clebsch-Gordan coefficients "
+            f"differ from those of the installed {metadata.version('e3nn')}; install that version to use the model."
         )
     try:
-        force_field = _build(header)
+        with within_budget(header["potential"]["arguments"], tensors):
+            force_field = _build(header)
         force_field.load_state_dict(tensors)
         certificate = Certificate.from_dict(header["certificate"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelFileError(f"`{path}` describes a network that this mdrelax cannot build ({error}).") from error
+        if certificate.symmetry != force_field.potential.symmetry:
+            raise ValueError(
+                f"its certificate is of {certificate.symmetry:.20}, it of {force_field.potential.symmetry}"
+            )
+    except Exception as error:  # networks and e3nn raise anything for impossible arguments
+        reason = " ".join(str(error).split())
+        raise ModelFileError(f"`{path}` describes a network that this mdrelax cannot build ({reason:.200}).") from error
     warn_if_rough(path, force_field)
     return LoadedModel(force_field.eval(), require(certificate) if certified else certificate, header)
 
@@ -181,13 +205,15 @@ def coupling_fingerprint() -> str:
 def _refuse_others(path: Path, header: dict[str, Any]) -> None:
     """Checked first: another kind of model, or a newer version, stores everything differently, its hash included."""
     if "kind" in header:
-        raise ModelFileError(f"`{path}` holds {header['kind']}, not a force field; its pack has a `load_network`.")
+        raise ModelFileError(
+            f"`{path}` holds {header['kind']!s:.60}, not a force field; its pack has a `load_network`."
+        )
     version = header.get("format_version")
-    if not isinstance(version, int) or version < FORMAT_VERSION - len(MIGRATIONS):
-        raise ModelFileError(f"The header of `{path}` is damaged: `format_version` is {version!r}.")
+    if not isinstance(version, int) or isinstance(version, bool) or version < FORMAT_VERSION - len(MIGRATIONS):
+        raise ModelFileError(f"The header of `{path}` is damaged: `format_version` is {version!r:.40}.")
     if version > FORMAT_VERSION:
         raise ModelFileError(
-            f"`{path}` has format version {version}; this mdrelax reads up to {FORMAT_VERSION}: upgrade mdrelax."
+            f"`{path}` has format version {version!s:.20}; this mdrelax reads up to {FORMAT_VERSION}: upgrade mdrelax."
         )
 
 

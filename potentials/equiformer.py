@@ -101,6 +101,7 @@ class Equiformer(Potential):
         check_numbers(sizes, {"cutoff": cutoff, "average_neighbors": average_neighbors, "norm_eps": norm_eps})
         _check_names(hidden, n_heads, radial_basis)
         self.cutoff, self.irreps, self.average_neighbors = float(cutoff), hidden, average_neighbors
+        self.n_rounds = n_blocks + 1  # the degree embedding is one
         even = all(ir.p == 1 for _, ir in hidden)
         self.symmetry = "SE(3)" if even and hidden.lmax > 0 else "E(3)"
         self.roughness = why_rough(norm) if hidden.lmax > 0 else None

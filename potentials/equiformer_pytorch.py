@@ -95,6 +95,7 @@ class EquiformerPytorch(Potential):
         _check_choices(dim, dim_head, attention=attention, forces=forces, norm=norm, n_basis=n_basis)
         self.cutoff, self.average_neighbors = float(cutoff), average_neighbors
         self.conservative, self.smooth = forces == "gradient", smooth
+        self.n_rounds = depth + 1  # the first layer gathers once more
         self.symmetry = "SE(3)" if len(dim) > 1 else "E(3)"
         self.roughness = (why_rough(norm) if len(dim) > 1 else None) if smooth else KINKED
         self.library_arguments: dict[str, Any] = {

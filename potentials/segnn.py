@@ -175,6 +175,7 @@ class SEGNNPotential(Potential):
             raise ValueError(f"`n_species` and `n_basis` must be at least 1, got {n_species} and {n_basis}.")
         lmax_attribute = lmax if lmax_attribute is None else lmax_attribute
         self.cutoff, self.average_neighbors, self.n_species = float(cutoff), average_neighbors, n_species
+        self.n_rounds = n_layers + 1  # the attributes of the atoms are one
         self.roughness = why_rough(norm) if lmax > 0 else None
         self.radial_basis = BesselBasis(n_basis, cutoff)
         self.harmonics = SphericalHarmonics(lmax_attribute)

@@ -36,7 +36,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, fraction):
     save_checkpoint(path, STATE)
     content = path.read_bytes()
     path.write_bytes(content[: int(fraction * len(content))])
-    with pytest.raises(CheckpointError, match="truncated or not an mdrelax checkpoint"):
+    with pytest.raises(CheckpointError, match="truncated, damaged or not an mdrelax checkpoint"):
         load_checkpoint(path)
 
 

@@ -1,5 +1,6 @@
 """`mdrelax data check`: each way in which a file is wrong is named, and nothing is named in files that are right."""
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -74,6 +75,23 @@ def test_each_fault_of_crystals_is_named(sound, way):
     spoil, checks = {**ANY_DATA, **CRYSTALS}[way]
     found = failed(spoilt(sound["copper-aluminium"], spoil))
     assert checks & found.keys(), f"{way}: only {found}"
+
+
+@pytest.mark.parametrize("n", [4, 17])
+def test_frames_with_the_labels_of_others_are_named(n):
+    """Energy and forces of some frames of 32 in turn: forces of another geometry have a torque about this one."""
+    frames = load("sample:ethanol")[:32]
+    order = np.random.default_rng(0).permutation(32)[:n]
+    swapped = list(frames)
+    for here, there in zip(order, np.roll(order, 1), strict=True):
+        swapped[here] = frames[here].clone()
+        swapped[here].energy, swapped[here].forces = frames[there].energy, frames[there].forces
+    assert failed(frames) == {}
+    found = failed(swapped)
+    assert {"no cell lost", "forces agree with energies"} <= found.keys()
+    places = {int(re.findall(r"\d+", frames[k].place)[0]) for k in order}
+    named = re.findall(r"\d+", found["no cell lost"].partition("Frames ")[2].partition(" and ")[0])
+    assert set(map(int, named)) <= places
 
 
 def test_the_twelve_ways_are_all_tested():

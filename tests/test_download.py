@@ -3,16 +3,22 @@
 Everything is served by a server of our own on this machine, or from ``file://``; nothing is asked of the network.
 """
 
+import errno
 import hashlib
 import io
+import os
+import socket
 import tarfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lock_holder import held_by_another_process
+from mdrelax.base.files import InUseError
 from mdrelax.datasets import load_frames
 from mdrelax.datasets.catalogue import Item, Source
 from mdrelax.datasets.download import cached_path, data_folder, fetch
@@ -276,6 +282,56 @@ def test_without_a_published_checksum_the_first_one_seen_is_kept(server, tmp_pat
     first.path.write_bytes(npz(seed=1))
     with pytest.raises(ValueError, match="has changed: its sha256 is"):
         fetch("rmd17:water", folder=tmp_path, catalogue=catalogue)
+
+
+def test_two_downloads_do_not_share_a_part(server, tmp_path):
+    """Neither of one file, nor of two files in one archive; whoever comes second hears who the first is."""
+    here = socket.gethostname()
+    catalogue = archived(server.url("/rmd17.tar.bz2"))
+    for path, name in (("rmd17_water.npz", "water"), ("rmd17.tar.bz2.part", "index_train_01")):
+        with held_by_another_process("file", tmp_path / path) as first, pytest.raises(InUseError) as caught:
+            fetch(f"rmd17:{name}", folder=tmp_path, catalogue=catalogue)
+        assert f"{path}` is in use by process {first.pid} on host {here}" in str(caught.value)
+    assert server.log == []
+
+
+def test_a_file_in_a_read_only_folder_is_found(server, tmp_path, monkeypatch):
+    """A shared folder of data sets: nothing is written, and the verdict says so."""
+    catalogue = single(server.url("/water.npz"))
+    fetch("rmd17:water", folder=tmp_path, catalogue=catalogue)
+    (tmp_path / "rmd17_water.npz.sha256").unlink()
+    monkeypatch.setattr(Path, "open", refusing(Path.open))
+    found = fetch("rmd17:water", folder=tmp_path, catalogue=catalogue)
+    assert found.verdict.endswith("its sha256 could not be stored, because the folder is read-only.")
+    with pytest.raises(OSError, match="Read-only file system") as caught:
+        fetch("rmd17:index_train_01", folder=tmp_path, catalogue=archived(server.url("/rmd17.tar.bz2")))
+    assert caught.value.strerror.endswith("cannot be written to (Read-only file system); choose another file.")
+
+
+def refusing(opened):
+    """``Path.open`` on a file system that is mounted read-only."""
+
+    def open_to_read(path, mode="r", *arguments, **keywords):
+        if set(mode) & set("wa+"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return opened(path, mode, *arguments, **keywords)
+
+    return open_to_read
+
+
+def test_a_killed_fetch_leaves_no_half_checksum(server, tmp_path, monkeypatch):
+    """The checksum file appears as a whole: an empty one would accuse a sound file of having changed."""
+    catalogue = single(server.url("/water.npz"))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    move = os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr("mdrelax.base.files.os.replace", lambda a, b: killed() if "sha256" in str(b) else move(a, b))
+        with pytest.raises(KeyboardInterrupt):
+            fetch("rmd17:water", folder=tmp_path, catalogue=catalogue)
+    assert fetch("rmd17:water", folder=tmp_path, catalogue=catalogue).verdict.endswith("its sha256 has been stored.")
 
 
 def test_unknown_names_name_the_nearest(tmp_path):

@@ -171,10 +171,10 @@ def test_an_unknown_element_is_named(number: int):
         tiny_force_field()(wrong)
 
 
-@pytest.mark.parametrize("elements", [(), (6, 1), (1, 1)])
+@pytest.mark.parametrize("elements", [(), (6, 1), (1, 1), (0, 1), (1, 119), (-8,), (1, 10**9)])
 def test_elements_come_in_rising_order(elements: tuple[int, ...]):
     """None, unsorted or twice the same: refused when the force field is made."""
-    with pytest.raises(ValueError, match="distinct atomic numbers in rising order"):
+    with pytest.raises(ValueError, match="distinct atomic numbers, 1 to 118, in rising order"):
         ForceField(tiny_equiformer(), elements=elements)
 
 

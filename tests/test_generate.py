@@ -191,18 +191,20 @@ def test_impossible_starts_are_refused(tmp_path):
 
 def test_a_journal_of_other_settings_is_refused(tmp_path):
     """Rows of two runs never mix."""
-    Journal(tmp_path / "journal", {"seed": 1}).add({"kind": "frame", "x": 1})
-    assert Journal(tmp_path / "journal", {"seed": 1}).rows("frame") == [{"kind": "frame", "x": 1}]
+    row = {"kind": "frame", "index": 0}
+    Journal(tmp_path / "journal", {"seed": 1}).add(row)
+    assert Journal(tmp_path / "journal", {"seed": 1}).rows("frame") == [row]
     with pytest.raises(ValueError, match="other settings"):
         Journal(tmp_path / "journal", {"seed": 2})
 
 
-def test_a_journal_that_two_processes_wrote_is_refused(tmp_path):
+@pytest.mark.parametrize("numbers", [(0, 1, 1), (0, 2), (1, 0), (0, None), (None,)])
+def test_a_journal_that_two_processes_wrote_is_refused(tmp_path, numbers):
     """Its labels would be those of other frames: rows are numbered, and each number stands once, in its place."""
     path = tmp_path / "j"
     journal = Journal(path, {"a": 1})
-    for index in (0, 1, 1):
-        journal.add({"kind": "label", "index": index})
+    for index in numbers:
+        journal.add({"kind": "label"} | ({} if index is None else {"index": index}))
     with pytest.raises(ValueError, match="was not written by one process"):
         Journal(path, {"a": 1}).rows("label")
 
@@ -214,12 +216,13 @@ def test_a_torn_header_starts_a_journal_anew(tmp_path):
     assert Journal(tmp_path / "journal", {"seed": 1}).lines == [{"kind": "header", "seed": 1}]
 
 
-def test_a_file_that_is_no_journal_is_refused(tmp_path):
+@pytest.mark.parametrize("content", ["hello\n", "[1, 2]\n", "7\n", "[" * 5000 + "\n"])
+def test_a_file_that_is_no_journal_is_refused(tmp_path, content):
     """Another file of that name is not overwritten."""
-    (tmp_path / "journal").write_text("hello\n")
+    (tmp_path / "journal").write_text(content)
     with pytest.raises(ValueError, match="is not a journal"):
         Journal(tmp_path / "journal", {"seed": 1})
-    assert (tmp_path / "journal").read_text() == "hello\n"
+    assert (tmp_path / "journal").read_text() == content
 
 
 def test_dft_labels_are_exact_derivatives(tmp_path):

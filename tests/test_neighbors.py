@@ -1,12 +1,15 @@
 """Neighbour lists against ASE's, on every cell that users have."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk, fcc111, molecule
+from ase.build import bulk, fcc111, graphene, molecule, nanotube
 from ase.neighborlist import neighbor_list
 
+from mdrelax.structures.crowding import MOST_NEIGHBOURS, neighbours_expected
 from mdrelax.structures.graph import Graph, edge_vectors
 from mdrelax.structures.neighbors import VerletList, build_graph
 
@@ -171,6 +174,10 @@ def test_tensors_and_arrays_give_the_same_graph() -> None:
         ({"pbc": True}, "periodic along a, b, c"),
         ({"pbc": [True, False, True], "cell": np.diag([4.0, 4.0, 0.0])}, "periodic along a, c.*singular cell"),
         ({"pbc": True, "cell": [[4, 0, 0], [0, 4, 0], [4, 4, 1e-9]]}, "linearly dependent"),
+        ({"pbc": True, "cell": 1e200 * np.eye(3)}, "of lengths up to 1e"),
+        ({"cutoff": 1e6}, "at most 1000 Angstrom"),
+        ({"positions": [[0, 0, 0], [1e10, 0, 0], [0, 1, 0]]}, r"atoms \[1\] \(of 3\) lie more than 1e\+06 A"),
+        *(({"numbers": [8, 1, z]}, "from 1 to 118, got") for z in (0, -8, 8.7, 119, 1e30, np.nan, "H", None, 1j)),
     ],
 )
 def test_impossible_input_is_one_sentence(changes: dict, sentence: str) -> None:
@@ -179,6 +186,38 @@ def test_impossible_input_is_one_sentence(changes: dict, sentence: str) -> None:
     arguments = {"positions": water.positions, "numbers": water.numbers, "cutoff": CUTOFF} | changes
     with pytest.raises(ValueError, match=sentence):
         build_graph(**arguments)
+
+
+@pytest.mark.parametrize("direction", ["all", "one", "open"])
+@pytest.mark.parametrize("length", [0.3, 0.1, 0.01, 1e-6, 1e-30])
+def test_a_structure_in_another_unit_is_refused_before_it_is_searched(length: float, direction: str) -> None:
+    """A cell of 0.1 A took a minute and gigabytes, one of 0.01 A for ever; open clouds and thin cells do alike."""
+    atoms = bulk("Cu", cubic=True) if direction != "open" else bulk("Cu", cubic=True) * (12, 12, 12)
+    atoms.pbc = direction != "open"
+    scale = np.array([1, 1, length * 0.01] if direction == "one" else 3 * [length]) / 3.6
+    atoms.set_cell(atoms.cell * scale[:, None], scale_atoms=True)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"neighbours each within 5 A.*check the unit|lattice vectors there"):
+        VerletList(4.5, skin=0.5).graph(atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc)
+    assert time.monotonic() - start < 1.0
+
+
+@pytest.mark.parametrize(
+    "atoms",
+    [
+        bulk("Cu"), bulk("C"), bulk("Si", cubic=True) * (3, 3, 3), fcc111("Cu", (3, 3, 20), vacuum=8.0),
+        nanotube(6, 0, length=3), graphene(),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_estimate_of_neighbours_is_right_to_a_factor_of_two(atoms: Atoms) -> None:
+    """Crystals, a thick slab, a tube and a sheet: none of them is near the limit."""
+    atoms.pbc = atoms.cell.any(axis=1) & atoms.pbc
+    expected = neighbours_expected(atoms.positions, atoms.cell.array, atoms.pbc, 5.0)
+    graph = build_graph(atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc, 5.0)
+    found = graph.edge_index.shape[1] / len(atoms)
+    assert 0.5 < expected / found < 2.0
+    assert expected < MOST_NEIGHBOURS / 20
 
 
 @pytest.mark.parametrize(

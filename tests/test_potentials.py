@@ -59,7 +59,7 @@ class Toy(Potential):
 
     def __init__(self, fault: str | None = None) -> None:
         super().__init__()
-        self.fault = fault
+        self.fault, self.n_rounds = fault, 1 if fault == "a halo that is too narrow" else 2
         self.strength = nn.Parameter(torch.tensor([0.7, -0.4, 0.9], dtype=torch.float64))
 
     def forward(self, species: Tensor, edges: Edges) -> Tensor:
@@ -127,6 +127,7 @@ BREAKS = {  # law: a fault that breaks it
     "every_pair_within_the_cutoff_counts": "far neighbours are left out",
     "ghosts_stand_for_their_owners": "ghosts are empty",
     "a_wide_halo_gives_the_local_atoms": "ghosts have energies",
+    "energies_reach_no_further_than_stated": "a halo that is too narrow",
     "float32_is_close_to_float64": "cancellation",
     "the_gradient_of_the_force_loss_is_right": "wrong gradient of a parameter",
     "forces_are_minus_the_derivative_of_the_energy": "wrong forces",

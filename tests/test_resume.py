@@ -240,6 +240,28 @@ def test_changed_data_are_refused(tmp_path):
         run_training(load_config(document(source)), tmp_path / "run", potentials, restart=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("step", 10**9), ("step", 8), ("epoch", -1), ("batch", 2.5), ("rows", []), ("best", {})]
+)
+def test_a_checkpoint_with_impossible_counters_is_refused(tmp_path, source, whole, name, value):
+    """Whatever made it: a step beyond the last would end the run at once, with the weights of its first steps."""
+    shutil.copytree(whole("in mid-epoch"), tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "last.pt"
+    save_checkpoint(path, {**load_checkpoint(path), name: value})
+    with pytest.raises(CheckpointError, match="a run of 24 steps cannot have"):
+        run_training(load_config(document(source)), tmp_path / "run", potentials, restart=True)
+
+
+def test_a_finished_run_without_its_checkpoint_is_not_trained_over(tmp_path, source, whole):
+    """Somebody tidied up: `--restart auto` would have trained a second model in place of the first."""
+    shutil.copytree(whole("in mid-epoch"), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match="is finished, but has no checkpoint"):
+        run_training(load_config(document(source)), tmp_path / "run", potentials, restart=True)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
 def test_a_checkpoint_of_another_network_is_refused(tmp_path, source):
     """A checkpoint file that was put there by hand."""
     for name, n_basis in (("a", 4), ("b", 5)):

@@ -18,12 +18,18 @@ ARGUMENTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def saved(path: Path, *elements: int) -> Path:
+def saved(
+    path: Path,
+    *elements: int,
+    potential: str = "equiformer",
+    arguments: dict[str, Any] = ARGUMENTS,
+    binding: float = 0.0,
+) -> Path:
     """A model file of a seeded network that knows the elements."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = build_potential("equiformer", len(elements), ARGUMENTS)
-    model = ForceField(network, elements=elements).eval()
+        network = build_potential(potential, len(elements), arguments)
+    model = ForceField(network, elements=elements, binding=binding).eval()
     chain = Atoms([elements[0]] * 4, [[0, 0, 0], [1.5, 0, 0], [2, 1.4, 0], [2.2, 1.9, 1.3]])
     certificate = certify(model, batch_of(*rattled(chain, 2, 0), cutoff=4.0), n_operations=1)
-    return save_model(path, model, potential="equiformer", arguments=ARGUMENTS, certificate=certificate)
+    return save_model(path, model, potential=potential, arguments=arguments, certificate=certificate)

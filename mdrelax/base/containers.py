@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ValidationError
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from mdrelax.base.files import write_atomically
 
-__all__ = ["ModelFileError", "read_container", "read_header", "write_container"]
+__all__ = ["ModelFileError", "check_header", "read_container", "read_header", "write_container"]
 
 
 class ModelFileError(RuntimeError):
@@ -44,6 +45,9 @@ def read_container(
     refuse(path, header)
     if header.get("content") != _content_hash(tensors, {k: v for k, v in header.items() if k != "content"}):
         raise ModelFileError(f"`{path}` was altered after it was saved: its content does not match its hash.")
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ModelFileError(f"`{path}` holds numbers that are NaN or infinite, in `{broken[0]:.60}`; train it again.")
     return header, tensors
 
 
@@ -51,7 +55,18 @@ def read_header(path: str | Path) -> dict[str, Any]:
     """The header of a file, as it stands there: neither tensors nor hash are read; raises as ``read_container``."""
     path = Path(path)
     with _opened(path) as file:
-        return _document(path, (file.metadata() or {}).get("mdrelax"))
+        document = (file.metadata() or {}).get("mdrelax")
+    return _document(path, document)
+
+
+def check_header(path: Path, header: dict[str, Any], form: type[BaseModel]) -> None:
+    """Raise ``ModelFileError``, in one sentence, for a header that has not the keys and types of ``form``."""
+    try:
+        form.model_validate(header)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ModelFileError(f"The header of `{path}` is damaged: `{place:.60}`: {first['msg'].lower()}.") from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -74,8 +89,9 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
-    except (SafetensorError, OSError) as error:
-        raise ModelFileError(f"`{path}` is truncated or not a safetensors file ({error}).") from error
+    except Exception as error:  # safetensors and torch raise several types, for offsets, shapes and dtypes
+        reason = " ".join(str(error).split())
+        raise ModelFileError(f"`{path}` is truncated or not a safetensors file ({reason:.200}).") from error
 
 
 def _document(path: Path, document: str | None) -> dict[str, Any]:
@@ -83,8 +99,9 @@ def _document(path: Path, document: str | None) -> dict[str, Any]:
         raise ModelFileError(f"`{path}` is a safetensors file, but not one of mdrelax.")
     try:
         header = json.loads(document)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ModelFileError(f"The header of `{path}` is damaged ({error}).") from error
+        json.dumps(header, sort_keys=True)  # as for the hash: numbers of thousands of digits cannot be written
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"The header of `{path}` is damaged ({error!s:.200}).") from error
     if not isinstance(header, dict):
         raise ModelFileError(f"The header of `{path}` is damaged (no object).")
     return header

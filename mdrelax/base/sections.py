@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mdrelax.base.documents import DocumentError, read_document
 from mdrelax.base.names import nearest_name
 
 __all__ = ["ConfigError", "Section", "apply_overrides", "explain", "load", "read_yaml"]
@@ -31,24 +31,16 @@ class Section(BaseModel):
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The document of a YAML file, which must be a mapping; raises ``ConfigError`` with the place otherwise."""
     try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        document = read_document(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"The config `{path}` cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"The config `{path}` is not a text file ({error.reason}).") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The config `{path}` is not valid YAML: {_yaml_problem(error)}.") from error
+    except DocumentError as error:
+        raise ConfigError(f"The config `{path}` is not valid YAML: {error}.") from error
     if not isinstance(document, dict):
         raise ConfigError(f"The config `{path}` is empty or not a mapping; `mdrelax config template` prints one.")
     return document
-
-
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    """What is wrong and where, in a line of bounded length."""
-    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be parsed"
-    mark = getattr(error, "problem_mark", None)
-    place = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
-    return f"{problem!s:.120}{place}"
 
 
 def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -87,9 +79,9 @@ def _override(document: dict[str, Any], override: str) -> None:
         if not isinstance(document, dict):
             raise ConfigError(f"`{path}` cannot be set: `{parent}` is not a section.")
     try:
-        document[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The value of the override `{override}` is not valid YAML.") from error
+        document[leaf] = read_document(text)
+    except DocumentError as error:
+        raise ConfigError(f"The value of the override `{override:.200}` is not valid YAML: {error}.") from error
 
 
 def _place(error: Any) -> tuple[str, ...]:
@@ -106,7 +98,7 @@ def _sentence(error: Any, model: type[BaseModel], section: str) -> str:
     if error["type"] == "missing":
         return f"The config key `{where}` is missing; `mdrelax config template` shows all keys."
     message = error["msg"].removeprefix("Value error, ").removesuffix(", unable to parse string as a number")
-    given = "" if error["type"] == "value_error" else f", got {error['input']!r}"
+    given = "" if error["type"] == "value_error" else f", got {error['input']!r:.200}"
     return f"`{where}`: {message[0].lower() + message[1:]}{given}."
 
 

@@ -1,6 +1,6 @@
 """The command line: `mdrelax` and its subcommands. Heavy imports are deferred until a subcommand is chosen.
 
-Exit codes: 0 success, 1 unexpected error, 2 config, 3 data, 4 certificate refused.
+Exit codes: 0 success, 1 unexpected error, 2 config, 3 data, 4 certificate refused, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from mdrelax.cli import (
     train,
     vibrations,
 )
+from mdrelax.cli.ending import ELASTIC, end_of, lost_words, received, stop_when_terminated
 from mdrelax.runs.jobs import end_with_parent
 
 __all__ = ["app", "main", "stop_when_terminated"]
@@ -60,36 +61,27 @@ app.command("report")(train.report)
 app.command("info")(models.info)
 
 CONFIG, DATA, CERTIFICATE, OTHER = 2, 3, 4, 1
-ELASTIC = "TORCHELASTIC_RUN_ID"  # environment variable of a rank that torchrun started
 
 
 def main() -> None:
     """Run the command line; an error prints its message only, with the traceback if MDRELAX_DEBUG=1."""
     stop_when_terminated()
     end_with_parent()
-    try:
-        with home_left_alone(), warnings_in_words():
-            app(standalone_mode=False)
-    except (typer.Abort, KeyboardInterrupt):
-        _fail("Interrupted; `--restart auto` resumes a training run.", OTHER)
-    except Exception as error:
-        if hasattr(error, "show"):  # click's own usage errors
-            error.show()
-            sys.exit(CONFIG)
-        _explain(error)
-
-
-def stop_when_terminated() -> None:
-    """Let SIGTERM end the process like Ctrl-C, so that its child processes are ended too.
-
-    torchrun sends it to all ranks when one has failed; a rank that is ending by then keeps its own reason.
-    """
-
-    def interrupt(*_: object) -> None:
-        if not (ELASTIC in os.environ and sys.exception() is not None):
-            raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
+    with lost_words(sys.argv[1:]):
+        try:
+            with home_left_alone(), warnings_in_words():
+                code = app(standalone_mode=False)
+            if received() or code:  # typer returns 130 for a KeyboardInterrupt
+                _fail(*end_of(sys.argv[1:]))
+        except (typer.Abort, KeyboardInterrupt):
+            _fail(*end_of(sys.argv[1:]))
+        except Exception as error:
+            if received():  # it was raised while the command was being ended
+                _fail(*end_of(sys.argv[1:]))
+            if hasattr(error, "show"):  # click's own usage errors
+                error.show()
+                sys.exit(CONFIG)
+            _explain(error)
 
 
 @contextlib.contextmanager
@@ -143,6 +135,11 @@ def _explain(error: Exception) -> None:
         _fail(str(error), DATA)
     if isinstance(error, OSError) and error.strerror and error.filename is None:  # our own message
         _fail(error.strerror, OTHER)
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        _fail(
+            f"`{error.filename}` cannot be used ({error.strerror}): check its permissions, or name another place.",
+            OTHER,
+        )
     own = (
         CheckpointError, CompileError, ExplodedError, InUseError, LostRankError, ModelFileError, NotRelaxedError,
         TrainingError,

@@ -56,6 +56,7 @@ def _compile(force_field: ForceField, package: Path, dtype: str | None) -> tuple
         cutoff=original.cutoff,
         dtype=original.dtype,
         takes_table=original.potential.takes_table,
+        n_rounds=original.potential.n_rounds,
         roughness=original.roughness,
     )
     compiled = original.with_potential(network)

@@ -4,9 +4,10 @@ The file is torch's archive of a shared library with one document of ours in it,
 
 | key | content |
 | --- | --- |
-| format_version | 3; others are refused |
+| format_version | 4; others are refused |
 | elements, reference_energies, scale, binding, cutoff, dtype | converts the library's output to energies in eV |
 | takes_table | whether the library needs the neighbour table |
+| n_rounds | up to how many cut-offs away an energy depends on atoms |
 | roughness | why its energy is not smooth; null if it is smooth |
 | certificate, card, citation, versions, units | as in the model file it was made from, whose hash is `source` |
 | built_for | torch's version and the processor that it was compiled with; it runs nowhere else |
@@ -22,11 +23,15 @@ sha256=...)``).
 import hashlib
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
 
+from mdrelax.base.containers import check_header
 from mdrelax.compiled.inference import CompiledPotential, load_library
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.method.certificate import Certificate, require
@@ -34,9 +39,32 @@ from mdrelax.modelfile import DTYPES, LoadedModel, ModelFileError, warn_if_rough
 
 __all__ = ["file_hash", "load_compiled", "seal", "this_machine"]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 DOCUMENT = "extra/mdrelax.json"
 FROM_THE_MODEL = ("certificate", "card", "citation", "versions", "units")
+
+
+class _Header(BaseModel):
+    """The keys that loading needs, with their types; others are free."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    elements: Annotated[list[Annotated[int, Field(ge=1, le=118)]], Field(min_length=1)]
+    reference_energies: list[float]
+    scale: float
+    binding: float
+    cutoff: Annotated[float, Field(gt=0, le=1000)]
+    dtype: Literal["float32", "float64"]
+    takes_table: bool
+    n_rounds: Annotated[int, Field(ge=1, le=1000)] | None
+    roughness: str | None
+    certificate: dict[str, Any]
+    card: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _one_energy_for_each_element(self) -> Self:
+        if len(self.reference_energies) != len(self.elements):
+            raise ValueError("there must be one reference energy for each element")
+        return self
 
 
 def seal(package: Path, compiled: ForceField, model: dict[str, Any], parity: dict[str, float]) -> dict[str, Any]:
@@ -51,6 +79,7 @@ def seal(package: Path, compiled: ForceField, model: dict[str, Any], parity: dic
         "cutoff": compiled.cutoff,
         "dtype": str(compiled.dtype).removeprefix("torch."),
         "takes_table": network.takes_table,
+        "n_rounds": network.n_rounds,
         "roughness": compiled.roughness,
         **{name: model[name] for name in FROM_THE_MODEL},
         "source": model["content"],
@@ -77,15 +106,13 @@ def load_compiled(path: str | Path, *, sha256: str | None = None) -> LoadedModel
     if sha256 is not None and sha256 != (found := file_hash(path)):
         raise ModelFileError(f"`{path}` is not the file you trust: its SHA-256 is {found}, not {sha256}.")
     _refuse_other_machines(path, header)
+    check_header(path, header, _Header)
+    network = CompiledPotential(
+        _not_loaded, cutoff=float(header["cutoff"]), dtype=DTYPES[header["dtype"]], takes_table=header["takes_table"],
+        n_rounds=header["n_rounds"], roughness=header["roughness"],
+    )  # fmt: skip
     try:
         certificate = require(Certificate.from_dict(header["certificate"]))
-        network = CompiledPotential(
-            load_library(path),
-            cutoff=float(header["cutoff"]),
-            dtype=DTYPES[header["dtype"]],
-            takes_table=header["takes_table"],
-            roughness=header["roughness"],
-        )
         force_field = ForceField(
             network,
             elements=tuple(header["elements"]),
@@ -93,10 +120,18 @@ def load_compiled(path: str | Path, *, sha256: str | None = None) -> LoadedModel
             scale=header["scale"],
             binding=header["binding"],
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise ModelFileError(f"The header of `{path}` is damaged ({error}).") from error
+    try:
+        network.run = load_library(path)  # the last step: everything else has been checked
+    except Exception as error:  # torch's loader raises anything
+        raise ModelFileError(f"The library in `{path}` cannot be loaded ({str(error).splitlines()[:1]}).") from error
     warn_if_rough(path, force_field)
     return LoadedModel(force_field.eval(), certificate, header)
+
+
+def _not_loaded(arguments: list[Tensor]) -> Sequence[Tensor]:
+    raise RuntimeError("The library of this compiled model was not loaded.")
 
 
 def file_hash(path: Path) -> str:
@@ -114,13 +149,15 @@ def _read(path: Path) -> dict[str, Any]:
             (name,) = [name for name in archive.namelist() if name.partition("/")[2] == DOCUMENT]
             header = json.loads(archive.read(name))
             if header["format_version"] != FORMAT_VERSION:
+                found = f"{header['format_version']!s:.20}"
                 raise ModelFileError(
-                    f"`{path}` has format version {header['format_version']}, this mdrelax reads {FORMAT_VERSION}; "
-                    "export the model again."
+                    f"`{path}` has format version {found}, this mdrelax reads {FORMAT_VERSION}; export the model again."
                 )
             found, stated = _digest(archive, header), header["sha256"]
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ModelFileError(f"`{path}` is damaged, or not a compiled model of mdrelax ({error}).") from error
+    except ModelFileError:
+        raise
+    except Exception as error:  # zipfile and zlib raise several types for a damaged archive
+        raise ModelFileError(f"`{path}` is damaged, or not a compiled model of mdrelax ({error!s:.200}).") from error
     if found != stated:
         raise ModelFileError(f"`{path}` was altered after it was exported: its content does not match its hash.")
     return header
@@ -149,6 +186,6 @@ def _refuse_other_machines(path: Path, header: dict[str, Any]) -> None:
     made = header.get("built_for")
     if made != here:
         raise ModelFileError(
-            f"`{path}` was compiled for {made} and this is {here}: compiled code runs on like machines only. Export "
-            "the model file here again (`mdrelax export`)."
+            f"`{path}` was compiled for {made!s:.200} and this is {here}: compiled code runs on like machines only. "
+            "Export the model file here again (`mdrelax export`)."
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mdrelax.compiled.recording import SMALLEST, Arguments, CompileError, first_line, record, require_compiler
-from mdrelax.forces.potential import Potential
+from mdrelax.forces.potential import Potential, energies_and_gradient
 from mdrelax.structures.graph import Edges, neighbor_table
 
 __all__ = ["Arguments", "CompileError", "CompiledPotential", "compile_potential", "load_library"]
@@ -27,8 +27,9 @@ __all__ = ["Arguments", "CompileError", "CompiledPotential", "compile_potential"
 class CompiledPotential(Potential):
     """A potential that is one compiled function; it cannot be trained, cast or moved.
 
-    ``run`` takes the ``Arguments`` as a list, with at least two atoms and two edges, and if ``takes_table`` the
-    neighbour table; it returns energies (N,) and gradient (E, 3).
+    ``run`` takes the ``Arguments`` as a list, with at least two atoms and two edges, then a weight (N,) of each atom's
+    energy, and if ``takes_table`` the neighbour table; it returns the weighted energies (N,) and the gradient (E, 3)
+    of their sum. Weights of zero leave out the ghosts of a wide halo.
     """
 
     precision: Tensor  # empty, of the compiled dtype and on the compiled device
@@ -42,10 +43,12 @@ class CompiledPotential(Potential):
         cutoff: float,
         dtype: torch.dtype,
         takes_table: bool = False,
+        n_rounds: int | None = None,
         roughness: str | None = None,
     ) -> None:
         super().__init__()
-        self.run, self.cutoff, self.takes_table, self.roughness = run, cutoff, takes_table, roughness
+        self.run, self.cutoff, self.takes_table = run, cutoff, takes_table
+        self.n_rounds, self.roughness = n_rounds, roughness
         self.register_buffer("precision", torch.empty(0, dtype=dtype), persistent=False)
 
     def forward(self, species: Tensor, edges: Edges) -> Tensor:
@@ -55,18 +58,23 @@ class CompiledPotential(Potential):
     def energies_and_gradient(
         self, species: Tensor, edges: Edges, *, create_graph: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """See ``Potential``; raises ``ValueError`` for ``create_graph``."""
+        """See ``Potential``; raises ``ValueError`` for ``create_graph`` and for an exchange between domains."""
         if create_graph:
             raise ValueError("A compiled potential cannot be trained: train the network it was made from.")
-        if edges.n_local is not None:
-            raise ValueError("A compiled potential takes no ghosts: use the model file it was made from.")
+        if edges.exchange is not None:
+            raise ValueError(
+                "A compiled potential cannot exchange features with other ranks: use a wide halo, or the model file "
+                "it was made from."
+            )
         n_atoms, n_edges = len(species), len(edges.vectors)
+        n_local = n_atoms if edges.n_local is None else edges.n_local
         arguments = species, edges.index, edges.vectors
         if min(n_atoms, n_edges) < SMALLEST:
             arguments = _with_a_pair_out_of_reach(*arguments, 2 * self.cutoff)
+        weights = (torch.arange(len(arguments[0]), device=species.device) < n_local).to(edges.vectors)
         table = [_table(arguments)] if self.takes_table else []
-        energies, gradient = self.run([*arguments, *table])
-        return energies[:n_atoms], gradient[:n_edges]
+        energies, gradient = self.run([*arguments, weights, *table])
+        return energies[:n_local], gradient[:n_edges]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledPotential":
         return self  # its parameters cannot change
@@ -125,14 +133,16 @@ def load_library(path: Path) -> Callable[[list[Tensor]], Sequence[Tensor]]:
 def _capture(potential: Potential, example: Arguments) -> torch.export.ExportedProgram:
     """Energies and gradient as a program without Python, for any N and E of at least 2."""
 
-    def function(species: Tensor, index: Tensor, vectors: Tensor, *table: Tensor) -> tuple[Tensor, Tensor]:
+    def function(
+        species: Tensor, index: Tensor, vectors: Tensor, weights: Tensor, *table: Tensor
+    ) -> tuple[Tensor, Tensor]:
         edges = Edges(index, vectors, table=table[0] if table else None)
-        energies, gradient = potential.energies_and_gradient(species, edges)
+        energies, gradient = energies_and_gradient(lambda s, e: potential(s, e) * weights, species, edges)
         return energies.detach(), gradient.detach()
 
     atoms, edges, places = (torch.export.Dim(name, min=SMALLEST) for name in ("atoms", "edges", "places"))
-    arguments: tuple[Tensor, ...] = example
-    sizes: tuple[dict[int, torch.export.Dim], ...] = ({0: atoms}, {1: edges}, {0: edges})
+    arguments: tuple[Tensor, ...] = (*example, torch.ones_like(example[0], dtype=example[2].dtype))
+    sizes: tuple[dict[int, torch.export.Dim], ...] = ({0: atoms}, {1: edges}, {0: edges}, {0: atoms})
     if potential.takes_table:
         arguments, sizes = (*arguments, _table(example)), (*sizes, {0: atoms, 1: places})
     function(*arguments)  # fills the caches of constants, which must not keep a symbolic tensor

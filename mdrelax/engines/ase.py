@@ -29,7 +29,7 @@ from mdrelax.modelfile import frozen_copy, load_model
 from mdrelax.structures.graph import Graph, collate
 from mdrelax.structures.neighbors import VerletList, build_graph
 
-__all__ = ["MDRelaxCalculator", "UnprojectedModelError"]
+__all__ = ["MDRelaxCalculator", "UnprojectedModelError", "own_copy", "refuse_relaxed"]
 
 Results = dict[str, Any]
 NOT_CONSERVATIVE = (
@@ -79,8 +79,8 @@ class MDRelaxCalculator(Calculator):
         super().__init__()
         if keep_memory:
             keep_freed_memory()
-        _refuse_relaxed(force_field)
-        self.force_field = _own_copy(force_field, dtype, device)
+        refuse_relaxed(force_field)
+        self.force_field = own_copy(force_field, dtype, device)
         self.device = device
         self.certificate = certificate
         if not force_field.conservative:
@@ -222,7 +222,8 @@ def _split(prediction: Prediction, sizes: Sequence[int], volumes: Sequence[bool]
     return results
 
 
-def _refuse_relaxed(force_field: ForceField) -> None:
+def refuse_relaxed(force_field: ForceField) -> None:
+    """Raise ``UnprojectedModelError`` for a model that still has free maps."""
     relaxed = list(relaxed_layers(force_field))
     if relaxed:
         raise UnprojectedModelError(
@@ -236,8 +237,11 @@ def _refuse_empty(atoms: Atoms) -> None:
         raise ValueError("The structure has no atoms; an energy needs at least one.")
 
 
-def _own_copy(force_field: ForceField, dtype: str | None, device: str | torch.device) -> ForceField:
-    """A frozen copy in evaluation mode, in the given precision, on the given device."""
+def own_copy(force_field: ForceField, dtype: str | None, device: str | torch.device) -> ForceField:
+    """A frozen copy in evaluation mode, in the given precision, on the given device.
+
+    Raises ``ValueError`` for a ``dtype`` or device that cannot be used.
+    """
     own = frozen_copy(force_field, dtype)
     try:
         return own.to(device)

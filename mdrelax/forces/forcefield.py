@@ -41,6 +41,7 @@ __all__ = [
     "fit_reference_energies",
 ]
 
+ATOMIC_NUMBERS = frozenset(range(1, 119))
 SMALLEST_MAGNITUDE = 1e-6  # eV and eV/A: of atoms without neighbours no force is summed
 
 
@@ -109,8 +110,10 @@ class ForceField(nn.Module):
                 f"`potential` must be a `mdrelax.forces.potential.Potential`, got a `{type(potential).__name__}`; "
                 "derive the network from that class."
             )
-        if not elements or list(elements) != sorted(set(elements)):
-            raise ValueError(f"`elements` must be distinct atomic numbers in rising order, got {elements}.")
+        if not elements or list(elements) != sorted(set(elements) & ATOMIC_NUMBERS):
+            raise ValueError(
+                f"`elements` must be distinct atomic numbers, 1 to 118, in rising order, got {elements!s:.100}."
+            )
         self.potential = potential
         self.elements, self.exact_lone_atoms = elements, exact_lone_atoms
         species = torch.full((max(elements) + 2,), -1)  # the last entry is for all numbers that are not an element's

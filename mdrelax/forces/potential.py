@@ -37,6 +37,7 @@ class Potential(nn.Module, ABC):
     takes_table: bool = False  # uses ``edges.table``, whose width compiled code cannot determine
     conservative: bool = True  # forces are the gradient of the energy; False: ``energies_and_forces`` predicts them
     differentiable_twice: bool = True  # False for code that was compiled with its backward pass
+    n_rounds: int | None = None  # an energy depends on atoms up to this many cut-offs away; None: not known
     roughness: str | None = None  # why the energy is not smooth, as the second half of a sentence
 
     @abstractmethod

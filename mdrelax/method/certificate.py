@@ -83,14 +83,29 @@ class Certificate(NamedTuple):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Certificate":
-        """The inverse of ``to_dict``; "passed" is evaluated again from the numbers."""
-        return cls(
-            data["symmetry"],
-            EquivarianceError(**data["float64"]),
-            EquivarianceError(**data["float32"]),
-            data["n_structures"],
-            [LayerRecord(**layer) for layer in data["layers"]],
-        )
+        """The inverse of ``to_dict``; "passed" is evaluated again from the numbers.
+
+        Raises ``ValueError`` for a document that is no certificate.
+        """
+        n_structures = data.get("n_structures")
+        if not isinstance(data.get("symmetry"), str) or isinstance(n_structures, bool):
+            raise ValueError("its certificate names no symmetry")
+        if not isinstance(n_structures, int) or n_structures < 1:
+            raise ValueError(f"its certificate was measured on {n_structures!s:.40} structures")
+        if not isinstance(data.get("layers"), list) or not all(isinstance(layer, dict) for layer in data["layers"]):
+            raise ValueError("its certificate lists no layers")
+        layers = [LayerRecord(**layer) for layer in data["layers"]]
+        return cls(data["symmetry"], _errors(data, "float64"), _errors(data, "float32"), n_structures, layers)
+
+
+def _errors(data: dict[str, Any], precision: str) -> EquivarianceError:
+    """The errors in one precision; raises ``ValueError`` unless they are numbers, which may be infinite or NaN."""
+    errors = data.get(precision)
+    if not isinstance(errors, dict) or set(errors) != set(EquivarianceError._fields):
+        raise ValueError(f"its certificate has no errors in {precision}")
+    if not all((isinstance(value, float) and not value < 0) or value == 0 for value in errors.values()):
+        raise ValueError(f"its certificate has errors in {precision} that are no numbers >= 0")
+    return EquivarianceError(**errors)
 
 
 def certificate_of(

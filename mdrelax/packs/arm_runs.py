@@ -13,7 +13,7 @@ import yaml
 from torch import nn
 
 from mdrelax.base.files import write_atomically
-from mdrelax.base.sections import Section, load, read_yaml
+from mdrelax.base.sections import ConfigError, Section, load, read_yaml
 from mdrelax.runs.config_changes import refuse_changes
 from mdrelax.runs.experiment import RESULTS, Experiment, run, run_folder
 from mdrelax.training.ranks import joined
@@ -63,8 +63,16 @@ def run_arm(
 
 
 def enter(settings: Section, folder: Path, *, restart: bool) -> bool:
-    """Write run.yaml; True if there is a checkpoint to resume from. See ``Experiment.enter``."""
+    """Write run.yaml; True if there is a checkpoint to resume from; see ``Experiment.enter``.
+
+    Raises ``ConfigError`` for a folder with other settings, and for a finished run whose checkpoint is gone.
+    """
     prepare_folder(settings, folder)
+    if (folder / RESULTS).is_file() and not (folder / "checkpoints" / "last.pt").exists():
+        raise ConfigError(
+            f"`{folder}` is finished, but has no checkpoint any more: training it again would replace its results. "
+            "Choose another folder."
+        )
     return restart and (folder / "checkpoints" / "last.pt").exists()
 
 

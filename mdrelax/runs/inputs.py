@@ -123,12 +123,17 @@ def check_folder(config: Config, folder: Path, *, restart: bool) -> str | None:
     missing file) does not count.
     """
     saved = folder / "config.yaml"
-    finished = (folder / "checkpoints" / "last.pt").exists() or (folder / "model.safetensors").exists()
-    if not (saved.exists() and finished):
+    has_model, has_checkpoint = ((folder / name).exists() for name in ("model.safetensors", "checkpoints/last.pt"))
+    if not (saved.exists() and (has_checkpoint or has_model)):
         return None
     if not restart:
         raise ConfigError(
             f"`{folder}` already contains a run; add `--restart auto` to resume it, or choose another `--out`."
+        )
+    if not has_checkpoint:
+        raise ConfigError(
+            f"`{folder}` is finished, but has no checkpoint (`checkpoints/last.pt`) any more: training it again would "
+            "replace its model. Use the model, or choose another `--out`."
         )
     old, new = (
         {key: value for key, value in document.items() if key not in MAY_CHANGE}

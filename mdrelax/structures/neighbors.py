@@ -11,7 +11,7 @@ back on the CPU.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ import torch
 import vesin
 from torch import Tensor
 
+from mdrelax.structures.crowding import refuse_crowds
 from mdrelax.structures.graph import Graph
 
 __all__ = ["VerletList", "build_graph"]
@@ -30,6 +31,10 @@ Input = npt.ArrayLike | Tensor
 DENSE_ATOMS = 100  # up to here the distance matrix is the faster search (measured: 0.28 against 0.36 ms at 100 atoms)
 ROUNDING = 1e-9  # candidates are searched in a slightly larger radius, so that the filter alone decides
 NEAREST = 1e-6  # Angstrom: atoms closer than this coincide, up to the rounding of lattice vectors
+HEAVIEST = 118  # oganesson
+LONGEST_CUTOFF = 1000.0  # Angstrom
+FARTHEST = 1e6  # Angstrom from the origin: rounding there is 1e-10
+LARGEST_CELL = 1e9  # Angstrom
 FLATTEST = 1e-6  # smallest volume of the periodic vectors relative to the product of their lengths
 
 
@@ -58,7 +63,8 @@ def build_graph(
     ``cutoff`` (Angstrom) has no default: leaving it out is an error. Without ``pbc`` nothing is periodic; a direction
     that is not periodic needs no lattice vector (zero will do).
     Raises ``ValueError`` for a cut-off that is not positive, positions or cells that are not finite, shapes that do not
-    fit, periodic lattice vectors without volume, and two atoms at one point, directly or a lattice vector apart.
+    fit, numbers that are not 1 to 118, periodic lattice vectors without volume, two atoms at one point, directly or a
+    lattice vector apart, and a structure so dense that it must be in another unit (before anything is searched).
     """
     _check_cutoff(cutoff)
     system = _system(positions, numbers, cell, pbc)
@@ -106,9 +112,12 @@ class VerletList:
 
 
 def _check_cutoff(cutoff: float) -> None:
-    """Raise ``ValueError`` unless the cut-off is a positive, finite length in Angstrom."""
-    if not 0 < cutoff < math.inf:
-        raise ValueError(f"`cutoff` must be a length > 0 in Angstrom, got {cutoff}; 5.0 suits most molecules.")
+    """Raise ``ValueError`` unless the cut-off is a positive length in Angstrom, and one that can be searched."""
+    if not 0 < cutoff <= LONGEST_CUTOFF:
+        raise ValueError(
+            f"`cutoff` must be a length > 0 and at most {LONGEST_CUTOFF:g} Angstrom, got {cutoff}; 5.0 suits most "
+            "molecules."
+        )
 
 
 # --- check the input ---
@@ -116,7 +125,7 @@ def _check_cutoff(cutoff: float) -> None:
 
 def _system(positions: Input, numbers: Input, cell: Input | None, pbc: Input | None) -> _System:
     xyz = _numpy(positions, np.float64)
-    z = _numpy(numbers, np.int64).reshape(-1)
+    z = _atomic_numbers(numbers)
     if xyz.size != 3 * z.size or (xyz.size and xyz.shape != (z.size, 3)):
         raise ValueError(f"`positions` must have shape (N, 3) with N = {z.size} atomic numbers, got {xyz.shape}.")
     lattice = np.zeros((3, 3)) if cell is None else _numpy(cell, np.float64)
@@ -127,17 +136,40 @@ def _system(positions: Input, numbers: Input, cell: Input | None, pbc: Input | N
         raise ValueError(f"`pbc` must be one or three booleans, got shape {given.shape}.")
     periodic = np.zeros(3, np.bool_)
     periodic[:] = given.reshape(-1)  # np.broadcast_to would take ten times as long
-    if not np.isfinite(xyz).all():
-        atoms = np.flatnonzero(~np.isfinite(xyz).all(axis=1))
+    if xyz.size and not np.abs(xyz).max() <= FARTHEST:  # NaN included
+        _refuse_far(xyz)
+    if not np.abs(lattice).max() <= LARGEST_CELL:
         raise ValueError(
-            f"Positions of atoms {atoms[:10].tolist()} (of {z.size}) are NaN or infinite; did the run explode?"
+            f"`cell` must be finite, of lengths up to {LARGEST_CELL:g} A, got {lattice.reshape(3, 3).tolist()}."
         )
-    if not np.isfinite(lattice).all():
-        raise ValueError(f"`cell` must be finite, got {lattice.reshape(3, 3).tolist()}.")
     return _System(xyz.reshape(-1, 3), z, lattice.reshape(3, 3), periodic)
 
 
-def _numpy(value: Input, dtype: type) -> npt.NDArray:
+def _refuse_far(xyz: Array) -> NoReturn:
+    broken = np.flatnonzero(~np.isfinite(xyz).all(axis=1))
+    if broken.size:
+        raise ValueError(
+            f"Positions of atoms {broken[:10].tolist()} (of {len(xyz)}) are NaN or infinite; did the run explode?"
+        )
+    far = np.flatnonzero((np.abs(xyz) > FARTHEST).any(axis=1))
+    raise ValueError(
+        f"Positions of atoms {far[:10].tolist()} (of {len(xyz)}) lie more than {FARTHEST:g} A from the origin; did the "
+        "run explode, or is the unit of length another?"
+    )
+
+
+def _atomic_numbers(numbers: Input) -> Indices:
+    given = _numpy(numbers, None).reshape(-1)
+    if given.size == 0:
+        return np.empty(0, np.int64)
+    if given.dtype.kind not in "iuf" or not ((given >= 1) & (given <= HEAVIEST) & (given % 1 == 0)).all():
+        raise ValueError(
+            f"`numbers` must be atomic numbers, whole numbers from 1 to {HEAVIEST}, got {given.tolist()!s:.100}."
+        )
+    return given.astype(np.int64)
+
+
+def _numpy(value: Input, dtype: type | None) -> npt.NDArray:
     if isinstance(value, Tensor):
         value = value.detach().cpu().numpy()
     return np.ascontiguousarray(value, dtype=dtype)
@@ -178,6 +210,7 @@ def _candidates(system: _System, radius: float) -> _Candidates:
         _check_lattice(system)
     elif len(system.numbers) <= DENSE_ATOMS:
         return _dense(system.positions, radius)
+    refuse_crowds(system.positions, system.cell, system.pbc, radius)
     search = vesin.NeighborList(cutoff=radius, full_list=True)
     target, source, shift = search.compute(system.positions, system.cell, system.pbc, "ijS")
     order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], source, target))

@@ -191,6 +191,26 @@ def a_wide_halo_gives_the_local_atoms(force_field: ForceField) -> None:
     _require(bool(total.isfinite().all()), "With a wide halo energies are not finite.")
 
 
+def energies_reach_no_further_than_stated(force_field: ForceField) -> None:
+    """Beyond ``n_rounds`` cut-offs along a chain, an atom has no influence; a wide halo is that wide.
+
+    Networks that do not state it pass: they are refused where a wide halo is needed.
+    """
+    model, rounds = _double(force_field), force_field.potential.n_rounds
+    if rounds is None:
+        return
+    line = np.array([[0.9 * model.cutoff * k, 0.1 * (k % 2), 0.0] for k in range(rounds + 3)])
+    structure = Structure(line, numbers_of(model, len(line)))
+    graph = structure.graph(model.cutoff)
+    edges = Edges(graph.edge_index, edge_vectors(graph), n_local=1)
+    _, gradient = model.potential.energies_and_gradient(model.species_of(graph.numbers), edges)
+    felt = graph.edge_index[:, gradient.abs().amax(1) > 0]
+    furthest = int(felt.max()) if felt.numel() else 0
+    _require(
+        furthest <= rounds, f"The energy depends on atoms {furthest} cut-offs away, further than `n_rounds` = {rounds}."
+    )
+
+
 def _with_ghosts(graph: Graph) -> tuple[Tensor, Tensor]:
     """Owners (N + ghosts,) of the atoms of a domain, and edges (2, E) that start at a ghost for each image."""
     source, target = graph.edge_index
@@ -343,6 +363,7 @@ ALWAYS = (
     every_pair_within_the_cutoff_counts,
     ghosts_stand_for_their_owners,
     a_wide_halo_gives_the_local_atoms,
+    energies_reach_no_further_than_stated,
     float32_is_close_to_float64,
     the_gradient_of_the_force_loss_is_right,
 )

@@ -1,9 +1,14 @@
 """Checkpoint: everything a run needs to resume bit for bit.
 
 Resume files contain tensors and primitives only and are read with ``weights_only=True``: loading one never runs code.
+torch compares no checksums, so that a flipped bit would become another weight: the SHA-256 of the archive is its
+comment (the last bytes of a zip file); in files of older versions, without one, each entry's own checksum is compared.
 """
 
+import hashlib
 import io
+import math
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -13,18 +18,21 @@ import torch
 
 from mdrelax.base.files import write_atomically
 
-__all__ = ["CheckpointError", "load_checkpoint", "save_checkpoint"]
+__all__ = ["CheckpointError", "load_checkpoint", "refuse_impossible", "save_checkpoint"]
 
 
 class CheckpointError(RuntimeError):
     """A resume file that cannot be used."""
 
 
+HASH = b"mdrelax sha256 "  # followed by 64 hexadecimal digits
+
+
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write tensors and primitives (nested dicts and lists) atomically."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, _with_hash(buffer.getvalue()))
 
 
 def load_checkpoint(
@@ -38,11 +46,53 @@ def load_checkpoint(
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint `{path}`; start without `--restart`.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+        _verify(content)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several unrelated types for a broken file
-        raise CheckpointError(f"`{path}` is truncated or not an mdrelax checkpoint; delete it and restart.") from error
+        raise CheckpointError(
+            f"`{path}` is truncated, damaged or not an mdrelax checkpoint; delete it and restart."
+        ) from error
     if isinstance(state, dict):
         state = {**defaults, **state}
     if not isinstance(state, dict) or (keys and set(state) != set(keys)):
         raise CheckpointError(f"`{path}` is not a checkpoint of this mdrelax; delete it and restart.")
     return state
+
+
+def _with_hash(archive: bytes) -> bytes:
+    """A zip archive with its SHA-256 as comment; its last two bytes are the length of the comment."""
+    comment = HASH + hashlib.sha256(archive).hexdigest().encode()
+    return archive[:-2] + len(comment).to_bytes(2, "little") + comment
+
+
+def _verify(content: bytes) -> None:
+    """Raise ``ValueError`` for an archive that has changed since it was written."""
+    archive, mark, stated = content.rpartition(HASH)
+    if mark:
+        if hashlib.sha256(archive[:-2] + bytes(2)).hexdigest().encode() != stated:
+            raise ValueError("its content does not match its hash")
+        return
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        damaged = file.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} is wrong")
+
+
+def refuse_impossible(state: dict[str, Any], path: Path, *, n_steps: int) -> None:
+    """Raise ``CheckpointError`` for counters that no run of ``n_steps`` can have, whoever wrote them."""
+    counts = {name: state[name] for name in ("step", "epoch", "batch", "reductions", "stale")}
+    rows, best = state["rows"], state["best"]
+    times = [state["seconds"], state["cpu_seconds"]]
+    possible = (
+        all(type(count) is int and 0 <= count <= n_steps for count in counts.values())
+        and all(isinstance(seconds, float | int) and 0 <= seconds < math.inf for seconds in times)
+        and isinstance(best, dict) and set(best) == {"step", "error", "state", "layers"}
+        and isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+        and rows != [] and rows[-1].get("step") == counts["step"]
+    )  # fmt: skip
+    if not possible:
+        raise CheckpointError(
+            f"`{path}` has counters that a run of {n_steps} steps cannot have ({counts!s:.150}, or its table); "
+            "delete it and restart."
+        )

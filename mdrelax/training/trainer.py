@@ -32,7 +32,7 @@ from mdrelax.method.penalty import Inputs, penalty, record_inputs
 from mdrelax.method.projection import LayerRecord, projected_copy
 from mdrelax.method.relaxation import is_relaxed, relaxed_layers
 from mdrelax.training.averages import Ema, has_running_statistics, own_statistics, running_statistics
-from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, refuse_impossible, save_checkpoint
 from mdrelax.training.optimizers import make_optimizer, set_rate
 from mdrelax.training.ranks import ALONE, Divisible, Ranks
 from mdrelax.training.settings import OptimisationConfig, RelaxationConfig, make_controller
@@ -342,6 +342,7 @@ class Trainer(Generic[Model]):
         path = self.folder / "checkpoints" / "last.pt"
         loaded = load_checkpoint(path, keys=CHECKPOINT_KEYS, defaults=CHECKPOINT_DEFAULTS) if self.ranks.first else {}
         state = self.ranks.share(loaded)
+        refuse_impossible(state, path, n_steps=self.n_steps)
         try:
             for name in STATES:
                 getattr(self, name).load_state_dict(state[name])

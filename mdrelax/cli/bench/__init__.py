@@ -2,7 +2,7 @@
 
 import typer
 
-from mdrelax.cli.bench import modelnet, smoke, smoothness, speed, studies
+from mdrelax.cli.bench import engines, modelnet, smoke, smoothness, speed, studies
 
 app = typer.Typer(help="Benchmarks: N-body, ModelNet and smoke (the paper's), rMD17 and speed.", no_args_is_help=True)
 app.command()(modelnet.modelnet)
@@ -20,3 +20,7 @@ app.command()(speed.backbones)
 app.command()(speed.ranks)
 app.command()(speed.hessians)
 app.command()(smoothness.smoothness)
+app.command()(engines.lammps)
+app.command()(engines.lammps_nve)
+app.command()(engines.lammps_paper)
+app.command()(engines.torch_sim)

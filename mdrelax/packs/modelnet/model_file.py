@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mdrelax.base.budget import within_budget
 from mdrelax.base.containers import ModelFileError, read_container, write_container
 from mdrelax.base.provenance import software_versions
 from mdrelax.method.certificate import Certificate, require
@@ -85,11 +86,13 @@ def load_network(path: str | Path, *, certified: bool = True) -> LoadedNetwork:
     path = Path(path)
     header, tensors = read_container(path, refuse=_refuse_others)
     try:
-        network = build_network(header["network"], header["preset"], len(header["classes"]))
+        with within_budget([header["network"], header["preset"], len(header["classes"])], tensors):
+            network = build_network(header["network"], header["preset"], len(header["classes"]))
         network.to(DTYPES[header["dtype"]]).load_state_dict(tensors)
         certificate = Certificate.from_dict(header["certificate"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelFileError(f"`{path}` describes a network that this mdrelax cannot build ({error}).") from error
+    except Exception as error:  # networks raise anything for impossible arguments
+        reason = " ".join(str(error).split())
+        raise ModelFileError(f"`{path}` describes a network that this mdrelax cannot build ({reason:.200}).") from error
     network.eval().requires_grad_(False)
     return LoadedNetwork(network, tuple(header["classes"]), require(certificate) if certified else certificate, header)
 

@@ -1,0 +1,60 @@
+"""Models: what a command line names, checked before LAMMPS starts."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from ase.data import atomic_numbers
+
+from mdrelax.base.names import nearest_name
+from mdrelax.compiled import CompiledPotential, load_compiled
+from mdrelax.engines.ase import own_copy
+from mdrelax.engines.lammps.domain import Halo, halo_width
+from mdrelax.forces.forcefield import ForceField
+from mdrelax.modelfile import load_model
+
+__all__ = ["chosen_halo", "load", "numbers_of"]
+
+
+def load(model: Path | None, compiled: Path | None, dtype: str | None, device: str, rank: int) -> ForceField:
+    """The force field of a model file, in float32 unless another ``dtype`` is given, or of a compiled one.
+
+    ``device`` is a torch device; the ranks are dealt over all devices if it is ``cuda``. Warnings are those of rank 0.
+    Raises the errors of ``load_model`` and ``load_compiled``, and ``ValueError`` for a device that cannot be used and a
+    model with direct forces.
+    """
+    with warnings.catch_warnings():
+        if rank:
+            warnings.simplefilter("ignore")
+        if compiled is not None:
+            return own_copy(load_compiled(compiled).force_field, dtype, "cpu")
+        force_field = load_model(str(model)).force_field
+    if not force_field.conservative:
+        raise ValueError(
+            f"`{model}` predicts forces directly (`forces: direct`): they are not the gradient of its energy, and "
+            "there is no pressure. Train with `forces: gradient` for simulations."
+        )
+    if device == "cuda" and torch.cuda.is_available():
+        device = f"cuda:{rank % torch.cuda.device_count()}"
+    return own_copy(force_field, dtype or "float32", device)
+
+
+def numbers_of(elements: str, force_field: ForceField) -> list[int]:
+    """The atomic numbers of symbols such as ``H,O``; raises ``ValueError`` for others than the model's elements."""
+    symbols = [symbol.strip() for symbol in elements.split(",")]
+    for symbol in symbols:
+        if atomic_numbers.get(symbol, 0) == 0:
+            raise ValueError(f"`--elements {elements}` names `{symbol}`, {nearest_name(symbol, set(atomic_numbers))}")
+    numbers = [atomic_numbers[symbol] for symbol in symbols]
+    force_field.species_of(torch.tensor(numbers, device=force_field.scale.device))
+    return numbers
+
+
+def chosen_halo(named: Halo | None, force_field: ForceField, n_ranks: int) -> Halo:
+    """The halo asked for, or else the one that suits the model; raises ``ValueError`` if they do not go together."""
+    compiled = isinstance(force_field.potential, CompiledPotential)
+    if compiled and named == "exchange" and n_ranks > 1:
+        raise ValueError("A compiled model cannot exchange features between ranks; use `--halo wide`, or `--model`.")
+    halo: Halo = named or ("wide" if compiled and n_ranks > 1 else "exchange")
+    halo_width(force_field, halo)
+    return halo

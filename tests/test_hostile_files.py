@@ -1,0 +1,175 @@
+"""Files made on purpose: nothing is run, nothing of absurd size is allocated, and each is refused in one sentence."""
+
+import json
+import resource
+import struct
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hostile import VALUES, changed, forged, forged_compiled, is_one_sentence, places, refusal
+from mdrelax.base.budget import BudgetError, within_budget
+from mdrelax.base.containers import read_container
+from mdrelax.compiled import files, load_compiled
+from mdrelax.compiled.files import DOCUMENT
+from mdrelax.modelfile import ModelFileError, load_model
+from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from untrained_models import saved
+
+Model = tuple[dict[str, Any], dict[str, Tensor]]
+FREE = {"card", "citation", "units", "content"}  # words for a reader, which loading does not need
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Header and tensors of a good file."""
+    return read_container(saved(tmp_path_factory.mktemp("hostile") / "m.safetensors", 1, 8))
+
+
+def every_tenth(header: dict[str, Any]) -> list[tuple[tuple[str, ...], Any]]:
+    """Some of the changes that `tests/trials/mutations.py` makes all of."""
+    pairs = [(place, value) for place in places(header) if place[0] not in FREE for value in VALUES]
+    return pairs[::10]
+
+
+def test_a_broken_header_is_one_sentence_or_harmless(tmp_path: Path, model: Model) -> None:
+    """Every key is given every wrong value in turn; nothing but our own errors comes out."""
+    header, tensors = model
+    path = tmp_path / "m.safetensors"
+    for place, value in every_tenth(header):
+        error = refusal(load_model, forged(path, changed(header, place, value), tensors))
+        assert error is None or is_one_sentence(error), (place, value, error)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("elements",), [10**9]),
+        (("elements",), [0, 8]),
+        (("potential", "arguments", "n_blocks"), 10**9),
+        (("potential", "arguments", "n_features"), 900),
+        (("potential", "arguments", "irreps"), "1000000000x0e"),
+        (("potential", "arguments", "irreps"), "4x0e+1x900o"),
+        (("potential", "arguments", "cutoff"), 10**400),
+        (("certificate", "float64", "rotation"), -1.0),
+        (("certificate", "symmetry"), "none"),
+        (("certificate", "n_structures"), 0),
+    ],
+)
+def test_a_small_file_cannot_ask_for_a_large_network(tmp_path: Path, model: Model, place: Any, value: Any) -> None:
+    """`elements: [10**9]` took 7.6 GB: sizes are compared before anything is allocated."""
+    header, tensors = model
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(ModelFileError) as caught:
+        load_model(forged(tmp_path / "m.safetensors", changed(header, place, value), tensors))
+    assert is_one_sentence(caught.value)
+    assert time.monotonic() - start < 10  # seconds, on a busy machine
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, model: Model, number: float) -> None:
+    """They would make every energy NaN, in the middle of a simulation."""
+    header, tensors = model
+    name = next(name for name in tensors if tensors[name].numel() > 1)
+    broken = {**tensors, name: tensors[name].clone()}
+    broken[name].view(-1)[0] = number
+    with pytest.raises(ModelFileError, match="NaN or infinite"):
+        load_model(forged(tmp_path / "m.safetensors", header, broken))
+
+
+@pytest.mark.parametrize("word", ["1" * 5000, "[" * 100_000, '{"a":' * 100_000, '"' + "x" * 10])
+def test_json_without_limits_is_one_sentence(tmp_path: Path, word: str) -> None:
+    """Integers of thousands of digits, and brackets beyond the recursion limit."""
+    outer = json.dumps({"__metadata__": {"mdrelax": word if word[0] == "[" else f'{{"format_version": 3, "x": {word}'}})
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(struct.pack("<Q", len(outer)) + outer.encode())
+    with pytest.raises(ModelFileError) as caught:
+        load_model(path)
+    assert is_one_sentence(caught.value)
+
+
+def test_a_network_of_the_files_size_is_within_its_budget() -> None:
+    """What fits is built; a tensor or a number beyond the file is refused before it is made."""
+    tensors = {"w": torch.zeros(3000, 1000)}
+    with within_budget({"width": 3000}, tensors):
+        torch.nn.Linear(1000, 3000, bias=False)
+    with pytest.raises(BudgetError, match="larger than the file"), within_budget({}, tensors):
+        torch.empty(10**6, 10**6)
+    with (
+        pytest.raises(BudgetError, match="is more than the 3000000 numbers"),
+        within_budget([{"a": "5000000x0e"}], tensors),
+    ):
+        pass
+
+
+# --- compiled models --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::mdrelax.modelfile.RoughPotentialWarning")
+def test_everything_else_is_checked_before_a_library_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code in a `.pt2` file runs when it is loaded: a document that is refused must be refused before."""
+    errors = dict.fromkeys(("rotation", "reflection", "translation", "permutation"), 0.0)
+    header = {
+        "format_version": files.FORMAT_VERSION, "elements": [1, 8], "reference_energies": [0.0, 1.0], "scale": 1.0,
+        "binding": 0.0, "cutoff": 4.0, "dtype": "float32", "takes_table": False, "roughness": None, "card": {},
+        "built_for": {"torch": "x"},
+        "certificate": {"symmetry": "E(3)", "float64": errors, "float32": errors, "n_structures": 1, "layers": []},
+    }  # fmt: skip
+    original = tmp_path / "original.pt2"
+    with zipfile.ZipFile(original, "w") as archive:
+        archive.writestr("m/code.so", b"code")
+        archive.writestr(f"m/{DOCUMENT}", "{}")
+    ran: list[Path] = []
+    monkeypatch.setattr(files, "this_machine", lambda: {"torch": "x"})
+    monkeypatch.setattr(files, "load_library", lambda path: ran.append(path) or (lambda arguments: arguments))
+    load_compiled(forged_compiled(tmp_path / "m.pt2", original, header))
+    assert len(ran) == 1
+    for place, value in ((place, value) for place in places(header) for value in VALUES):
+        ran.clear()
+        error = refusal(load_compiled, forged_compiled(tmp_path / "m.pt2", original, changed(header, place, value)))
+        assert error is None or is_one_sentence(error), (place, value, error)
+        assert len(ran) == (error is None), (place, value)
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_no_flipped_bit_in_a_checkpoint_changes_a_number(tmp_path: Path) -> None:
+    """29 of 100 flips loaded changed weights: torch compares no checksums."""
+    path = tmp_path / "last.pt"
+    state = {"step": 3, "weights": torch.arange(40.0), "best": {"error": 0.5}}
+    save_checkpoint(path, state)
+    content = path.read_bytes()
+    for place in range(0, 8 * len(content), 37):
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            found = load_checkpoint(path)
+        except CheckpointError:
+            continue
+        assert torch.equal(found.pop("weights"), state["weights"]), place
+        assert found == {"step": 3, "best": {"error": 0.5}}
+
+
+def test_a_checkpoint_of_an_older_version_has_its_checksums_compared(tmp_path: Path) -> None:
+    """Without a hash of ours, the zip archive's own."""
+    path = tmp_path / "last.pt"
+    torch.save({"weights": torch.full((40,), 2.0)}, path)
+    assert load_checkpoint(path)["weights"].tolist() == [2.0] * 40
+    content = path.read_bytes()
+    path.write_bytes(content.replace(torch.tensor([2.0]).numpy().tobytes(), torch.tensor([3.0]).numpy().tobytes(), 1))
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(path)
+
+
+def test_torch_itself_still_reads_a_checkpoint(tmp_path: Path) -> None:
+    """The hash is the comment of the archive."""
+    save_checkpoint(tmp_path / "last.pt", {"step": 3})
+    assert torch.load(tmp_path / "last.pt", weights_only=True) == {"step": 3}
