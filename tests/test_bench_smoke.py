@@ -248,6 +248,7 @@ def test_scale_and_graded_sets_train_too(kind: Kind, arm: str, tmp_path: Path, m
     found = run_smoke(SmokeRun(**document), tmp_path)
     assert found["set"] == kind
     assert len(found["future_by_step"]) == 20
+    assert (found["symmetry_error"] is None) == (kind == "scale")  # that of quarter turns, which scalings are not
     assert (found["n_free_parameters"] > 0) == (arm != "equiv")
     loaded = load_flow(tmp_path / "model.safetensors")
     assert loaded.built.group == ("scale" if kind == "scale" else "C4")
