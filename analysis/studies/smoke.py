@@ -45,8 +45,8 @@ EXPLANATION = (
     "RMSE of the velocity over rollouts, cells per step; `+-` is the sample standard deviation over the seeds. `minus "
     "{first}` is the mean difference to the {first} arm over common seeds, with its 95 % t interval. `learnt symmetry "
     "error` is ||f(g x) - g f(x)|| / ||f(x)|| of one predicted frame under quarter turns, `of the data` how far the "
-    "training flows are from what their symmetry predicts. CPU minutes are those of one run, inference is processor time "
-    "per frame."
+    "training flows are from what their symmetry predicts. CPU minutes are those of one run, inference is processor "
+    "time per frame."
 )
 
 
