@@ -1,6 +1,8 @@
 """The smoke benchmark in miniature: fair arms, exact resume, model files, verbs, refusals, table, figures."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from command_line import mdrelax
 from mdrelax.analysis.studies.smoke import STUDY, set_name, write_study
 from mdrelax.base.containers import ModelFileError
 from mdrelax.base.sections import ConfigError
-from mdrelax.datasets.plume import read_windows
+from mdrelax.datasets.plume import Kind, PlumeInfo, PlumeSet, PlumeSplit, PlumeTask, read_windows
 from mdrelax.method.relaxation import is_relaxed
 from mdrelax.modelfile import load_model
 from mdrelax.packs.arm_runs import read_result
@@ -23,6 +25,7 @@ from mdrelax.packs.registry import PACKS
 from mdrelax.packs.smoke.model_file import load_flow
 from mdrelax.packs.smoke.run import ARMS, SmokeRun, run_smoke, windows_of
 from mdrelax.training.trainer import Progress
+from molecules import normal
 
 TRAINING = {"steps": 6, "batch_size": 4, "optimizer": "adam", "learning_rate": 0.003, "validate_every": 3,
             "warmup_steps": 0, "ema": 0.0, "norm_batches": 2, "rotate": False}  # fmt: skip
@@ -218,6 +221,39 @@ def test_predict_refuses_what_is_no_flow(study: Path, tmp_path: Path):
         assert words in said.err
         assert len(said.err.strip().splitlines()) == 1
     assert "no preset `smoke-rstear`; did you mean `smoke-rsteer`" in mdrelax("train", "smoke-rstear").err
+
+
+def _made_up(kind: Kind, n_frames: int) -> Callable[..., PlumeSet]:
+    """In the place of ``open_plumes``: still flows of a kind on 16 x 16 cells, with the names of its tasks."""
+    split = PlumeSplit.graded(1) if kind == "graded" else PlumeSplit.published(kind)
+    names = (*split.train_tasks, *split.domain_tasks)
+
+    def still(k: int) -> np.ndarray:
+        return np.broadcast_to(normal(1, 2, 16, 16, seed=k).float().numpy(), (n_frames, 2, 16, 16))
+
+    tasks = tuple(
+        PlumeTask(PlumeInfo(name, symmetry_error=0.1), partial(still, k), "faces") for k, name in enumerate(names)
+    )
+    return lambda source, **_: PlumeSet(kind, tasks, (n_frames, 2, 16, 16), str(source))
+
+
+@pytest.mark.parametrize("arm", ["equiv", "rsteer-relaxed", "equiv-keep"])
+@pytest.mark.parametrize("kind", ["scale", "graded"])
+def test_scale_and_graded_sets_train_too(kind: Kind, arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With the shipped recipe of the kind: its networks, its places of free maps, its split; and files that load."""
+    monkeypatch.setattr("mdrelax.packs.smoke.run.open_plumes", _made_up(kind, 120 if kind == "graded" else 310))
+    document = {**recipe("smoke", kind, "small"), **MINIATURE, "arm": arm, "data": "made-up.npz"}
+    document["level"] = 1 if kind == "graded" else None
+    document["training"] = {**document["training"], "epochs": 1, "batch_size": 6, "validate_every": 2}
+    found = run_smoke(SmokeRun(**document), tmp_path)
+    assert found["set"] == kind
+    assert len(found["future_by_step"]) == 20
+    assert (found["symmetry_error"] is None) == (kind == "scale")  # that of quarter turns, which scalings are not
+    assert (found["n_free_parameters"] > 0) == (arm != "equiv")
+    loaded = load_flow(tmp_path / "model.safetensors")
+    assert loaded.built.group == ("scale" if kind == "scale" else "C4")
+    assert loaded.certificate.symmetry == ("C4" if (kind, arm) == ("graded", "equiv") else "none")
+    assert is_relaxed(loaded.network) == (arm == "equiv-keep")
 
 
 def test_arms_are_planned_in_the_order_of_the_table():

@@ -4,12 +4,13 @@ Errors are root mean squares of the velocity over rollouts of 20 frames, in cell
 training tasks (Future), and in other tasks (Domain).
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from mdrelax.analysis.studies.measures import Factor, Measure, mean, minus_first, plain
+from mdrelax.analysis.studies.measures import Cell, Factor, Measure, mean, minus_first, plain
 from mdrelax.analysis.studies.run_files import Config, Done, arm_runs, draw, read_arm, resolve_settings, start_arm
 from mdrelax.analysis.studies.smoke_figures import (
     animation,
@@ -44,9 +45,15 @@ EXPLANATION = (
     "RMSE of the velocity over rollouts, cells per step; `+-` is the sample standard deviation over the seeds. `minus "
     "{first}` is the mean difference to the {first} arm over common seeds, with its 95 % t interval. `learnt symmetry "
     "error` is ||f(g x) - g f(x)|| / ||f(x)|| of one predicted frame under quarter turns, `of the data` how far the "
-    "training flows are from what symmetry predicts. CPU minutes are those of one run, inference is processor time per "
-    "frame."
+    "training flows are from what their symmetry predicts. CPU minutes are those of one run, inference is processor "
+    "time per frame."
 )
+
+
+def _if_known(name: str) -> Cell:
+    """A column of the summary, empty where there is no number."""
+    return lambda row: f"{row[name]:.2g}" if math.isfinite(row[name]) else ""
+
 
 STUDY = Study(
     title="Smoke benchmark",
@@ -83,8 +90,8 @@ STUDY = Study(
         "Domain minus {first}": minus_first(DOMAIN),
         "parameters": plain("n_parameters", ",.0f"),
         "free ones": plain("n_free_parameters", ",.0f"),
-        "learnt symmetry error": plain("symmetry_error", ".2g"),
-        "of the data": plain("data_symmetry_error", ".2g"),
+        "learnt symmetry error": _if_known("symmetry_error"),
+        "of the data": _if_known("data_symmetry_error"),
         "CPU minutes": plain("cpu_minutes", ".3g"),
         "inference (ms)": plain("inference_ms", ".2f"),
     },

@@ -18,7 +18,6 @@ from mdrelax.analysis.drawing import (
     WIDTH,
     NothingToDrawError,
     fit_axes,
-    has_numbers,
     panels,
     shared_legend,
     step_axis,
@@ -164,7 +163,8 @@ def errors_by_step(done: Sequence[Done]) -> Figure:
 @styled
 def learnt_symmetry(table: pd.DataFrame) -> Figure:
     """The symmetry error that each network has learnt against that of its data; exact networks lie at 0."""
-    shown = table[table["data_symmetry_error"].notna()] if has_numbers(table, "data_symmetry_error") else table[:0]
+    both = ["symmetry_error", "data_symmetry_error"]
+    shown = table[table[both].notna().all(axis=1)]
     figure, (ax, *_) = panels(min(len(shown), 1), "no set says how symmetric its flows are", height=3.8)
     arms = in_order(shown["arm"])
     for arm in arms:

@@ -207,7 +207,7 @@ class PlumeExperiment:
             "validation_rmse": errors(data.validation, data.split.n_out).rmse,
             **_named("future", future),
             **_named("domain", domain),
-            "symmetry_error": symmetry_error(fit.model, self._inputs()),
+            "symmetry_error": None if data.plumes.kind == "scale" else symmetry_error(fit.model, self._inputs()),
             "data_symmetry_error": _mean_of_finite(known),
             "inference_ms": 1e3 * seconds / n_frames,
             "layers": [record._asdict() for record in fit.layers],

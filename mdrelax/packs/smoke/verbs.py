@@ -68,7 +68,7 @@ def _velocities(data: str, loaded: LoadedFlow) -> dict[str, npt.NDArray[np.float
 
 
 def evaluate(model: Path, data: str | None, *, number: int | None = None) -> dict[str, Any]:
-    """RMSE of rollouts on the Future and Domain windows of a set, and the symmetry error of one frame.
+    """RMSE of rollouts on the Future and Domain windows of a set, and the symmetry error (of rotations, not scalings).
 
     ``data`` is the set that the network was trained on unless given; ``number`` windows of each test are used.
     """
@@ -90,8 +90,10 @@ def evaluate(model: Path, data: str | None, *, number: int | None = None) -> dic
                 "frames; train longer, or on longer rollouts."
             )
         found |= {f"{name}_rmse": errors.rmse, f"{name}_by_step": errors.by_step, f"{name}_windows": len(rows)}
-    inputs, _ = read_windows(windows.plumes, evenly(windows.future, 8), windows.split.n_in, 1)
-    return {**found, "symmetry_error": symmetry_error(loaded.network, inputs)}
+    if windows.plumes.kind != "scale":
+        inputs, _ = read_windows(windows.plumes, evenly(windows.future, 8), windows.split.n_in, 1)
+        found["symmetry_error"] = symmetry_error(loaded.network, inputs)
+    return found
 
 
 def _check_grid(loaded: LoadedFlow, size: tuple[int, int], source: str) -> None:
