@@ -151,16 +151,20 @@ def _recorded(path: Path, interval_fs: float | None, like: "Atoms") -> "pd.DataF
 def _errors(folder: Path, calculator: "MDRelaxCalculator", structures: "list[Data]", worst: int) -> dict[str, float]:
     """Print the errors, and write their tables, figures and worst structures to the folder."""
     from mdrelax.forces import metrics
+    from mdrelax.forces.dispersion import with_dispersion, without_dispersion
     from mdrelax.forces.loader import frames_from_data
     from mdrelax.forces.predict import predictions_of
 
     force_field = calculator.force_field
-    batches = frames_from_data(structures, cutoff=force_field.cutoff, check=force_field.species_of)
+    functional = force_field.physics.subtracted
+    learnt = without_dispersion(structures, functional)
+    batches = frames_from_data(learnt, cutoff=force_field.cutoff, check=force_field.species_of)
     stress = any("stress" in frame for frame in structures)
     if stress and not force_field.conservative:
         typer.echo("The model predicts forces directly, so it has no stress: that of the data is left out.")
         stress = False
-    predictions = predictions_of(force_field, batches, stress=stress)
+    found = predictions_of(force_field, batches, stress=stress)
+    predictions = with_dispersion(found, structures, functional)
     errors = metrics.errors(predictions)
     _tables(folder, predictions, [frame.config_type for frame in structures])
     _worst(folder, predictions, structures, worst)

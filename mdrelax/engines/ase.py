@@ -22,7 +22,8 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from mdrelax.base.allocator import keep_freed_memory
 from mdrelax.base.places import frame_name, naming
 from mdrelax.compiled import compile_force_field, load_compiled
-from mdrelax.engines.hessian import hessian
+from mdrelax.engines.hessian import hessian, hessian_products
+from mdrelax.forces.dispersion import D3
 from mdrelax.forces.forcefield import ForceField, Prediction
 from mdrelax.method.relaxation import relaxed_layers
 from mdrelax.modelfile import frozen_copy, load_model
@@ -49,7 +50,8 @@ class MDRelaxCalculator(Calculator):
     (Angstrom) is the reach of the Verlet list beyond the cut-off. The force field is copied: later training does not
     change the calculator. One calculator may serve several ``Atoms``.
 
-    A model with direct forces warns that they are not conservative, and has no stress.
+    A model with direct forces warns that they are not conservative, and has no stress. Dispersion (``D3``) that the
+    model asks for is added to all results; per-atom energies then cost a second pass of it when they are requested.
 
     With ``keep_memory`` the first calculator changes one setting of the whole process: the C library (glibc) retains
     the memory that a step frees for the next one, up to the peak so far, instead of returning it to the system. Steps
@@ -57,9 +59,10 @@ class MDRelaxCalculator(Calculator):
     outside the calculator is changed: neither torch's default dtype, nor its threads, nor any random generator.
 
     Raises ``UnprojectedModelError`` for a model with relaxed layers, ``ValueError`` for a device or ``dtype`` that
-    cannot be used. Calculations raise ``ValueError`` for no
-    atoms, positions that are not finite, coinciding atoms and singular periodic cells, ``UnknownElementError`` for an
-    element without training data, and ``PropertyNotImplementedError`` for the stress of a system without volume.
+    cannot be used, ``ImportError`` if the model's dispersion needs a library that is missing. Calculations raise
+    ``ValueError`` for no atoms, positions that are not finite, coinciding atoms and singular periodic cells,
+    ``UnknownElementError`` for an element without training data, and ``PropertyNotImplementedError`` for the stress of
+    a system without volume.
     """
 
     # ASE's interface: mutable, and declared on the instance.
@@ -87,6 +90,8 @@ class MDRelaxCalculator(Calculator):
             self.implemented_properties = [name for name in self.implemented_properties if name != "stress"]
             warnings.warn(NOT_CONSERVATIVE, stacklevel=2)
         self.neighbors = VerletList(force_field.cutoff, skin)
+        functional = force_field.physics.dispersion
+        self.dispersion = None if functional is None else D3(functional)
 
     @classmethod
     def from_file(
@@ -156,8 +161,8 @@ class MDRelaxCalculator(Calculator):
             )
         self.atoms = structure.copy()  # reference of ``check_state``
         self.results = {}  # so that an error below does not leave the results of another structure
-        graph = self.neighbors.graph(structure.positions, structure.numbers, structure.cell.array, structure.pbc)
-        (self.results,) = self._evaluate(graph, [structure])
+        graph = self._graph_of(structure)
+        (self.results,) = self._evaluate(graph, [structure], energies="energies" in properties)
 
     def calculate_many(
         self, structures: Sequence[Atoms], *, batch_size: int = 32, source: str | None = None
@@ -176,7 +181,7 @@ class MDRelaxCalculator(Calculator):
             for number, atoms in enumerate(chunk, start):
                 with naming(frame_name(number, source)):
                     graphs.append(self._graph(atoms))
-            results += self._evaluate(collate(graphs), chunk)
+            results += self._evaluate(collate(graphs), chunk, energies=True)
         return results
 
     def get_hessian(self, atoms: Atoms | None = None) -> npt.NDArray[np.float64]:
@@ -189,8 +194,18 @@ class MDRelaxCalculator(Calculator):
         if structure is None:
             raise ValueError("`get_hessian` needs a structure: pass `atoms`.")
         _refuse_empty(structure)
-        graph = self.neighbors.graph(structure.positions, structure.numbers, structure.cell.array, structure.pbc)
-        return hessian(self.force_field, graph.to(self.device))
+        found = hessian(self.force_field, self._graph_of(structure).to(self.device))
+        return found if self.dispersion is None else found + self.dispersion.hessian(*_arrays(structure))
+
+    def get_hessian_products(self, atoms: Atoms, directions: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Products (R, N, 3) of the Hessian with directions (R, N, 3), in eV/A^2; errors as in ``get_hessian``."""
+        found = hessian_products(self.force_field, self._graph_of(atoms).to(self.device), directions)
+        if self.dispersion is None:
+            return found
+        return found + np.einsum("kalb,rlb->rka", self.dispersion.hessian(*_arrays(atoms)), np.asarray(directions))
+
+    def _graph_of(self, atoms: Atoms) -> Graph:
+        return self.neighbors.graph(atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc)
 
     def _graph(self, atoms: Atoms) -> Graph:
         """The graph of one of many structures, of known elements."""
@@ -199,10 +214,15 @@ class MDRelaxCalculator(Calculator):
         self.force_field.species_of(graph.numbers.to(self.device))
         return graph
 
-    def _evaluate(self, graph: Graph, structures: Sequence[Atoms]) -> list[Results]:
+    def _evaluate(self, graph: Graph, structures: Sequence[Atoms], *, energies: bool) -> list[Results]:
+        """The results of each structure; with dispersion, those of its atoms only on request."""
         volumes = [self.force_field.conservative and _has_volume(atoms) for atoms in structures]
         prediction = self.force_field(graph.to(self.device), stress=any(volumes))
-        return _split(prediction, [len(atoms) for atoms in structures], volumes)
+        results = _split(prediction, [len(atoms) for atoms in structures], volumes)
+        if self.dispersion is not None:
+            for atoms, result in zip(structures, results, strict=True):
+                _disperse(self.dispersion, atoms, result, energies=energies)
+        return results
 
 
 def _split(prediction: Prediction, sizes: Sequence[int], volumes: Sequence[bool]) -> list[Results]:
@@ -220,6 +240,24 @@ def _split(prediction: Prediction, sizes: Sequence[int], volumes: Sequence[bool]
             result["stress"] = full_3x3_to_voigt_6_stress(stress[number])
         results.append(result)
     return results
+
+
+def _disperse(d3: D3, atoms: Atoms, result: Results, *, energies: bool) -> None:
+    """Add the dispersion of a structure to its results."""
+    found = d3(*_arrays(atoms))
+    for name in ("energy", "free_energy"):
+        result[name] += found.energy
+    result["forces"] += found.forces
+    if "stress" in result and found.stress is not None:
+        result["stress"] += full_3x3_to_voigt_6_stress(found.stress)
+    if energies:
+        result["energies"] += d3.energies(*_arrays(atoms))
+    else:
+        del result["energies"]
+
+
+def _arrays(atoms: Atoms) -> tuple[npt.NDArray, npt.NDArray, npt.NDArray, npt.NDArray]:
+    return atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc
 
 
 def refuse_relaxed(force_field: ForceField) -> None:

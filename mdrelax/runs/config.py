@@ -11,10 +11,11 @@ from pydantic import Field, model_validator
 
 from mdrelax.base.migrations import with_recipe_of_version_2
 from mdrelax.base.sections import Section, load
+from mdrelax.forces.physics import Physics
 from mdrelax.forces.settings import TrainingConfig
 from mdrelax.training.settings import RelaxationConfig, refuse_keep
 
-__all__ = ["Config", "DataConfig", "PotentialConfig", "load_config"]
+__all__ = ["Config", "DataConfig", "PhysicsConfig", "PotentialConfig", "load_config"]
 
 Size = Annotated[int | float, Field(ge=0)]
 
@@ -76,11 +77,34 @@ class PotentialConfig(Section):
         return self
 
 
+class PhysicsConfig(Section):
+    """The terms that are not learnt, see `mdrelax.forces.physics`."""
+
+    zbl: float = Field(
+        0.0,
+        ge=0,
+        le=2,
+        description="Nuclear repulsion (ZBL), faded out at this many sums of two covalent radii; true: 1, false: none.",
+    )
+    dispersion: str | None = Field(
+        None, description="Functional whose D3(BJ) dispersion is added, such as `PBE`; none: no dispersion."
+    )
+
+    dispersion_in_labels: bool = Field(
+        True, description="The labels contain it, so that it is subtracted from them; false: plain DFT labels."
+    )
+
+    def physics(self) -> Physics:
+        """The same for a force field."""
+        return Physics(self.zbl, self.dispersion, self.dispersion_in_labels)
+
+
 class Config(Section):
     """One training run."""
 
     data: DataConfig
     potential: PotentialConfig = PotentialConfig()
+    physics: PhysicsConfig = PhysicsConfig()
     relaxation: RelaxationConfig = RelaxationConfig()
     training: TrainingConfig = TrainingConfig()
     reference_energies: Literal["fit", "isolated"] = Field(
@@ -92,6 +116,12 @@ class Config(Section):
     standard_baseline: bool = Field(False, description="Also train the standard network, same budget and seed.")
     md_picoseconds: float = Field(0.0, ge=0, description="Length of an NVE run at 300 K at the end; 0: none.")
     format_version: Literal[3] = Field(3, description="Of this document; one of version 2 keeps its defaults.")
+
+    @model_validator(mode="after")
+    def _physics_of_the_start(self) -> Self:
+        if self.potential.start is not None and self.physics != PhysicsConfig():
+            raise ValueError(f"leave out `physics`: its terms are those of `potential.start`, {self.potential.start}")
+        return self
 
     @model_validator(mode="after")
     def _equivariant_in_the_end(self) -> Self:

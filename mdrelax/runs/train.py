@@ -12,12 +12,15 @@ from torch_geometric.data import Data
 
 from mdrelax import datasets
 from mdrelax.base.files import write_atomically
+from mdrelax.base.sections import ConfigError
 from mdrelax.compiled.training import CompiledTrainingStep
 from mdrelax.datasets.structure_files import spread
 from mdrelax.forces import metrics
+from mdrelax.forces.dispersion import with_dispersion, without_dispersion
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.forcematching import ForceMatching
 from mdrelax.forces.loader import Batch, Loader, frames_from_data, join
+from mdrelax.forces.physics import Physics
 from mdrelax.forces.predict import predictions_of
 from mdrelax.forces.symmetry import certify
 from mdrelax.method.certificate import Certificate
@@ -67,6 +70,7 @@ class Potentials:
 
     parts: Parts
     frames: Frames
+    physics: Physics
     begun: Untrained
 
     def __init__(self, config: Config, networks: Networks, data: Sequence[Atoms] | None = None) -> None:
@@ -84,6 +88,8 @@ class Potentials:
         self.start = load_start(self.config.potential)
         if self.start is None:
             check_network(self.config.potential, self.networks)  # before the data are read
+        self.physics = self.config.physics.physics() if self.start is None else self.start.force_field.physics
+        _check_dispersion(self.physics)
         return prepare_folder(self.config, folder, restart=restart)
 
     def prepare(self, folder: Path, *, resume: bool, tell: Callable[[str], None]) -> ForceField:
@@ -94,7 +100,7 @@ class Potentials:
         check_labels(config, self.parts)
         _keep_split(self.parts, folder, resume=resume)
         cutoff = config.potential.cutoff if self.start is None else self.start.force_field.cutoff
-        self.frames = data_frames(self.parts, cutoff)
+        self.frames = data_frames(self.parts, cutoff, self.physics)
         neighbours = check_cutoff(self.frames.train, cutoff)
         self.begun = untrained(config, self.frames.train, self.parts.isolated_energies, self.networks, self.start)
         force_field, name, _, origin = self.begun
@@ -179,9 +185,18 @@ def _keep_split(parts: Parts, folder: Path, *, resume: bool) -> None:
     datasets.save_split(path, parts.split, data_hash=fingerprint)
 
 
-def data_frames(parts: Parts, cutoff: float) -> Frames:
-    """The parts of the data with their neighbour lists; ``cutoff`` in Angstrom."""
-    return Frames(*(frames_from_data(data, cutoff=cutoff) for data in (parts.train, parts.validation, parts.test)))
+def data_frames(parts: Parts, cutoff: float, physics: Physics) -> Frames:
+    """The parts of the data with their neighbour lists, labels without dispersion; ``cutoff`` in Angstrom."""
+    learnt = (without_dispersion(data, physics.subtracted) for data in (parts.train, parts.validation, parts.test))
+    return Frames(*(frames_from_data(data, cutoff=cutoff) for data in learnt))
+
+
+def _check_dispersion(physics: Physics) -> None:
+    """Raise ``ConfigError`` for dispersion that cannot be computed, before the data are read."""
+    try:
+        without_dispersion([], physics.dispersion)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def model_card(
@@ -202,6 +217,7 @@ def model_card(
     energies = model.reference_energies.tolist()
     return {
         "config": document,
+        "physics": model.physics._asdict(),
         "reference_energies_eV": dict(zip(map(str, model.elements), energies, strict=True)),
         "started_from": origin,
         "best_step": best_step,
@@ -228,7 +244,9 @@ def _test_results(
     validation = predictions_of(force_field, frames.validation, stress=stress)
     results: dict[str, Any] = {"validation": metrics.errors(validation)}
     if frames.test:
-        predictions = predictions_of(force_field, frames.test, stress=stress)
+        predictions = with_dispersion(
+            predictions_of(force_field, frames.test, stress=stress), parts.test, force_field.physics.subtracted
+        )
         baseline = _mean_baseline(parts)
         results |= {"test": metrics.errors(predictions), "baselines": {"mean": metrics.errors(baseline)}}
         if predictions.forces_pred is not None and not any(frame.graph.cell.any() for frame in frames.test):

@@ -9,6 +9,8 @@ import torch
 from mdrelax.base.sections import ConfigError
 from mdrelax.forces.forcefield import ForceField, bound_share, fit_reference_energies
 from mdrelax.forces.loader import Batch, distinct_elements, join
+from mdrelax.forces.physics import Physics
+from mdrelax.forces.potential import Potential
 from mdrelax.forces.predict import predict
 from mdrelax.modelfile import LoadedModel, load_model
 from mdrelax.runs.config import Config, PotentialConfig
@@ -66,22 +68,44 @@ def new_force_field(
 ) -> ForceField:
     """Seeded weights, reference energies, and as scale the root mean square force of the training set."""
     elements = distinct_elements([frame.graph.numbers for frame in frames])
-    name = config.potential.name
+    name, physics = config.potential.name, config.physics.physics()
     try:
         network = seeded(lambda: networks.build_potential(name, len(elements), arguments), config.training.seed)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    frames = _learnt(network, frames, elements, physics)
     forces = torch.cat([frame.targets.forces for frame in frames])
     known = forces[~forces.isnan()]
     scale = float(known.square().mean().sqrt()) if known.any() else 1.0  # no forces, or all of them zero
     references = _references(config, frames, isolated_energies, elements)
     exact = _exact(config)
     force_field = ForceField(
-        network, elements=elements, reference_energies=references, scale=scale, exact_lone_atoms=exact
+        network, elements=elements, reference_energies=references, scale=scale, exact_lone_atoms=exact, physics=physics
     )
     if exact and force_field.conservative:
         force_field.binding.fill_(_mean_binding(force_field, frames))
     return force_field.to_dtype(getattr(torch, config.training.dtype))
+
+
+def _learnt(
+    network: Potential, frames: Sequence[Batch], elements: tuple[int, ...], physics: Physics
+) -> Sequence[Batch]:
+    """The frames with what remains of their energies and forces beside the repulsion; raises ``ConfigError``."""
+    try:
+        bare = ForceField(network, elements=elements, physics=physics)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if not physics.zbl:
+        return frames
+    found = []
+    for graph, targets in frames:
+        species, vectors = bare.species_of(graph.numbers), edge_vectors(graph)
+        zeros = vectors.new_zeros(len(species))
+        added = bare.finish(graph, species, vectors, zeros, torch.zeros_like(vectors), stress=False)
+        found.append(
+            Batch(graph, targets._replace(energy=targets.energy - added.energy, forces=targets.forces - added.forces))
+        )
+    return found
 
 
 def _exact(config: Config) -> bool:
