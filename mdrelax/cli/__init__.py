@@ -26,6 +26,7 @@ from mdrelax.cli import (
     models,
     phonons,
     runs,
+    select,
     simulate,
     train,
     vibrations,
@@ -44,6 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(train.train)
+data.app.command("select")(select.select)
 app.add_typer(data.app, name="data")
 app.add_typer(configs.app, name="config")
 app.add_typer(bench.app, name="bench")

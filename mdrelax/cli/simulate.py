@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def md(
-    model: Annotated[Path, typer.Argument(help="A model file (.safetensors).")],
+    model: Annotated[Path, typer.Argument(help="A model file (.safetensors), or the run folder of a committee.")],
     structure: Annotated[Path, typer.Argument(help="A structure that ASE reads.")],
     ensemble: Annotated[str, typer.Option(help="nve or nvt (Langevin).")] = "nve",
     temperature: Annotated[float, typer.Option(help="K; for NVE, of the initial momenta.")] = 300.0,
@@ -32,20 +32,28 @@ def md(
     compile: Annotated[bool, typer.Option("--compile", help="Compile first (minutes) for faster steps.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace trajectory and log of an older run.")] = False,
     keep_velocities: Annotated[bool, typer.Option("--keep-velocities", help="Keep those of the structure.")] = False,
+    stop_above: Annotated[
+        float | None, typer.Option(help="Committee: stop where the force on an atom spreads by more, in eV/A.")
+    ] = None,
 ) -> None:
     """Run NVE or NVT molecular dynamics; report the energy drift and the first bond that broke."""
     from rich.progress import Progress
 
-    from mdrelax.engines.ase import MDRelaxCalculator
-    from mdrelax.engines.md import ExplodedError, run_md
+    from mdrelax.engines.committee import is_committee, open_calculator
+    from mdrelax.engines.md import ExplodedError, run_md, spread_above
 
     if ensemble not in ("nve", "nvt"):
         refuse(f"`--ensemble` must be nve or nvt, got {ensemble!r}.")
+    if stop_above is not None and not is_committee(model):
+        refuse(
+            f"`--stop-above` needs the spread of a committee, but `{model}` is one model: name a committee's folder."
+        )
+    stop = (lambda system: "") if stop_above is None else spread_above(stop_above)
     kind: Literal["nve", "nvt"] = "nvt" if ensemble == "nvt" else "nve"
     with _outputs(trajectory, log, overwrite=overwrite):
         start = atoms = _last(structure)
         _say_what_moves(structure, atoms, temperature, keep=keep_velocities)
-        atoms.calc = MDRelaxCalculator.from_file(model, dtype=dtype or None, device=device, compile=compile)
+        atoms.calc = open_calculator(model, dtype=dtype or None, device=device, compile=compile)
         if equilibrate > 0:
             warm = run_md(
                 atoms, ensemble="nvt", temperature_K=temperature, duration_ps=equilibrate, timestep_fs=timestep,
@@ -59,7 +67,7 @@ def md(
             result = run_md(
                 atoms, ensemble=kind, temperature_K=temperature, duration_ps=picoseconds, timestep_fs=timestep,
                 friction_per_fs=friction, seed=seed, keep_momenta=keep_velocities, trajectory=trajectory, log=log,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                progress=lambda done, total: bar.update(task, completed=done, total=total), stop=stop,
             )  # fmt: skip
     if result.exploded:
         raise ExplodedError(f"The run exploded: {result.reason}")
@@ -67,7 +75,10 @@ def md(
         from mdrelax.analysis.figures import md_energy
 
         md_energy(result.log, n_atoms=len(atoms)).savefig(plot)
-    mean = result.log["temperature_K"].mean()
+    if result.stopped:
+        done = result.log["time_ps"].iloc[-1]
+        typer.echo(f"Stopped at {done:g} ps: {result.stopped} This frame is the last one of the trajectory.")
+    mean, picoseconds = result.log["temperature_K"].mean(), result.log["time_ps"].iloc[-1]
     typer.echo(f"{picoseconds:g} ps {ensemble.upper()} of {len(atoms)} atoms: mean temperature {mean:.1f} K.")
     if ensemble == "nve":
         typer.echo(f"Energy drift {result.drift_meV_per_atom_ps:+.5f} meV/atom/ps.")

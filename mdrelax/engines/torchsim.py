@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from mdrelax.compiled import compile_force_field
-from mdrelax.engines.ase import own_copy, refuse_relaxed
+from mdrelax.engines.ase import refuse_relaxed
+from mdrelax.engines.results import own_copy
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.modelfile import load_model
 from mdrelax.structures.graph import Graph, collate

@@ -220,6 +220,19 @@ class ForceField(nn.Module):
         result = self.finish(graph, species, vectors, energies, gradient, stress=stress)
         return result if create_graph else result.detach()
 
+    def features(self, graph: Graph) -> Tensor:
+        """Invariant features (N, C) of the atoms in the network's dtype, from which the energies are read.
+
+        Equal environments have equal features: distances between them compare environments. Raises ``ValueError`` for a
+        network without features (a compiled one), ``UnknownElementError`` as a prediction does.
+        """
+        if is_disturbed(graph.positions.device):
+            with undisturbed(graph.positions.device):
+                return self.features(graph.clone())
+        with torch.no_grad():
+            edges = Edges(graph.edge_index, edge_vectors(graph).to(self.dtype))
+            return self.potential.features(self.species_of(graph.numbers), edges)
+
     def finish(
         self, graph: Graph, species: Tensor, vectors: Tensor, energies: Tensor, gradient: Tensor, *, stress: bool
     ) -> Prediction:

@@ -124,7 +124,7 @@ def check_folder(config: Config, folder: Path, *, restart: bool) -> str | None:
     """
     saved = folder / "config.yaml"
     has_model, has_checkpoint = ((folder / name).exists() for name in ("model.safetensors", "checkpoints/last.pt"))
-    if not (saved.exists() and (has_checkpoint or has_model)):
+    if not (saved.exists() and (has_checkpoint or has_model or any(folder.glob("member-*/checkpoints/last.pt")))):
         return None
     if not restart:
         raise ConfigError(

@@ -161,6 +161,11 @@ def run_training(
     listener: Callable[[Progress], None] = lambda progress: None,
 ) -> Outcome:
     """``run`` the experiment ``Potentials``; arguments and errors as there."""
+    if config.training.committee > 1:
+        raise ConfigError(
+            f"`training.committee: {config.training.committee}` trains several networks, which this call does not: use "
+            "`mdrelax train`, or `mdrelax.train_committee` from Python."
+        )
     experiment = Potentials(config, networks, data)
     finished = run(experiment, folder, restart=restart, tell=tell, listener=listener)
     return Outcome(*finished, experiment.parts, folder)

@@ -8,8 +8,8 @@ from ase.data import atomic_numbers
 
 from mdrelax.base.names import nearest_name
 from mdrelax.compiled import CompiledPotential, load_compiled
-from mdrelax.engines.ase import own_copy
 from mdrelax.engines.lammps.domain import Halo, halo_width
+from mdrelax.engines.results import own_copy
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.modelfile import load_model
 
