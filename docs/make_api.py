@@ -18,7 +18,8 @@ PAGE = Path(__file__).with_name("api.md")
 SECTIONS: dict[str, list[str]] = {  # heading: names, most used first
     "Train, load, save": ["mdrelax.train", "mdrelax.train_committee", "mdrelax.load_model", "mdrelax.save_model"],
     "Simulate": [
-        "mdrelax.MDRelaxCalculator", "mdrelax.CommitteeCalculator", "mdrelax.engines.hessian.hessian", "mdrelax.engines.hessian.hessian_products",
+        "mdrelax.MDRelaxCalculator", "mdrelax.CommitteeCalculator", "mdrelax.engines.hessian.hessian",
+        "mdrelax.engines.hessian.hessian_products",
     ],
     "Relax the constraint of any network": [
         "mdrelax.relax_constraints", "mdrelax.set_theta", "mdrelax.Schedule", "mdrelax.record_inputs",

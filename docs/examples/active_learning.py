@@ -3,13 +3,13 @@
     pip install 'mdrelax[generate]'
     python docs/examples/active_learning.py --out runs/active
 
-1. GFN2-xTB Langevin dynamics at 600 K makes a pool and a test set (another seed); `mdrelax data generate` does the same.
+1. GFN2-xTB Langevin dynamics at 600 K makes a pool and, with another seed, a test set.
 2. Both arms begin with the same few frames of the pool.
 3. In each round a committee is trained on the labelled frames of its arm and tested. The pool's other frames are
    candidates: one arm adds those that `mdrelax data select` would take, the other arm random ones.
 
-`curve.csv` has one row per arm and round, `curve.png` shows force errors against the number of labels. A script that was
-stopped resumes: finished rounds are read, and an unfinished committee continues at its checkpoints.
+`curve.csv` has one row per arm and round, `curve.png` shows force errors against the number of labels. A stopped script
+resumes: finished rounds are read, and an unfinished committee continues at its checkpoints.
 
 Labels of the pool are known from the start, because they cost next to nothing here; the committee never sees those of
 frames that it has not chosen. With labels that cost hours, compute them where this script takes them from the pool.

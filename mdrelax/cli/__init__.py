@@ -23,6 +23,7 @@ from mdrelax.cli import (
     configs,
     data,
     evaluate,
+    fine_tune,
     models,
     phonons,
     runs,
@@ -45,6 +46,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(train.train)
+app.command("fine-tune")(fine_tune.fine_tune)
 data.app.command("select")(select.select)
 app.add_typer(data.app, name="data")
 app.add_typer(configs.app, name="config")

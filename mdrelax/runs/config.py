@@ -49,6 +49,10 @@ class DataConfig(Section):
     validation_indices: str | None = Field(None, description="Likewise for validation.")
     test_indices: str | None = Field(None, description="Likewise for test.")
     seed: int = Field(0, ge=0, description="Seed of the random split.")
+    replay: str | None = Field(
+        None, description="With `potential.start`: data to train on as well, so that the model does not forget them."
+    )
+    replay_fraction: float = Field(0.2, gt=0, lt=1, description="Fraction of the training frames drawn from `replay`.")
 
 
 class PotentialConfig(Section):
@@ -60,6 +64,9 @@ class PotentialConfig(Section):
     arguments: dict[str, Any] = Field(default_factory=dict, description="Arguments that replace the preset's.")
 
     start: str | None = Field(None, description="A model file to continue from, which defines network and cut-off.")
+    start_where: list[str] | None = Field(
+        None, description="Name patterns of the parameters to take from `start`, others begin at random; none: all."
+    )
 
     @model_validator(mode="after")
     def _one_network(self) -> "PotentialConfig":
@@ -68,6 +75,8 @@ class PotentialConfig(Section):
         own += ["arguments"] if self.arguments else []
         if self.start is not None and own:
             raise ValueError(f"leave out `{own[0]}`: the network is that of `potential.start`, {self.start}")
+        if self.start is None and self.start_where is not None:
+            raise ValueError("`start_where` chooses parameters of `potential.start`: name that file, or leave it out")
         return self
 
     @model_validator(mode="after")
@@ -107,8 +116,10 @@ class Config(Section):
     physics: PhysicsConfig = PhysicsConfig()
     relaxation: RelaxationConfig = RelaxationConfig()
     training: TrainingConfig = TrainingConfig()
-    reference_energies: Literal["fit", "isolated"] = Field(
-        "fit", description="Energies of the elements: least squares over the training set, or those of isolated atoms."
+    reference_energies: Literal["fit", "isolated", "keep"] = Field(
+        "fit",
+        description="Energies of the elements: least squares over the training set, those of isolated atoms, or with "
+        "`potential.start` those of that model.",
     )
     exact_lone_atoms: bool | None = Field(
         None, description="A lone atom has exactly its reference energy; none: where these are those of isolated atoms."
@@ -121,6 +132,16 @@ class Config(Section):
     def _physics_of_the_start(self) -> Self:
         if self.potential.start is not None and self.physics != PhysicsConfig():
             raise ValueError(f"leave out `physics`: its terms are those of `potential.start`, {self.potential.start}")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_keep(self) -> Self:
+        if self.potential.start is None and self.reference_energies == "keep":
+            raise ValueError("`reference_energies: keep` keeps those of `potential.start`: name that file, or take fit")
+        if self.potential.start is None and self.data.replay is not None:
+            raise ValueError(
+                f"`data.replay: {self.data.replay}` is for runs with `potential.start`; add the file to `data.source`"
+            )
         return self
 
     @model_validator(mode="after")

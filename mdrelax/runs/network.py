@@ -78,6 +78,7 @@ class Untrained(NamedTuple):
     name: str
     arguments: dict[str, Any]
     origin: dict[str, str] | None  # the model file it continues from: name and content hash
+    shift: torch.Tensor | None = None  # (n_elements,) eV, by which the references of that file were moved
 
 
 class NetworkFile(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from ase import Atoms
+from ase.data import chemical_symbols
 from torch_geometric.data import Data
 
 from mdrelax import datasets
@@ -26,11 +27,12 @@ from mdrelax.forces.symmetry import certify
 from mdrelax.method.certificate import Certificate
 from mdrelax.modelfile import LoadedModel, save_model, save_refused
 from mdrelax.runs.config import Config
+from mdrelax.runs.continued import replayed, shift_references
 from mdrelax.runs.experiment import Finished, run
 from mdrelax.runs.inputs import Parts, check_cutoff, check_labels, load_parts, prepare_folder, with_stress_weight
 from mdrelax.runs.network import Networks, Untrained, check_network, read_network, write_network
 from mdrelax.runs.refused import REFUSED, refuse
-from mdrelax.runs.untrained import load_start, shift_references, untrained
+from mdrelax.runs.untrained import load_start, untrained
 from mdrelax.structures.graph import Graph
 from mdrelax.training.trainer import FitResult, Progress
 
@@ -103,12 +105,18 @@ class Potentials:
         self.frames = data_frames(self.parts, cutoff, self.physics)
         neighbours = check_cutoff(self.frames.train, cutoff)
         self.begun = untrained(config, self.frames.train, self.parts.isolated_energies, self.networks, self.start)
-        force_field, name, _, origin = self.begun
+        force_field, name, origin = self.begun.force_field, self.begun.name, self.begun.origin
         self.config = config = with_stress_weight(config, self.parts, conservative=force_field.conservative)
         self.training = config.training
         if resume and (before := read_network(folder)) is not None:
             force_field.exact_lone_atoms = before.exact_lone_atoms  # of an older version: False
         write_network(folder, self.begun, structures=kept_structures(self.parts))
+        if config.data.replay is not None:
+            extra = replayed(config, self.begun, len(self.frames.train))
+            self.frames.train.extend(extra)
+            tell(f"{len(extra)} of the training frames are from `{config.data.replay}`.")
+        if self.start is not None:
+            _tell_new_elements(force_field, self.start.force_field, tell)
         size = f"`{config.potential.preset}`" if origin is None else f"of `{origin['file']}`"
         tell(
             f"{len(self.frames.train)} training, {len(self.frames.validation)} validation and {len(self.frames.test)} "
@@ -171,6 +179,13 @@ def run_training(
     return Outcome(*finished, experiment.parts, folder)
 
 
+def _tell_new_elements(force_field: ForceField, before: ForceField, tell: Callable[[str], None]) -> None:
+    """A line on elements that the model of ``potential.start`` did not know."""
+    new = [chemical_symbols[z] for z in force_field.elements if z not in before.elements]
+    if new:
+        tell(f"New elements {', '.join(new)}: what the network knows of them begins at random.")
+
+
 def _warnings(config: Config, force_field: ForceField) -> Iterator[str]:
     """Warnings that should be seen before hours of training."""
     if force_field.roughness is not None:
@@ -214,7 +229,7 @@ def model_card(
 ) -> dict[str, Any]:
     """The model card: config, data, errors, reference energies. File paths are reduced to file names."""
     document = config.model_dump(mode="json")
-    for key in ("source", "test_source", "train_indices", "validation_indices", "test_indices"):
+    for key in ("source", "test_source", "replay", "train_indices", "validation_indices", "test_indices"):
         if document["data"][key] is not None:
             document["data"][key] = Path(document["data"][key]).name
     if config.potential.start is not None:
