@@ -68,10 +68,8 @@ def evaluate(
     from mdrelax import datasets
     from mdrelax.base.provenance import command_line, environment
     from mdrelax.datasets.structure_files import spread
-    from mdrelax.engines.committee import is_committee, open_calculator
+    from mdrelax.engines.committee import open_calculator
 
-    if harmonic is not None and is_committee(model):
-        refuse("`--harmonic` compares one model: name a member's file, `member-0/model.safetensors`.")
     folder = out or Path("runs") / f"eval-{_name(model)}"
     if evaluated_by_pack(model, data, folder, number=frames):
         return
@@ -80,7 +78,7 @@ def evaluate(
     typer.echo(loaded.report)
     structures = loaded.data if frames is None else spread(loaded.data, frames)
     atoms = [datasets.to_atoms(frame) for frame in structures]
-    wanted = None if harmonic is None else wanted_reference(harmonic, atoms[0])
+    wanted = None if harmonic is None else _wanted(harmonic, model, atoms[0])
     recorded = None if reference is None else _recorded(reference, reference_interval, atoms[0])
     summary: dict[str, Any] = {
         "command": command_line(), "environment": environment(device="cpu", seed=seed), "model": model.name,
@@ -116,6 +114,15 @@ def _check(folder: Path, *, frames: int | None, overwrite: bool, reference: Path
         raise ConfigError("`--reference` is compared with the dynamics of `--nve`; give both.")
     if not overwrite:
         refuse_existing(folder / "eval.json")
+
+
+def _wanted(harmonic: str, model: Path, atoms: "Atoms") -> Any:
+    """The reference of ``--harmonic``; raises ``ConfigError`` for a committee, which has no Hessian."""
+    from mdrelax.engines.committee import is_committee
+
+    if is_committee(model):
+        refuse("`--harmonic` compares one model: name a member's file, `member-0/model.safetensors`.")
+    return wanted_reference(harmonic, atoms)
 
 
 def _name(model: Path) -> str:

@@ -9,9 +9,11 @@ import typer
 from mdrelax.cli.output import refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ase import Atoms
+
+    from mdrelax.engines.md import MDResult
 
 
 def md(
@@ -39,16 +41,12 @@ def md(
     """Run NVE or NVT molecular dynamics; report the energy drift and the first bond that broke."""
     from rich.progress import Progress
 
-    from mdrelax.engines.committee import is_committee, open_calculator
-    from mdrelax.engines.md import ExplodedError, run_md, spread_above
+    from mdrelax.engines.committee import open_calculator
+    from mdrelax.engines.md import ExplodedError, run_md
 
     if ensemble not in ("nve", "nvt"):
         refuse(f"`--ensemble` must be nve or nvt, got {ensemble!r}.")
-    if stop_above is not None and not is_committee(model):
-        refuse(
-            f"`--stop-above` needs the spread of a committee, but `{model}` is one model: name a committee's folder."
-        )
-    stop = (lambda system: "") if stop_above is None else spread_above(stop_above)
+    stop = _stop(model, stop_above)
     kind: Literal["nve", "nvt"] = "nvt" if ensemble == "nvt" else "nve"
     with _outputs(trajectory, log, overwrite=overwrite):
         start = atoms = _last(structure)
@@ -75,13 +73,7 @@ def md(
         from mdrelax.analysis.figures import md_energy
 
         md_energy(result.log, n_atoms=len(atoms)).savefig(plot)
-    if result.stopped:
-        done = result.log["time_ps"].iloc[-1]
-        typer.echo(f"Stopped at {done:g} ps: {result.stopped} This frame is the last one of the trajectory.")
-    mean, picoseconds = result.log["temperature_K"].mean(), result.log["time_ps"].iloc[-1]
-    typer.echo(f"{picoseconds:g} ps {ensemble.upper()} of {len(atoms)} atoms: mean temperature {mean:.1f} K.")
-    if ensemble == "nve":
-        typer.echo(f"Energy drift {result.drift_meV_per_atom_ps:+.5f} meV/atom/ps.")
+    _say_how_it_went(result, ensemble)
     _say_what_broke(trajectory, start)
     typer.echo(f"Trajectory: {trajectory}\nLog: {log}")
 
@@ -94,6 +86,30 @@ def _last(path: Path) -> "Atoms":
     if len(structures) > 1:
         typer.echo(f"`{path}` has {len(structures)} structures; the last one is taken.")
     return structures[-1]
+
+
+def _stop(model: Path, limit: float | None) -> "Callable[[Atoms], str]":
+    """What ends a run early; raises ``ConfigError`` if one model, which has no spread, is to be stopped by it."""
+    from mdrelax.engines.committee import is_committee
+    from mdrelax.engines.md import spread_above
+
+    if limit is None:
+        return lambda system: ""
+    if not is_committee(model):
+        refuse(
+            f"`--stop-above` needs the spread of a committee, but `{model}` is one model: name a committee's folder."
+        )
+    return spread_above(limit)
+
+
+def _say_how_it_went(result: "MDResult", ensemble: str) -> None:
+    """Length, mean temperature, why it stopped early, and in NVE the drift."""
+    done, mean = result.log["time_ps"].iloc[-1], result.log["temperature_K"].mean()
+    if result.stopped:
+        typer.echo(f"Stopped at {done:g} ps: {result.stopped} This frame is the last one of the trajectory.")
+    typer.echo(f"{done:g} ps {ensemble.upper()} of {len(result.atoms)} atoms: mean temperature {mean:.1f} K.")
+    if ensemble == "nve":
+        typer.echo(f"Energy drift {result.drift_meV_per_atom_ps:+.5f} meV/atom/ps.")
 
 
 def _say_what_moves(path: Path, atoms: "Atoms", temperature: float, *, keep: bool) -> None:

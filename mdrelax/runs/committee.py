@@ -79,7 +79,7 @@ def run_committee(
         if source == IN_MEMORY:
             source = str(folder / "data.extxyz")
             if data is not None:
-                write_extxyz(Path(source), data)
+                write_extxyz(folder / "data.extxyz", data)
         places = [folder / f"member-{k}" for k in range(number)]
         for k, place in enumerate(places):
             _write_config(config, place, seed=config.training.seed + k, source=source)
@@ -90,7 +90,7 @@ def run_committee(
     return Committee(folder, results)
 
 
-def _write_config(config: Config, place: Path, *, seed: int, source: str) -> None:
+def _write_config(config: Config, place: Path, *, seed: int, source: str | list[str]) -> None:
     """The settings of one member: a run of its own."""
     document = config.model_dump(mode="json") | {"standard_baseline": False, "md_picoseconds": 0.0}
     document["training"] |= {"committee": 1, "seed": seed}

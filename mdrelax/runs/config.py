@@ -23,8 +23,9 @@ Size = Annotated[int | float, Field(ge=0)]
 class DataConfig(Section):
     """Where the frames come from and how they are split."""
 
-    source: str = Field(
-        description="A file, `sample:ethanol` (shipped), `nbody:charged` (simulated) or fetched: `rmd17:ethanol`."
+    source: str | list[str] = Field(
+        description="A file, folder or pattern, `sample:ethanol` (shipped), `nbody:charged` (simulated) or fetched: "
+        "`rmd17:ethanol`; or a list of these."
     )
     test_source: str | None = Field(None, description="A separate file of test frames; by default they are split off.")
     format: str | None = Field(None, description="`extxyz`, `md17` or `ase`, when the file's ending does not tell.")
@@ -49,6 +50,10 @@ class DataConfig(Section):
     validation_indices: str | None = Field(None, description="Likewise for validation.")
     test_indices: str | None = Field(None, description="Likewise for test.")
     seed: int = Field(0, ge=0, description="Seed of the random split.")
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict,
+        description="Weights in the loss by config_type, `{surface: 2}`; a frame's config_weight multiplies them.",
+    )
     replay: str | None = Field(
         None, description="With `potential.start`: data to train on as well, so that the model does not forget them."
     )

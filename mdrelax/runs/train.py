@@ -230,8 +230,9 @@ def model_card(
     """The model card: config, data, errors, reference energies. File paths are reduced to file names."""
     document = config.model_dump(mode="json")
     for key in ("source", "test_source", "replay", "train_indices", "validation_indices", "test_indices"):
-        if document["data"][key] is not None:
-            document["data"][key] = Path(document["data"][key]).name
+        named = document["data"][key]
+        if named is not None:
+            document["data"][key] = Path(named).name if isinstance(named, str) else [Path(each).name for each in named]
     if config.potential.start is not None:
         document["potential"]["start"] = Path(config.potential.start).name
     energies = model.reference_energies.tolist()

@@ -97,13 +97,13 @@ def _learnt(
     if not physics.zbl:
         return frames
     found = []
-    for graph, targets in frames:
+    for frame in frames:
+        graph, targets = frame.graph, frame.targets
         species, vectors = bare.species_of(graph.numbers), edge_vectors(graph)
         zeros = vectors.new_zeros(len(species))
         added = bare.finish(graph, species, vectors, zeros, torch.zeros_like(vectors), stress=False)
-        found.append(
-            Batch(graph, targets._replace(energy=targets.energy - added.energy, forces=targets.forces - added.forces))
-        )
+        rest = targets._replace(energy=targets.energy - added.energy, forces=targets.forces - added.forces)
+        found.append(frame._replace(targets=rest))
     return found
 
 
