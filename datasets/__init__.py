@@ -168,7 +168,9 @@ def is_source(name: str) -> bool:
     if is_name(name) or name.startswith(("sample:", NBODY_PREFIX)):
         return True
     path = Path(name).expanduser()
-    return path.is_dir() or glob.has_magic(name) or (_ending(path) is not None and path.is_file())
+    if path.is_dir():
+        return any(_ending(file) is not None for file in path.rglob("*"))
+    return glob.has_magic(name) or (_ending(path) is not None and path.is_file())
 
 
 def _recognised(path: Path) -> bool:
