@@ -32,9 +32,11 @@ from mdrelax.analysis.drawing import (
 from mdrelax.analysis.tables import short_names
 from mdrelax.engines.md import energy_drift
 from mdrelax.forces.metrics import Predictions, errors
+from mdrelax.forces.spread import Calibration
 from mdrelax.method.certificate import LARGEST_ERROR_FLOAT32, LARGEST_ERROR_FLOAT64, Certificate
 
 __all__ = [
+    "calibration_plot",
     "controller_plot",
     "equivariance_bars",
     "learning_curves",
@@ -149,6 +151,29 @@ def parity(predictions: Predictions) -> Figure:
             xlabel=f"reference {label}",
             ylabel=f"predicted {label}",
         )
+    return figure
+
+
+@styled
+def calibration_plot(calibration: Calibration) -> Figure:
+    """Observed against predicted force errors of a committee, bin by bin, with the line where both are equal.
+
+    Raises ``NothingToDrawError`` if no atom has a label.
+    """
+    table = calibration.table
+    figure, (ax,) = panels(int(len(table) > 0), "`calibration` holds no labelled atom", height=4.3)
+    ends = [table.iloc[:, 1:].min().min(), table.iloc[:, 1:].max().max()]
+    ax.plot(ends, ends, color=GREY, linewidth=0.9, label="error = spread")
+    ax.plot(table.predicted_meV_per_A, table.observed_meV_per_A, "o-", color=BLUE, label="bins of equal number")
+    factor = calibration.summary["factor"]
+    ax.set(
+        title=f"errors are {factor:.2f} times the spread",
+        xlabel="spread of the force on an atom (meV/Å)",
+        ylabel="error of the force (meV/Å)",
+    )
+    if ends[0] > 0:
+        ax.set(xscale="log", yscale="log")
+    ax.legend()
     return figure
 
 

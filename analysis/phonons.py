@@ -18,8 +18,6 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 
 from mdrelax.engines.ase import MDRelaxCalculator
-from mdrelax.engines.hessian import hessian_products
-from mdrelax.structures.neighbors import build_graph
 
 if TYPE_CHECKING:
     from phonopy import Phonopy
@@ -112,9 +110,7 @@ def exact_force_constants(phonon: "Phonopy", calculator: MDRelaxCalculator) -> i
     directions = np.zeros((len(dataset["first_atoms"]), len(atoms), 3))
     for direction, each in zip(directions, dataset["first_atoms"], strict=True):
         direction[each["number"]] = each["displacement"]
-    field = calculator.force_field
-    graph = build_graph(atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc, field.cutoff)
-    phonon.forces = -hessian_products(field, graph.to(calculator.device), directions)
+    phonon.forces = -calculator.get_hessian_products(atoms, directions)
     phonon.produce_force_constants(calculate_full_force_constants=False, show_drift=False)
     return len(directions)
 

@@ -15,8 +15,6 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 
 from mdrelax.engines.ase import MDRelaxCalculator
-from mdrelax.engines.hessian import hessian_products
-from mdrelax.structures.neighbors import build_graph
 
 __all__ = ["Stiffness", "describe_roughness", "finite_product", "random_direction", "stiffness"]
 
@@ -44,9 +42,7 @@ def stiffness(
     atoms: Atoms, calculator: MDRelaxCalculator, direction: Array, displacement: float = DISPLACEMENT
 ) -> Stiffness:
     """The stiffness, exact and by differences, along a direction (N, 3) whose longest displacement is 1."""
-    field = calculator.force_field
-    graph = build_graph(atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc, field.cutoff)
-    (product,) = hessian_products(field, graph.to(calculator.device), direction[None])
+    (product,) = calculator.get_hessian_products(atoms, direction[None])
     difference = finite_product(atoms, calculator, direction, displacement)
     return Stiffness(float((direction * product).sum()), float((direction * difference).sum()), displacement)
 

@@ -14,14 +14,17 @@ if __name__ == "datasets":
         "run Python from another folder if you meant the package of that name."
     )
 
+import glob
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from torch_geometric.data import Data
 
 from mdrelax.base.names import nearest_name
+from mdrelax.base.reading import tell_progress
 from mdrelax.datasets.catalogue import CATALOGUE, is_name
 from mdrelax.datasets.checks import CheckLimits, check_frames
 from mdrelax.datasets.download import Fetched, cached_path, fetch
@@ -41,6 +44,7 @@ from mdrelax.datasets.plume_recipes import PlumeSettings
 from mdrelax.datasets.point_clouds import ModelNet, PointClouds, check_clouds, cloud_stats
 from mdrelax.datasets.predictions import write_predictions
 from mdrelax.datasets.sample import SAMPLES, provenance, sample_path
+from mdrelax.datasets.sources import expand, joined
 from mdrelax.datasets.split import Split, index_split, load_split, random_split, read_indices, save_split
 from mdrelax.datasets.stats import dataset_stats
 
@@ -118,6 +122,7 @@ FORMATS = {
     ".xyz.gz": "extxyz",
     ".extxyz.gz": "extxyz",
     ".traj": "ase",
+    ".db": "ase",
 }
 PROGRAM_FILES = ("outcar", "vasprun")  # VASP's, whose suffix does not show the format
 
@@ -127,16 +132,26 @@ def load(source: str | Path, *, format: str | None = None, **options: Any) -> li
     return load_frames(source, format=format, **options).data
 
 
-def load_frames(source: str | Path, *, format: str | None = None, **options: Any) -> Frames:
+def load_frames(source: str | Path | Sequence[str | Path], *, format: str | None = None, **options: Any) -> Frames:
     """Read a data set: a file, ``sample:NAME``, a name that was fetched, such as ``rmd17:ethanol``, or ``nbody:NAME``.
 
+    A folder stands for the files in it whose names show a format, a pattern such as ``runs/**/OUTCAR`` for those that
+    it fits; a list joins several of all these. Files whose names show nothing are read if ASE recognises them.
     The format (a key of ``LOADERS``) follows from the file's suffix unless given; options go to its loader, e.g.
     ``energy_key`` for ``extxyz``, ``labels`` for ``md17``. Options of value ``None`` count as not given. Raises
     ``ValueError`` for an unknown format or option (naming the nearest), ``FileNotFoundError`` for a missing file.
     """
+    names, parts = expand(source, lambda path: _ending(path) is not None), []
+    for number, name in enumerate(names, 1):
+        parts.append(_load_one(name, format, options))
+        tell_progress(f"{len(names)} files", number, len(names))
+    return joined(parts)
+
+
+def _load_one(source: str, format: str | None, options: dict[str, Any]) -> Frames:
     if is_plumes(source):
         raise ValueError(f"`{source}` holds smoke plumes and no atoms; `open_plumes` reads it.")
-    path = _resolve(str(source))
+    path = _resolve(source)
     name = format or _format(path)
     if name not in LOADERS:
         raise ValueError(f"There is no data format `{name}`; {nearest_name(name, LOADERS)}")
@@ -149,11 +164,21 @@ def load_frames(source: str | Path, *, format: str | None = None, **options: Any
 
 
 def is_source(name: str) -> bool:
-    """True for the name of a data set, and for a file whose name shows a data format."""
+    """True for the name of a data set, a file whose name shows a data format, and a folder or pattern of files."""
     if is_name(name) or name.startswith(("sample:", NBODY_PREFIX)):
         return True
-    path = Path(name)
-    return _ending(path) is not None and path.expanduser().is_file()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return any(_ending(file) is not None for file in path.rglob("*"))
+    return glob.has_magic(name) or (_ending(path) is not None and path.is_file())
+
+
+def _recognised(path: Path) -> bool:
+    """Whether ASE recognises a file by its name or content."""
+    try:
+        return filetype(str(path)) in ioformats
+    except (UnknownFileTypeError, OSError):
+        return False
 
 
 def _options(loader: Callable[..., Frames]) -> list[str]:
@@ -184,6 +209,8 @@ def _format(path: Path) -> str:
         return "nbody"
     if (found := _ending(path)) is not None:
         return found
+    if _recognised(path):
+        return "ase"
     raise ValueError(
         f"The format of `{path.name}` does not follow from its ending; known endings are {', '.join(FORMATS)}, "
         f"known names VASP's OUTCAR and vasprun.xml. Name it with `format` ({', '.join(LOADERS)})."

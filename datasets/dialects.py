@@ -3,6 +3,8 @@
 An extxyz names its cell ``Lattice``, its columns ``Properties`` and its periodicity ``pbc``. GPUMD's lower case and a
 plain ``cell`` or ``box`` (9 numbers, rows being lattice vectors; 3 lengths; or 3 lengths and 3 angles) are read as
 that; a cell in any other form is refused, since leaving it out would turn a crystal into a cluster.
+
+A frame's weight in the loss is its ``config_weight``.
 """
 
 import re
@@ -11,7 +13,9 @@ import numpy as np
 from ase import Atoms
 from ase.cell import Cell
 
-__all__ = ["CELL_KEYS", "require_known_cell", "standard_comment"]
+__all__ = ["CELL_KEYS", "require_known_cell", "standard_comment", "weight_of"]
+
+WEIGHT_KEY = "config_weight"  # as in MACE
 
 CELL_KEYS = ("lattice", "cell", "box", "unit_cell", "unitcell", "lattice_vectors", "cell_vectors", "cell_matrix")
 KEY = re.compile(
@@ -66,3 +70,13 @@ def require_known_cell(atoms: Atoms, place: str) -> None:
             f"`{named[0]}` of {place} is no cell that can be read; write the lattice vectors as "
             '`Lattice="ax ay az bx by bz cx cy cz"`, and pbc.'
         )
+
+
+def weight_of(atoms: Atoms, place: str) -> float | None:
+    """The frame's weight in the loss, where it has one; raises ``ValueError`` unless it is a number of at least 0."""
+    value = next((value for key, value in atoms.info.items() if str(key).lower() == WEIGHT_KEY), None)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value < np.inf:
+        raise ValueError(f"The `{WEIGHT_KEY}` of {place} must be a number of at least 0, got {value!r:.40}.")
+    return float(value)

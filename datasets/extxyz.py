@@ -15,6 +15,7 @@ from ase import Atoms, io
 
 from mdrelax.base.files import whole_file
 from mdrelax.base.places import frame_name
+from mdrelax.base.reading import tell_progress
 from mdrelax.datasets.dialects import standard_comment
 from mdrelax.datasets.frames import Frames
 from mdrelax.datasets.labels import LabelOptions, load_atoms
@@ -73,9 +74,12 @@ def read_atoms(path: str | Path) -> list[Atoms]:
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ValueError(_unreadable(path, 0, error)) from error
     _require_whole(path, lines)
+    text = "".join(lines)
+    stream = StringIO(text)
     try:
-        for atoms in io.iread(StringIO("".join(lines)), index=":", format="extxyz"):
+        for atoms in io.iread(stream, index=":", format="extxyz"):
             frames.append(atoms)
+            tell_progress(path.name, stream.tell(), len(text))
     except Exception as error:  # ASE's reader raises anything on a broken line
         raise ValueError(_unreadable(path, len(frames), error)) from error
     if not frames:

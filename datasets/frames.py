@@ -12,6 +12,7 @@ Each frame is a ``torch_geometric.data.Data`` with these attributes (labels that
 | forces | (N, 3) float64 | eV/Angstrom |
 | stress | (1, 3, 3) float64, ASE's sign (tension positive) | eV/Angstrom^3 |
 | config_type | str | - |
+| weight | float, in the loss; where the file has a `config_weight` | - |
 | place | str, such as "frame 7 of `x.extxyz`"; where the frame was read from a file | - |
 """
 
@@ -167,6 +168,8 @@ def to_atoms(frame: Data) -> Atoms:
     """The frame as ASE atoms; its labels become ``REF_energy``, ``REF_forces`` and ``REF_stress`` (eV, Angstrom)."""
     atoms = Atoms(frame.z.numpy(), frame.pos.numpy(), cell=frame.cell[0].numpy(), pbc=frame.pbc[0].numpy())
     atoms.info["config_type"] = frame.config_type
+    if "weight" in frame:
+        atoms.info["config_weight"] = frame.weight
     if "energy" in frame:
         atoms.info["REF_energy"] = float(frame.energy)
     if "forces" in frame:

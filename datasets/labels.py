@@ -27,7 +27,7 @@ from torch_geometric.data import Data
 from mdrelax.base import units
 from mdrelax.base.names import nearest_name
 from mdrelax.base.places import frame_name
-from mdrelax.datasets.dialects import require_known_cell
+from mdrelax.datasets.dialects import require_known_cell, weight_of
 from mdrelax.datasets.frames import Frames, check_structure, make_frame, report_on, require_finite, shortened, volume
 
 __all__ = ["LabelOptions", "load_atoms"]
@@ -257,6 +257,8 @@ def _frame(atoms: Atoms, keys: dict[str, str], scale: _Scale, labelled: bool, pl
     )
     if "stress" in frame and _is_virial(keys):
         frame.stress = -frame.stress / volume(frame)
+    if (weight := weight_of(atoms, str(place))) is not None:
+        frame.weight = weight
     for name, spellings in (("charge", CHARGE_KEYS), ("spin", SPIN_KEYS)):
         value = next((atoms.info[key] for key in spellings if key in atoms.info), None)
         if isinstance(value, int | float | np.number):

@@ -43,8 +43,11 @@ Part = dict[str, Any]  # the arguments of ``point_clouds``
 
 
 def is_modelnet(source: str) -> bool:
-    """Whether a source can only be point clouds: a name ``modelnet:...``, a folder, or a zip archive."""
-    return source.startswith(MODELNET_PREFIX) or source.endswith(".zip") or Path(source).expanduser().is_dir()
+    """Whether a source can only be point clouds: ``modelnet:...``, a zip archive, or a folder of clouds or meshes."""
+    if source.startswith(MODELNET_PREFIX) or source.endswith(".zip"):
+        return True
+    folder = Path(source).expanduser()
+    return folder.is_dir() and any(next(folder.rglob(kind), None) for kind in ("*.h5", "*.off", "*train*.npz"))
 
 
 def load_modelnet(

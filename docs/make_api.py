@@ -16,9 +16,10 @@ EXAMPLE = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)  # up to the next empty 
 LONG_SIGNATURE = 90  # characters
 PAGE = Path(__file__).with_name("api.md")
 SECTIONS: dict[str, list[str]] = {  # heading: names, most used first
-    "Train, load, save": ["mdrelax.train", "mdrelax.load_model", "mdrelax.save_model"],
+    "Train, load, save": ["mdrelax.train", "mdrelax.train_committee", "mdrelax.load_model", "mdrelax.save_model"],
     "Simulate": [
-        "mdrelax.MDRelaxCalculator", "mdrelax.engines.hessian.hessian", "mdrelax.engines.hessian.hessian_products",
+        "mdrelax.MDRelaxCalculator", "mdrelax.CommitteeCalculator", "mdrelax.engines.hessian.hessian",
+        "mdrelax.engines.hessian.hessian_products",
     ],
     "Relax the constraint of any network": [
         "mdrelax.relax_constraints", "mdrelax.set_theta", "mdrelax.Schedule", "mdrelax.record_inputs",
@@ -45,6 +46,7 @@ METHODS = {
     "from_compiled",
     "calculate_many",
     "get_hessian",
+    "features",
     "forward",
     "finish",
     "energies_and_gradient",

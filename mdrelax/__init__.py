@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from mdrelax.engines.ase import MDRelaxCalculator
+    from mdrelax.engines.committee import CommitteeCalculator
     from mdrelax.forces.forcefield import ForceField
     from mdrelax.forces.symmetry import certify, equivariance_error
     from mdrelax.method.certificate import Certificate
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
     from mdrelax.method.relaxation import relax_constraints, set_theta
     from mdrelax.method.schedule import Schedule
     from mdrelax.modelfile import load_model, save_model
+    from mdrelax.runs.committee import train_committee
     from mdrelax.runs.config import Config
     from mdrelax.runs.train import Outcome
     from mdrelax.training.trainer import Progress
 
 __all__ = [
     "Certificate",
+    "CommitteeCalculator",
     "ForceField",
     "MDRelaxCalculator",
     "Schedule",
@@ -44,11 +47,13 @@ __all__ = [
     "save_model",
     "set_theta",
     "train",
+    "train_committee",
 ]
 __version__ = "0.1.0"
 
 _HOMES = {
     "Certificate": "method.certificate",
+    "CommitteeCalculator": "engines.committee",
     "ForceField": "forces.forcefield",
     "MDRelaxCalculator": "engines.ase",
     "Schedule": "method.schedule",
@@ -61,6 +66,7 @@ _HOMES = {
     "relax_constraints": "method.relaxation",
     "save_model": "modelfile",
     "set_theta": "method.relaxation",
+    "train_committee": "runs.committee",
 }
 
 

@@ -4,8 +4,9 @@ The tensors are the force field's state; the header holds one JSON document:
 
 | key | content |
 | --- | --- |
-| format_version | 3; older versions are migrated, newer ones refused |
+| format_version | 4; older versions are migrated, newer ones refused |
 | potential, elements, dtype | arguments that build the network, defaults included |
+| physics | the terms that are not learnt: `zbl` and `dispersion`, see ``Physics`` |
 | certificate | the proof of equivariance, see `projection` |
 | card | free text and numbers on data, training, errors, citation |
 | versions, coupling_fingerprint | of the libraries, and of e3nn's Clebsch-Gordan coefficients |
@@ -32,6 +33,7 @@ from mdrelax.base.migrations import with_published_norm
 from mdrelax.base.names import nearest_name
 from mdrelax.base.provenance import software_versions
 from mdrelax.forces.forcefield import ForceField
+from mdrelax.forces.physics import LEARNT_ALONE, Physics
 from mdrelax.method.certificate import Certificate, require
 from mdrelax.method.relaxation import is_relaxed
 
@@ -46,7 +48,7 @@ __all__ = [
     "warn_if_rough",
 ]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 def _name_the_norm(header: dict[str, Any]) -> dict[str, Any]:
@@ -59,6 +61,7 @@ def _name_the_norm(header: dict[str, Any]) -> dict[str, Any]:
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {  # from version k to k + 1
     1: _name_the_norm,
     2: lambda header: {**header, "format_version": 3},  # the tensor `binding`, which was zero
+    3: lambda header: {**header, "format_version": 4, "physics": LEARNT_ALONE._asdict()},
 }
 CITATION = "Pertigkiozoglou, Chatzipantazis, Trivedi, Daniilidis, NeurIPS 2024 (arXiv 2408.13242)"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -142,6 +145,7 @@ def save_refused(
         "format_version": FORMAT_VERSION,
         "potential": {"name": potential, "arguments": networks.resolved_arguments(potential, arguments)},
         "elements": list(force_field.elements),
+        "physics": force_field.physics._asdict(),
         "dtype": str(force_field.dtype).removeprefix("torch."),
         "units": {"energy": "eV", "length": "Angstrom", "forces": "eV/Angstrom", "stress": "eV/Angstrom^3"},
         "certificate": certificate.to_dict(),
@@ -227,5 +231,5 @@ def _build(header: dict[str, Any]) -> ForceField:
     elements = tuple(header["elements"])
     spec = header["potential"]
     network = networks.build_potential(spec["name"], len(elements), spec["arguments"])
-    force_field = ForceField(network, elements=elements)
+    force_field = ForceField(network, elements=elements, physics=Physics(**header["physics"]))
     return force_field.to_dtype(DTYPES[header["dtype"]])

@@ -133,6 +133,12 @@ class Equiformer(Potential):
 
     def forward(self, species: Tensor, edges: Edges) -> Tensor:
         """Energies of the atoms; see ``Potential``."""
+        (x,) = self.hidden((self.features(species, edges).unsqueeze(1),))
+        (energies,) = self.energy((SILU_SCALE * functional.silu(x),))
+        return energies.flatten()
+
+    def features(self, species: Tensor, edges: Edges) -> Tensor:
+        """The normalised scalars (n_local, ``n_features``) of the last block."""
         trained, n_local = self.embedding.requires_grad, edges.n_local
         species = edges.computed(species)
         chunks = split_edges(edges.index, edges.vectors, species.shape[0], at_most=self.edges_at_once, trained=trained)
@@ -147,9 +153,8 @@ class Equiformer(Potential):
                 return gather_in_chunks(gather_from, chunks, convolutions, received)
 
             x = block(x, gather)
-        (x,) = self.hidden(self.norm(x))
-        (energies,) = self.energy((SILU_SCALE * functional.silu(x),))
-        return energies.flatten()[:n_local]
+        (x,) = self.norm(x)
+        return x.squeeze(1)[:n_local]
 
     def _embed(self, species: Tensor, degree_embedding: Features) -> Features:
         """Species embedding plus the degree embedding, a function of the neighbours' directions and distances."""

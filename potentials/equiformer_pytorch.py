@@ -137,12 +137,20 @@ class EquiformerPytorch(Potential):
         outputs = self._outputs(species, edges)
         return outputs[0].flatten()[: edges.n_local], outputs[1].view(-1, 3)[: edges.n_local]
 
+    def features(self, species: Tensor, edges: Edges) -> Tensor:
+        """The normalised scalars (n_local, ``dim[0]``) of the last block."""
+        return self._last_features(species, edges)[0][0, : edges.n_local, :, 0]
+
     def _outputs(self, species: Tensor, edges: Edges) -> Fibers:
         """The library's outputs, one (1, N, 1, 2l+1) per degree."""
+        return self.ff_out(self._last_features(species, edges))
+
+    def _last_features(self, species: Tensor, edges: Edges) -> Fibers:
+        """Normalised features of the last block, (1, N, C, 2l+1) per degree."""
         species = edges.computed(species)
         neighbours = self._neighbourhood(edges, n_atoms=len(species))
         features = self._gather({0: self.token_emb(species)[None, :, :, None]}, neighbours)
-        return self.ff_out(self.norm(self.layers(features, neighbours=neighbours)))
+        return self.norm(self.layers(features, neighbours=neighbours))
 
     def _neighbourhood(self, edges: Edges, *, n_atoms: int) -> Neighbourhood:
         table = neighbor_table(edges.index[1], n_atoms) if edges.table is None else edges.table

@@ -126,10 +126,14 @@ class SEGNN(nn.Module):
     def forward(self, x: Features, of_node: Tensor, gathers: Sequence[Gather]) -> Features:
         """``of_node`` (N, S) are 'integral' harmonics, whose first column is ignored; one gather per layer."""
         node = self.basis(of_node)
+        return self.output(self.last_features(x, node, gathers), node)
+
+    def last_features(self, x: Features, node: Attribute, gathers: Sequence[Gather]) -> Features:
+        """The hidden features from which the output is made; arguments as for ``forward``."""
         x = self.embedding(x, node)
         for layer, gather in zip(self.layers, gathers, strict=True):
             x = layer(x, gather, node)
-        return self.output(self.hidden(x if self.norm is None else self.norm(x), node), node)
+        return self.hidden(x if self.norm is None else self.norm(x), node)
 
     def edge_features(self, edges: Adjacency, of_edge: Tensor, invariants: Tensor) -> EdgeFeatures:
         """Features of edges with 'integral' harmonics (E, S) and invariants (E, K)."""
@@ -187,6 +191,17 @@ class SEGNNPotential(Potential):
 
     def forward(self, species: Tensor, edges: Edges) -> Tensor:
         """Energies of the atoms; see ``Potential``."""
+        (energies,) = self.segnn(*self._inputs(species, edges))
+        return energies.flatten()[: edges.n_local]
+
+    def features(self, species: Tensor, edges: Edges) -> Tensor:
+        """The scalars (n_local, ``channels``) among the hidden features that the energy is made from."""
+        one_hot, of_node, gathers = self._inputs(species, edges)
+        features = self.segnn.last_features(one_hot, self.segnn.basis(of_node), gathers)
+        return features[0].squeeze(1)[: edges.n_local]
+
+    def _inputs(self, species: Tensor, edges: Edges) -> tuple[Features, Tensor, list[Gather]]:
+        """The arguments of the trunk."""
         trained = next(self.parameters()).requires_grad
         species = edges.computed(species)
         chunks = split_edges(edges.index, edges.vectors, species.shape[0], trained=trained)
@@ -201,9 +216,8 @@ class SEGNNPotential(Potential):
 
             return gather_in_chunks(gather_from, chunks, chunk_features, ends.received)
 
-        gathers = [partial(gather, cast(Layer, layer)) for layer in self.segnn.layers]
-        (energies,) = self.segnn((one_hot,), torch.cat(of_nodes), gathers)
-        return energies.flatten()[: edges.n_local]
+        gathers: list[Gather] = [partial(gather, cast(Layer, layer)) for layer in self.segnn.layers]
+        return (one_hot,), torch.cat(of_nodes), gathers
 
     def _edge_features(self, chunk: EdgeChunk) -> tuple[EdgeFeatures, Tensor]:
         """Features of the edges of a chunk, and the attribute (n, S) of its atoms."""

@@ -18,7 +18,7 @@ from mdrelax.runs.config import load_config
 from mdrelax.runs.inputs import load_parts
 from mdrelax.runs.train import Outcome, run_training
 from mdrelax.runs.untrained import untrained
-from small_runs import CLUSTER_CUTOFF, clusters, crystals, document, write_frames
+from small_runs import CLUSTER_CUTOFF, clusters, document, write_frames
 
 OFFSET = {"H": -1.5, "O": 4.0}  # eV: another level of theory
 
@@ -67,7 +67,7 @@ def test_it_begins_with_the_forces_of_the_file(source: Path, first: Outcome) -> 
 
 
 def test_energies_of_another_level_of_theory_move_the_references(tmp_path: Path, source: Path, first: Outcome) -> None:
-    """Labels with a constant per atom: predictions follow to 1e-9 eV; with `isolated` the references stay."""
+    """Labels with a constant per atom: predictions follow to 1e-9 eV; with `keep` the references stay."""
     frames = clusters(32)
     shift = sum(OFFSET[symbol] for symbol in frames[0].get_chemical_symbols())
     for atoms in frames:
@@ -76,9 +76,9 @@ def test_energies_of_another_level_of_theory_move_the_references(tmp_path: Path,
     (here, structures), (there, _) = begun(continued(source, first)), begun(continued(moved, first))
     energies = [predict(each.force_field, structures)[0].energy for each in (here, there)]
     torch.testing.assert_close(energies[1], energies[0] + shift, rtol=0, atol=1e-9)
-    kept, _ = begun({**continued(moved, first), "reference_energies": "isolated"})
-    own = kept.force_field.with_folded_lone_atoms().reference_energies  # of lone atoms, which stay where they were
-    torch.testing.assert_close(own, load_model(first.model_file).force_field.reference_energies, rtol=1e-6, atol=1e-6)
+    kept, _ = begun({**continued(moved, first), "reference_energies": "keep"})
+    own, file = kept.force_field.reference_energies, load_model(first.model_file).force_field.reference_energies
+    assert torch.equal(own, file)
 
 
 def test_it_learns_on_and_says_where_it_came_from(tmp_path: Path, source: Path, first: Outcome) -> None:
@@ -114,10 +114,7 @@ def test_a_killed_run_is_resumed_and_projected_without_the_first_models_help(
 
 
 def test_what_cannot_be_continued_is_refused_in_a_sentence(tmp_path: Path, source: Path, first: Outcome) -> None:
-    """Other elements, a network beside the file's own, a file that is none."""
-    copper = write_frames(tmp_path / "copper.extxyz", crystals(32))
-    with pytest.raises(ValueError, match=r"atomic numbers \[29\], which .*model.safetensors` was not trained on"):
-        run_training(load_config(continued(copper, first)), tmp_path / "run", potentials)
+    """A network beside the file's own, a file that is none, patterns that fit nothing, keys without a start."""
     for key, value in {"cutoff": 3.0, "name": "segnn", "preset": "small", "arguments": {"n_blocks": 2}}.items():
         with pytest.raises(ConfigError, match=f"leave out `{key}`: the network is that of `potential.start`"):
             load_config({**document(source), "potential": {"start": "m.safetensors", key: value}})
@@ -125,3 +122,14 @@ def test_what_cannot_be_continued_is_refused_in_a_sentence(tmp_path: Path, sourc
         run_training(
             load_config({**document(source), "potential": {"start": "none.safetensors"}}), tmp_path / "run", potentials
         )
+    with pytest.raises(ConfigError, match=r"no parameter fits the name pattern `block`; did you mean `blocks"):
+        begun({**continued(source, first), "potential": {"start": str(first.model_file), "start_where": ["block"]}})
+    for key in ({"reference_energies": "keep"}, {"potential": {"start_where": ["blocks"]}}):
+        with pytest.raises(ConfigError, match=r"`potential.start`"):
+            load_config({**document(source), **key})
+    with pytest.raises(ConfigError, match=r"`data.replay: x` is for runs with `potential.start`"):
+        load_config(document(source, data={"replay": "x"}))
+    content = continued(source, first)
+    isolated = {**content, "reference_energies": "isolated"}
+    with pytest.raises(ConfigError, match=r"needs a frame with config_type=IsolatedAtom for atomic numbers \[1, 8\]"):
+        begun(isolated)

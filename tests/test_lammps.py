@@ -25,6 +25,7 @@ from lammps_runs import (
 from mdrelax.base.units import EV_PER_KCAL_MOL
 from mdrelax.compiled import export_model
 from mdrelax.engines.ase import MDRelaxCalculator
+from mdrelax.forces.physics import Physics
 from mdrelax.modelfile import load_model
 from untrained_models import saved
 
@@ -37,10 +38,10 @@ VOIGT = [0, 4, 8, 1, 2, 5]  # LAMMPS' xx, yy, zz, xy, xz, yz in a flattened matr
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """An untrained model file of every network, for H and O."""
-    folder = tmp_path_factory.mktemp("models")
+    """An untrained model file of every network, for H and O, with nuclear repulsion that reaches O-H bonds."""
+    folder, added = tmp_path_factory.mktemp("models"), {"binding": 0.3, "physics": Physics(zbl=1.5)}
     return {
-        name: saved(folder / f"{name}.safetensors", 1, 8, potential=name, arguments=arguments, binding=0.3)
+        name: saved(folder / f"{name}.safetensors", 1, 8, potential=name, arguments=arguments, **added)
         for name, arguments in NETWORKS.items()
     }
 
@@ -195,3 +196,15 @@ def test_the_model_adds_to_the_users_own_pair_style(models: dict[str, Path], tmp
     atoms.calc = MDRelaxCalculator.from_file(models["equiformer"], dtype="float64")
     assert model.thermo()[-1, 1] == pytest.approx(atoms.get_potential_energy(), abs=1e-10)
     assert alone.thermo()[-1, 1] > model.thermo()[-1, 1] + 1
+
+
+def test_dispersion_is_left_to_lammps_in_a_warning(tmp_path: Path) -> None:
+    """The model is used without it, and the sentence names LAMMPS's own pair style; other models are silent."""
+    from mdrelax.engines.lammps.models import DispersionLeftOutWarning
+    from mdrelax.engines.lammps.models import load as load_for_lammps
+
+    path = saved(tmp_path / "d3.safetensors", 1, 8, physics=Physics(dispersion="PBE"))
+    with pytest.warns(DispersionLeftOutWarning, match=r"Add LAMMPS's own, `pair_style dispersion/d3 bj pbe 30 20`"):
+        assert load_for_lammps(path, None, None, "cpu", rank=0).physics.dispersion == "PBE"
+    load_for_lammps(path, None, None, "cpu", rank=1)
+    load_for_lammps(saved(tmp_path / "plain.safetensors", 1, 8), None, None, "cpu", rank=0)

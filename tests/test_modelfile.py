@@ -113,7 +113,7 @@ def test_golden_files_give_their_numbers(version):
     """Files of every version stay readable: energies (eV) noted when the file was made, to 1e-6 of 1 eV.
 
     Version 1 did not name its layer norm, which was the published one; such a model says that it is not smooth.
-    Versions 1 and 2 had no binding energy of atoms.
+    Versions 1 and 2 had no binding energy of atoms, and version 3 no physics beside what is learnt.
     """
     path = GOLDEN / f"model_v{version}.safetensors"
     noted = json.loads(path.with_suffix(".json").read_text())
@@ -121,7 +121,8 @@ def test_golden_files_give_their_numbers(version):
         loaded = load_model(path)
     assert loaded.header["format_version"] == FORMAT_VERSION
     assert loaded.header["potential"]["arguments"]["norm"] == ("separable" if version == 1 else "joint")
-    assert float(loaded.force_field.binding) == (-4.5 if version == 3 else 0.0)
+    assert float(loaded.force_field.binding) == (-4.5 if version >= 3 else 0.0)
+    assert loaded.force_field.physics.zbl == (1.0 if version == 4 else 0.0)
     graph = batch_of(*STRUCTURES, cutoff=loaded.force_field.cutoff)
     np.testing.assert_allclose(loaded.force_field(graph).energy.numpy(), noted["energies_eV"], rtol=0, atol=1e-6)
 

@@ -196,6 +196,7 @@ def test_an_archive_from_this_machine_is_taken_and_another_is_refused(tmp_path: 
 
 def test_data_verbs_know_point_clouds(tmp_path: Path):
     """`data stats` counts shapes, `data check` finds a shape that is in training and test."""
+    (tmp_path / "chair.off").touch()
     assert [is_modelnet(name) for name in ("modelnet:solids", str(tmp_path), "a.extxyz")] == [True, True, False]
     assert "torus" in mdrelax("data", "stats", "modelnet:solids").out
     folder = write_npz(tmp_path / "set")

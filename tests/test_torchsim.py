@@ -1,5 +1,6 @@
 """torch-sim with a model: many structures at once move as in ASE, one by one. Needs `[torchsim]`; `-m peer`."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from ase.optimize import FIRE
 from lammps_runs import NETWORKS, liquid, skewed
 from mdrelax.engines.ase import MDRelaxCalculator, UnprojectedModelError
 from mdrelax.forces.forcefield import UnknownElementError
+from mdrelax.forces.physics import Physics
 from mdrelax.method.relaxation import relax_constraints
 from mdrelax.modelfile import load_model
 from molecules import rattled, water
@@ -23,9 +25,10 @@ pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore::DeprecationW
 
 @pytest.fixture(scope="module", params=sorted(NETWORKS))
 def model_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained model of each network, for H and O."""
+    """An untrained model of each network, for H and O, with repulsion and, where its library is there, dispersion."""
     path = tmp_path_factory.mktemp("model") / "m.safetensors"
-    return saved(path, 1, 8, potential=request.param, arguments=NETWORKS[request.param], binding=0.3)
+    physics = Physics(1.5, "PBE" if find_spec("dftd3") else None)
+    return saved(path, 1, 8, potential=request.param, arguments=NETWORKS[request.param], binding=0.3, physics=physics)
 
 
 def adapted(path: Path, **options: object):

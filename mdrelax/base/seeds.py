@@ -27,6 +27,7 @@ Purpose = Literal[
     "dropout",  # numbers that a network draws from torch's own generators in a training step
     "dynamics",  # momenta and thermostat of molecular dynamics
     "free maps",  # initial free maps
+    "new weights",  # initial weights beside those of a model file
     "noise",  # noise added to the input of a training batch
     "operations",  # symmetry operations for measuring equivariance
     "order",  # order of the frames in an epoch

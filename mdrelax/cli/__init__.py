@@ -22,15 +22,19 @@ from mdrelax.cli import (
     compare,
     configs,
     data,
+    data_files,
     evaluate,
+    fine_tune,
     models,
     phonons,
     runs,
+    select,
     simulate,
     train,
     vibrations,
 )
 from mdrelax.cli.ending import ELASTIC, end_of, lost_words, received, stop_when_terminated
+from mdrelax.cli.output import reading_bar
 from mdrelax.runs.jobs import end_with_parent
 
 __all__ = ["app", "main", "stop_when_terminated"]
@@ -44,6 +48,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(train.train)
+app.command("fine-tune")(fine_tune.fine_tune)
+data.app.command("select")(select.select)
+data.app.command("convert")(data_files.convert)
+data.app.command("split")(data_files.split)
 app.add_typer(data.app, name="data")
 app.add_typer(configs.app, name="config")
 app.add_typer(bench.app, name="bench")
@@ -69,7 +77,7 @@ def main() -> None:
     end_with_parent()
     with lost_words(sys.argv[1:]):
         try:
-            with home_left_alone(), warnings_in_words():
+            with home_left_alone(), warnings_in_words(), reading_bar():
                 code = app(standalone_mode=False)
             if received() or code:  # typer returns 130 for a KeyboardInterrupt
                 _fail(*end_of(sys.argv[1:]))

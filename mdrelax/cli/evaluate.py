@@ -9,6 +9,7 @@ import typer
 from mdrelax.cli.harmonic import OF_HARMONIC, Harmonic, wanted_reference
 from mdrelax.cli.harmonic import harmonic as compare_vibrations
 from mdrelax.cli.options import with_label_options
+from mdrelax.cli.output import refuse
 from mdrelax.cli.packs import evaluated_by_pack
 from mdrelax.cli.simulate import refuse_existing
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
     from mdrelax.engines.ase import MDRelaxCalculator
+    from mdrelax.engines.committee import CommitteeCalculator
     from mdrelax.forces.metrics import Predictions
 
 Out = Annotated[
@@ -46,7 +48,7 @@ OF_DYNAMICS = (
 
 @with_label_options
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A model file (.safetensors).")],
+    model: Annotated[Path, typer.Argument(help="A model file (.safetensors), or the run folder of a committee.")],
     data: Annotated[str, typer.Argument(help="Labelled structures: a file, `sample:ethanol`, `rmd17:ethanol`, ...")],
     out: Out = None,
     frames: Annotated[int | None, typer.Option(help="Largest number of structures, spread over the set.")] = None,
@@ -66,7 +68,7 @@ def evaluate(
     from mdrelax import datasets
     from mdrelax.base.provenance import command_line, environment
     from mdrelax.datasets.structure_files import spread
-    from mdrelax.engines.ase import MDRelaxCalculator
+    from mdrelax.engines.committee import open_calculator
 
     folder = out or Path("runs") / f"eval-{_name(model)}"
     if evaluated_by_pack(model, data, folder, number=frames):
@@ -76,13 +78,13 @@ def evaluate(
     typer.echo(loaded.report)
     structures = loaded.data if frames is None else spread(loaded.data, frames)
     atoms = [datasets.to_atoms(frame) for frame in structures]
-    wanted = None if harmonic is None else wanted_reference(harmonic, atoms[0])
+    wanted = None if harmonic is None else _wanted(harmonic, model, atoms[0])
     recorded = None if reference is None else _recorded(reference, reference_interval, atoms[0])
     summary: dict[str, Any] = {
         "command": command_line(), "environment": environment(device="cpu", seed=seed), "model": model.name,
         **_identity(model), "data": Path(data).name, "n_structures": len(structures),
     }  # fmt: skip
-    calculator = MDRelaxCalculator.from_file(model, compile=compile)
+    calculator = open_calculator(model, compile=compile)
     _enter(folder, overwrite=overwrite)
     summary["errors"] = _errors(folder, calculator, structures, worst)
     _write(folder / "eval.json", json.dumps(summary, indent=2))  # before dynamics that may take hours
@@ -114,6 +116,15 @@ def _check(folder: Path, *, frames: int | None, overwrite: bool, reference: Path
         refuse_existing(folder / "eval.json")
 
 
+def _wanted(harmonic: str, model: Path, atoms: "Atoms") -> Any:
+    """The reference of ``--harmonic``; raises ``ConfigError`` for a committee, which has no Hessian."""
+    from mdrelax.engines.committee import is_committee
+
+    if is_committee(model):
+        refuse("`--harmonic` compares one model: name a member's file, `member-0/model.safetensors`.")
+    return wanted_reference(harmonic, atoms)
+
+
 def _name(model: Path) -> str:
     """The name of the file, or of its folder if the file has the default name of a run."""
     return model.resolve().parent.name if model.stem == "model" else model.stem
@@ -121,8 +132,11 @@ def _name(model: Path) -> str:
 
 def _identity(model: Path) -> dict[str, Any]:
     """The identity of the network: its content hash, and seed and schedule of its training if recorded."""
+    from mdrelax.engines.committee import is_committee, model_files
     from mdrelax.modelfile import load_model
 
+    if is_committee(model):
+        return {"members": [_identity(member) for member in model_files(model)]}
     header = load_model(model).header
     config = header.get("card", {}).get("config", {})
     trained = {"seed": config.get("training", {}).get("seed"), "schedule": config.get("relaxation", {}).get("schedule")}
@@ -148,24 +162,48 @@ def _recorded(path: Path, interval_fs: float | None, like: "Atoms") -> "pd.DataF
     return velocity_spectrum(frames, interval_fs)
 
 
-def _errors(folder: Path, calculator: "MDRelaxCalculator", structures: "list[Data]", worst: int) -> dict[str, float]:
+def _errors(
+    folder: Path, calculator: "MDRelaxCalculator | CommitteeCalculator", structures: "list[Data]", worst: int
+) -> dict[str, Any]:
     """Print the errors, and write their tables, figures and worst structures to the folder."""
     from mdrelax.forces import metrics
+    from mdrelax.forces.dispersion import with_dispersion, without_dispersion
     from mdrelax.forces.loader import frames_from_data
     from mdrelax.forces.predict import predictions_of
+    from mdrelax.forces.spread import mean_of
 
-    force_field = calculator.force_field
-    batches = frames_from_data(structures, cutoff=force_field.cutoff, check=force_field.species_of)
+    fields = calculator.members
+    functional, species_of = fields[0].physics.subtracted, fields[0].species_of
+    frames = without_dispersion(structures, functional)
+    batches = frames_from_data(frames, cutoff=fields[0].cutoff, check=species_of)
     stress = any("stress" in frame for frame in structures)
-    if stress and not force_field.conservative:
+    if stress and "stress" not in calculator.implemented_properties:
         typer.echo("The model predicts forces directly, so it has no stress: that of the data is left out.")
         stress = False
-    predictions = predictions_of(force_field, batches, stress=stress)
-    errors = metrics.errors(predictions)
+    learnt, spread = mean_of([predictions_of(field, batches, stress=stress) for field in fields])
+    predictions = with_dispersion(learnt, structures, functional)
+    errors: dict[str, Any] = metrics.errors(predictions)
     _tables(folder, predictions, [frame.config_type for frame in structures])
     _worst(folder, predictions, structures, worst)
     typer.echo(_text(errors, len(structures)))
+    if spread is not None and predictions.forces_true is not None:
+        errors["uncertainty"] = _calibration(folder, predictions, spread)
     return errors
+
+
+def _calibration(folder: Path, predictions: "Predictions", spread: Any) -> dict[str, Any]:
+    """calibration.csv and calibration.png of a committee, and a line."""
+    from mdrelax.analysis import figures
+    from mdrelax.forces.spread import calibration
+
+    found = calibration(predictions, spread)
+    _write(folder / "calibration.csv", found.table.to_csv(index=False))
+    _picture(folder / "calibration.png", lambda: figures.calibration_plot(found))
+    typer.echo(
+        f"Spread of the forces {found.summary['spread_rms_meV_per_A']:.4g} meV/A, their error "
+        f"{found.summary['error_rms_meV_per_A']:.4g} meV/A: errors are {found.summary['factor']:.2f} times the spread."
+    )
+    return found.summary
 
 
 def _text(errors: dict[str, float], n: int) -> str:
@@ -219,8 +257,8 @@ def _worst(folder: Path, predictions: "Predictions", structures: list[Any], numb
 
 
 def _dynamics(
-    folder: Path, calculator: "MDRelaxCalculator", data: "list[Atoms]", recorded: "pd.DataFrame | None", *,
-    ps: float, temperature: float, seed: int,
+    folder: Path, calculator: "MDRelaxCalculator | CommitteeCalculator", data: "list[Atoms]",
+    recorded: "pd.DataFrame | None", *, ps: float, temperature: float, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """NVE after a short NVT, and the files ``OF_DYNAMICS`` up to its end."""
     from ase.io import iread

@@ -1,12 +1,18 @@
 """Output of subcommands: tables on the screen and in files, and errors for invalid options."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pandas as pd
+
+PATIENCE = 1.0  # seconds
+BAR = 30  # characters
 
 
 def refuse(sentence: str) -> NoReturn:
@@ -14,6 +20,36 @@ def refuse(sentence: str) -> NoReturn:
     from mdrelax.base.sections import ConfigError
 
     raise ConfigError(sentence)
+
+
+@contextlib.contextmanager
+def reading_bar() -> "Iterator[None]":
+    """A bar on the terminal while a file is read that takes more than a second."""
+    import sys
+    import time
+
+    from mdrelax.base.reading import listening
+
+    if not sys.stderr.isatty():
+        yield
+        return
+    began: dict[str, float] = {}
+    shown = False
+
+    def listen(name: str, done: int, total: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - began.setdefault(name, now) > PATIENCE or shown:
+            blocks = BAR * done // max(total, 1)
+            bar = f"\rreading {name} [{'#' * blocks}{' ' * (BAR - blocks)}] {100 * done // max(total, 1)} %"
+            sys.stderr.write("\r\x1b[K" if done >= total else bar)
+            sys.stderr.flush()
+            shown = done < total
+        if done >= total:
+            began.pop(name, None)
+
+    with listening(listen):
+        yield
 
 
 def tell_table(table: "pd.DataFrame", form: str = ".4g", *, missing: str = "NaN") -> None:

@@ -9,13 +9,15 @@ import typer
 from mdrelax.cli.output import refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ase import Atoms
 
+    from mdrelax.engines.md import MDResult
+
 
 def md(
-    model: Annotated[Path, typer.Argument(help="A model file (.safetensors).")],
+    model: Annotated[Path, typer.Argument(help="A model file (.safetensors), or the run folder of a committee.")],
     structure: Annotated[Path, typer.Argument(help="A structure that ASE reads.")],
     ensemble: Annotated[str, typer.Option(help="nve or nvt (Langevin).")] = "nve",
     temperature: Annotated[float, typer.Option(help="K; for NVE, of the initial momenta.")] = 300.0,
@@ -32,20 +34,24 @@ def md(
     compile: Annotated[bool, typer.Option("--compile", help="Compile first (minutes) for faster steps.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace trajectory and log of an older run.")] = False,
     keep_velocities: Annotated[bool, typer.Option("--keep-velocities", help="Keep those of the structure.")] = False,
+    stop_above: Annotated[
+        float | None, typer.Option(help="Committee: stop where the force on an atom spreads by more, in eV/A.")
+    ] = None,
 ) -> None:
     """Run NVE or NVT molecular dynamics; report the energy drift and the first bond that broke."""
     from rich.progress import Progress
 
-    from mdrelax.engines.ase import MDRelaxCalculator
+    from mdrelax.engines.committee import open_calculator
     from mdrelax.engines.md import ExplodedError, run_md
 
     if ensemble not in ("nve", "nvt"):
         refuse(f"`--ensemble` must be nve or nvt, got {ensemble!r}.")
+    stop = _stop(model, stop_above)
     kind: Literal["nve", "nvt"] = "nvt" if ensemble == "nvt" else "nve"
     with _outputs(trajectory, log, overwrite=overwrite):
         start = atoms = _last(structure)
         _say_what_moves(structure, atoms, temperature, keep=keep_velocities)
-        atoms.calc = MDRelaxCalculator.from_file(model, dtype=dtype or None, device=device, compile=compile)
+        atoms.calc = open_calculator(model, dtype=dtype or None, device=device, compile=compile)
         if equilibrate > 0:
             warm = run_md(
                 atoms, ensemble="nvt", temperature_K=temperature, duration_ps=equilibrate, timestep_fs=timestep,
@@ -59,7 +65,7 @@ def md(
             result = run_md(
                 atoms, ensemble=kind, temperature_K=temperature, duration_ps=picoseconds, timestep_fs=timestep,
                 friction_per_fs=friction, seed=seed, keep_momenta=keep_velocities, trajectory=trajectory, log=log,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                progress=lambda done, total: bar.update(task, completed=done, total=total), stop=stop,
             )  # fmt: skip
     if result.exploded:
         raise ExplodedError(f"The run exploded: {result.reason}")
@@ -67,10 +73,7 @@ def md(
         from mdrelax.analysis.figures import md_energy
 
         md_energy(result.log, n_atoms=len(atoms)).savefig(plot)
-    mean = result.log["temperature_K"].mean()
-    typer.echo(f"{picoseconds:g} ps {ensemble.upper()} of {len(atoms)} atoms: mean temperature {mean:.1f} K.")
-    if ensemble == "nve":
-        typer.echo(f"Energy drift {result.drift_meV_per_atom_ps:+.5f} meV/atom/ps.")
+    _say_how_it_went(result, ensemble)
     _say_what_broke(trajectory, start)
     typer.echo(f"Trajectory: {trajectory}\nLog: {log}")
 
@@ -83,6 +86,30 @@ def _last(path: Path) -> "Atoms":
     if len(structures) > 1:
         typer.echo(f"`{path}` has {len(structures)} structures; the last one is taken.")
     return structures[-1]
+
+
+def _stop(model: Path, limit: float | None) -> "Callable[[Atoms], str]":
+    """What ends a run early; raises ``ConfigError`` if one model, which has no spread, is to be stopped by it."""
+    from mdrelax.engines.committee import is_committee
+    from mdrelax.engines.md import spread_above
+
+    if limit is None:
+        return lambda system: ""
+    if not is_committee(model):
+        refuse(
+            f"`--stop-above` needs the spread of a committee, but `{model}` is one model: name a committee's folder."
+        )
+    return spread_above(limit)
+
+
+def _say_how_it_went(result: "MDResult", ensemble: str) -> None:
+    """Length, mean temperature, why it stopped early, and in NVE the drift."""
+    done, mean = result.log["time_ps"].iloc[-1], result.log["temperature_K"].mean()
+    if result.stopped:
+        typer.echo(f"Stopped at {done:g} ps: {result.stopped} This frame is the last one of the trajectory.")
+    typer.echo(f"{done:g} ps {ensemble.upper()} of {len(result.atoms)} atoms: mean temperature {mean:.1f} K.")
+    if ensemble == "nve":
+        typer.echo(f"Energy drift {result.drift_meV_per_atom_ps:+.5f} meV/atom/ps.")
 
 
 def _say_what_moves(path: Path, atoms: "Atoms", temperature: float, *, keep: bool) -> None:

@@ -80,7 +80,10 @@ def _train_and_log(settings: "Config", folder: Path, *, restart: str, tensorboar
         for sentence in said:
             log(sentence)
         try:
-            _train(settings, folder, restart=restart, tensorboard=tensorboard, log=log)
+            if settings.training.committee > 1:
+                _train_committee(settings, folder, restart=restart, log=log)
+            else:
+                _train(settings, folder, restart=restart, tensorboard=tensorboard, log=log)
         except ConfigError:
             raise
         except Exception:
@@ -114,6 +117,20 @@ def _train(settings: "Config", folder: Path, *, restart: str, tensorboard: bool,
         log(_md_text(results["md"]))
     write_results(folder, results)
     log(f"Model: {folder / 'model.safetensors'}\nReport: {write_report(folder)}")
+
+
+def _train_committee(settings: "Config", folder: Path, *, restart: str, log: "_Log") -> None:
+    from mdrelax.runs.committee import errors_in_words, run_committee
+
+    committee = run_committee(settings, folder, restart=restart == "auto", tell=log)
+    log(f"Mean of the committee: {errors_in_words(committee.results)}.")
+    if "uncertainty" in committee.results:
+        found = committee.results["uncertainty"]
+        log(
+            f"Spread of the forces {found['spread_rms_meV_per_A']:.1f} meV/A, their error "
+            f"{found['error_rms_meV_per_A']:.1f} meV/A (root mean squares over atoms)."
+        )
+    log(f"Committee: CommitteeCalculator.from_file({str(folder)!r})")
 
 
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:

@@ -6,6 +6,7 @@ The file is torch's archive of a shared library with one document of ours in it,
 | --- | --- |
 | format_version | 4; others are refused |
 | elements, reference_energies, scale, binding, cutoff, dtype | converts the library's output to energies in eV |
+| physics | the terms that are not learnt, see ``Physics`` |
 | takes_table | whether the library needs the neighbour table |
 | n_rounds | up to how many cut-offs away an energy depends on atoms |
 | roughness | why its energy is not smooth; null if it is smooth |
@@ -34,6 +35,7 @@ from torch import Tensor
 from mdrelax.base.containers import check_header
 from mdrelax.compiled.inference import CompiledPotential, load_library
 from mdrelax.forces.forcefield import ForceField
+from mdrelax.forces.physics import Physics
 from mdrelax.method.certificate import Certificate, require
 from mdrelax.modelfile import DTYPES, LoadedModel, ModelFileError, warn_if_rough
 
@@ -76,6 +78,7 @@ def seal(package: Path, compiled: ForceField, model: dict[str, Any], parity: dic
         "reference_energies": compiled.reference_energies.tolist(),
         "scale": compiled.scale.item(),
         "binding": compiled.binding.item(),
+        "physics": compiled.physics._asdict(),
         "cutoff": compiled.cutoff,
         "dtype": str(compiled.dtype).removeprefix("torch."),
         "takes_table": network.takes_table,
@@ -119,6 +122,7 @@ def load_compiled(path: str | Path, *, sha256: str | None = None) -> LoadedModel
             reference_energies=torch.tensor(header["reference_energies"], dtype=torch.float64),
             scale=header["scale"],
             binding=header["binding"],
+            physics=Physics(**header["physics"]),
         )
     except (TypeError, ValueError) as error:
         raise ModelFileError(f"The header of `{path}` is damaged ({error}).") from error

@@ -16,22 +16,32 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from ase import Atoms
-from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
-from ase.stress import full_3x3_to_voigt_6_stress
+from ase.calculators.calculator import Calculator, all_changes
 
 from mdrelax.base.allocator import keep_freed_memory
 from mdrelax.base.places import frame_name, naming
 from mdrelax.compiled import compile_force_field, load_compiled
-from mdrelax.engines.hessian import hessian
-from mdrelax.forces.forcefield import ForceField, Prediction
+from mdrelax.engines.hessian import hessian, hessian_products
+from mdrelax.engines.results import (
+    Results,
+    add_dispersion,
+    arrays_of,
+    changes,
+    check_structure,
+    graph_of_one,
+    has_volume,
+    own_copy,
+    split_prediction,
+)
+from mdrelax.forces.dispersion import D3
+from mdrelax.forces.forcefield import ForceField
 from mdrelax.method.relaxation import relaxed_layers
-from mdrelax.modelfile import frozen_copy, load_model
+from mdrelax.modelfile import load_model
 from mdrelax.structures.graph import Graph, collate
-from mdrelax.structures.neighbors import VerletList, build_graph
+from mdrelax.structures.neighbors import VerletList
 
-__all__ = ["MDRelaxCalculator", "UnprojectedModelError", "own_copy", "refuse_relaxed"]
+__all__ = ["MDRelaxCalculator", "UnprojectedModelError", "refuse_relaxed"]
 
-Results = dict[str, Any]
 NOT_CONSERVATIVE = (
     "This model predicts forces directly (`forces: direct`): they are not the gradient of its energy, so an NVE run "
     "drifts and there is no stress. Train with `forces: gradient` for simulations."
@@ -49,7 +59,8 @@ class MDRelaxCalculator(Calculator):
     (Angstrom) is the reach of the Verlet list beyond the cut-off. The force field is copied: later training does not
     change the calculator. One calculator may serve several ``Atoms``.
 
-    A model with direct forces warns that they are not conservative, and has no stress.
+    A model with direct forces warns that they are not conservative, and has no stress. Dispersion (``D3``) that the
+    model asks for is added to all results; per-atom energies then cost a second pass of it when they are requested.
 
     With ``keep_memory`` the first calculator changes one setting of the whole process: the C library (glibc) retains
     the memory that a step frees for the next one, up to the peak so far, instead of returning it to the system. Steps
@@ -57,9 +68,10 @@ class MDRelaxCalculator(Calculator):
     outside the calculator is changed: neither torch's default dtype, nor its threads, nor any random generator.
 
     Raises ``UnprojectedModelError`` for a model with relaxed layers, ``ValueError`` for a device or ``dtype`` that
-    cannot be used. Calculations raise ``ValueError`` for no
-    atoms, positions that are not finite, coinciding atoms and singular periodic cells, ``UnknownElementError`` for an
-    element without training data, and ``PropertyNotImplementedError`` for the stress of a system without volume.
+    cannot be used, ``ImportError`` if the model's dispersion needs a library that is missing. Calculations raise
+    ``ValueError`` for no atoms, positions that are not finite, coinciding atoms and singular periodic cells,
+    ``UnknownElementError`` for an element without training data, and ``PropertyNotImplementedError`` for the stress of
+    a system without volume.
     """
 
     # ASE's interface: mutable, and declared on the instance.
@@ -87,6 +99,8 @@ class MDRelaxCalculator(Calculator):
             self.implemented_properties = [name for name in self.implemented_properties if name != "stress"]
             warnings.warn(NOT_CONSERVATIVE, stacklevel=2)
         self.neighbors = VerletList(force_field.cutoff, skin)
+        functional = force_field.physics.dispersion
+        self.dispersion = None if functional is None else D3(functional)
 
     @classmethod
     def from_file(
@@ -125,18 +139,14 @@ class MDRelaxCalculator(Calculator):
         model = load_compiled(path, sha256=sha256)
         return cls(model.force_field, skin=skin, certificate=model.certificate, keep_memory=keep_memory)
 
+    @property
+    def members(self) -> list[ForceField]:
+        """The force field, as the only member of a committee."""
+        return [self.force_field]
+
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
         """The changes since the last calculation, bitwise: ASE's comparison costs more than a small network."""
-        old = self.atoms
-        if old is None:
-            return list(all_changes)
-        pairs = {
-            "positions": (old.positions, atoms.positions),
-            "numbers": (old.numbers, atoms.numbers),
-            "cell": (old.cell.array, atoms.cell.array),
-            "pbc": (old.pbc, atoms.pbc),
-        }
-        return [name for name, (before, now) in pairs.items() if not np.array_equal(before, now)]
+        return changes(self.atoms, atoms)
 
     def calculate(
         self,
@@ -145,19 +155,11 @@ class MDRelaxCalculator(Calculator):
         system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
         """Calculate all properties of ``atoms`` into ``self.results``; ASE's cache decides when this is called."""
-        structure = self.atoms if atoms is None else atoms
-        if structure is None:
-            raise ValueError("`calculate` needs a structure: pass `atoms`, or set `atoms.calc` and use `atoms`.")
-        _refuse_empty(structure)
-        if "stress" in properties and not _has_volume(structure):
-            raise PropertyNotImplementedError(
-                f"Stress needs a cell with a volume, got the lattice vectors {structure.cell.array.tolist()} A; energy "
-                "and forces are available."
-            )
+        structure = check_structure(self.atoms if atoms is None else atoms, properties)
         self.atoms = structure.copy()  # reference of ``check_state``
         self.results = {}  # so that an error below does not leave the results of another structure
-        graph = self.neighbors.graph(structure.positions, structure.numbers, structure.cell.array, structure.pbc)
-        (self.results,) = self._evaluate(graph, [structure])
+        graph = self._graph_of(structure)
+        (self.results,) = self._evaluate(graph, [structure], energies="energies" in properties)
 
     def calculate_many(
         self, structures: Sequence[Atoms], *, batch_size: int = 32, source: str | None = None
@@ -175,8 +177,8 @@ class MDRelaxCalculator(Calculator):
             graphs = []
             for number, atoms in enumerate(chunk, start):
                 with naming(frame_name(number, source)):
-                    graphs.append(self._graph(atoms))
-            results += self._evaluate(collate(graphs), chunk)
+                    graphs.append(graph_of_one(atoms, self.force_field, self.device))
+            results += self._evaluate(collate(graphs), chunk, energies=True)
         return results
 
     def get_hessian(self, atoms: Atoms | None = None) -> npt.NDArray[np.float64]:
@@ -185,41 +187,28 @@ class MDRelaxCalculator(Calculator):
         ``VibrationsData(atoms, calculator.get_hessian(atoms))`` gives frequencies, ``.reshape(3 * N, 3 * N)`` a
         matrix. Constraints are not considered. Raises ``ValueError`` for models with direct forces and compiled models.
         """
-        structure = self.atoms if atoms is None else atoms
-        if structure is None:
-            raise ValueError("`get_hessian` needs a structure: pass `atoms`.")
-        _refuse_empty(structure)
-        graph = self.neighbors.graph(structure.positions, structure.numbers, structure.cell.array, structure.pbc)
-        return hessian(self.force_field, graph.to(self.device))
+        structure = check_structure(self.atoms if atoms is None else atoms, ())
+        found = hessian(self.force_field, self._graph_of(structure).to(self.device))
+        return found if self.dispersion is None else found + self.dispersion.hessian(*arrays_of(structure))
 
-    def _graph(self, atoms: Atoms) -> Graph:
-        """The graph of one of many structures, of known elements."""
-        _refuse_empty(atoms)
-        graph = build_graph(atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc, self.neighbors.cutoff)
-        self.force_field.species_of(graph.numbers.to(self.device))
-        return graph
+    def get_hessian_products(self, atoms: Atoms, directions: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Products (R, N, 3) of the Hessian with directions (R, N, 3), in eV/A^2; errors as in ``get_hessian``."""
+        found = hessian_products(self.force_field, self._graph_of(atoms).to(self.device), directions)
+        if self.dispersion is None:
+            return found
+        return found + np.einsum("kalb,rlb->rka", self.dispersion.hessian(*arrays_of(atoms)), np.asarray(directions))
 
-    def _evaluate(self, graph: Graph, structures: Sequence[Atoms]) -> list[Results]:
-        volumes = [self.force_field.conservative and _has_volume(atoms) for atoms in structures]
+    def _graph_of(self, atoms: Atoms) -> Graph:
+        return self.neighbors.graph(atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc)
+
+    def _evaluate(self, graph: Graph, structures: Sequence[Atoms], *, energies: bool) -> list[Results]:
+        """The results of each structure; with dispersion, those of its atoms only on request."""
+        volumes = [self.force_field.conservative and has_volume(atoms) for atoms in structures]
         prediction = self.force_field(graph.to(self.device), stress=any(volumes))
-        return _split(prediction, [len(atoms) for atoms in structures], volumes)
-
-
-def _split(prediction: Prediction, sizes: Sequence[int], volumes: Sequence[bool]) -> list[Results]:
-    """ASE's results of each structure in a batch."""
-    energy, energies, forces = (tensor.cpu().numpy() for tensor in prediction[:3])
-    stress = None if prediction.stress is None else prediction.stress.cpu().numpy()
-    results: list[Results] = []
-    end = 0
-    for number, (size, volume) in enumerate(zip(sizes, volumes, strict=True)):
-        start, end = end, end + size
-        total = float(energy[number])
-        result: Results = {"energy": total, "free_energy": total}
-        result |= {"energies": energies[start:end].copy(), "forces": forces[start:end].copy()}
-        if volume and stress is not None:
-            result["stress"] = full_3x3_to_voigt_6_stress(stress[number])
-        results.append(result)
-    return results
+        results = split_prediction(prediction, [len(atoms) for atoms in structures], volumes)
+        for atoms, result in zip(structures, results, strict=True):
+            add_dispersion(self.dispersion, atoms, result, energies=energies)
+        return results
 
 
 def refuse_relaxed(force_field: ForceField) -> None:
@@ -230,30 +219,3 @@ def refuse_relaxed(force_field: ForceField) -> None:
             f"The model still has {len(relaxed)} relaxed layers (the first: `{relaxed[0]}`), so its forces are not "
             "equivariant; call `project(model)` first."
         )
-
-
-def _refuse_empty(atoms: Atoms) -> None:
-    if len(atoms) == 0:
-        raise ValueError("The structure has no atoms; an energy needs at least one.")
-
-
-def own_copy(force_field: ForceField, dtype: str | None, device: str | torch.device) -> ForceField:
-    """A frozen copy in evaluation mode, in the given precision, on the given device.
-
-    Raises ``ValueError`` for a ``dtype`` or device that cannot be used.
-    """
-    own = frozen_copy(force_field, dtype)
-    try:
-        return own.to(device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(f"The device `{device}` cannot be used here ({reason}); take `cpu`.") from error
-
-
-def _has_volume(atoms: Atoms) -> bool:
-    """True for a cell of three independent vectors, as in training and in ASE's own calculators.
-
-    The stress is the derivative of the energy with strain over |det(cell)|, also of a slab that is periodic in two
-    directions only.
-    """
-    return int(atoms.cell.rank) == 3

@@ -38,8 +38,8 @@ Array = npt.NDArray[np.float64]
 def hessian(force_field: ForceField, graph: Graph, rows: Sequence[int] | None = None) -> Array:
     """Second derivatives (R, 3, N, 3) of the energy for the atoms ``rows`` (default: all), in eV/A^2.
 
-    Computed in a float64 copy of the network. In a periodic structure ``x_l`` moves every image of atom l, so this is
-    the sum over images that a phonon calculation of a supercell needs.
+    Computed in a float64 copy of the network, repulsion included, dispersion not. In a periodic structure ``x_l``
+    moves every image of atom l, so this is the sum over images that a phonon calculation of a supercell needs.
 
     Raises ``ValueError`` for a batch of several structures, for rows that are not atoms, and for a model without
     second derivatives: one with direct forces, or a compiled one. ``UnknownElementError`` as in ``ForceField``.
@@ -94,9 +94,11 @@ def _differentiable_forces(force_field: ForceField, graph: Graph) -> tuple[Tenso
     """Forces (N, 3) as a differentiable function of the edge vectors (E, 3), and these; None without edges."""
     species, vectors = force_field.species_of(graph.numbers), edge_vectors(graph).requires_grad_()
     energies = force_field.potential(species, Edges(graph.edge_index, vectors))
-    if not len(vectors) or not energies.requires_grad:
+    if not len(vectors):
         return torch.zeros_like(graph.positions), None
-    (slope,) = torch.autograd.grad(energies.sum(), vectors, create_graph=True)
+    slope = torch.zeros_like(vectors)
+    if energies.requires_grad:
+        (slope,) = torch.autograd.grad(energies.sum(), vectors, create_graph=True)
     return force_field.finish(graph, species, vectors, energies, slope, stress=False).forces, vectors
 
 

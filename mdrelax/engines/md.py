@@ -36,6 +36,7 @@ __all__ = [
     "energy_drift",
     "kinetic_temperature",
     "run_md",
+    "spread_above",
     "thermal_momenta",
 ]
 
@@ -70,6 +71,7 @@ class MDResult(NamedTuple):
     exploded: bool
     reason: str
     atoms: Atoms  # the last structure, with momenta
+    stopped: str = ""  # the sentence of ``stop`` that ended the run
 
 
 def run_md(
@@ -87,6 +89,7 @@ def run_md(
     log: str | Path | None = None,
     log_interval: int = 10,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    stop: Callable[[Atoms], str] = lambda system: "",
 ) -> MDResult:
     """Run molecular dynamics of ``atoms`` (which must have a calculator and is not changed).
 
@@ -94,7 +97,8 @@ def run_md(
     then they are kept, and if they translate or rotate the whole system, the temperature counts 3N degrees of freedom.
     ``log`` is a CSV file and ``trajectory`` a ``.traj`` or ``.extxyz`` file; existing ones are replaced. They grow by a
     line and a frame every ``log_interval`` and ``trajectory_interval`` steps. ``progress(done, total)``
-    is called after each logged step. A run that explodes stops, and the result has the reason.
+    is called after each logged step. A run that explodes stops, and the result has the reason. A run for which
+    ``stop(system)`` returns a sentence after a step ends there, with the frame of that step (``spread_above``).
     Raises ``ValueError`` for settings that make no sense, ``InUseError`` for files that another run writes, and the
     calculator's own errors.
     """
@@ -120,17 +124,37 @@ def run_md(
             hottest = max(hottest, row["temperature_K"])
             usual = usual if step else max(temperature_K, row["temperature_K"], USUAL_TEMPERATURE)
             reason = _explosion(row, usual)
-            if step % log_interval == 0 or step == steps or reason:
+            stopped = "" if reason else stop(system)
+            if step % log_interval == 0 or step == steps or reason or stopped:
                 rows.append(row)
                 journal.log(row)
                 progress(step, steps)
-            if step % trajectory_interval == 0 and not reason:
+            if (step % trajectory_interval == 0 or stopped) and not reason:
                 journal.frame(system, step * timestep_fs)
-            if reason:
+            if reason or stopped:
                 break
     table = pd.DataFrame(rows, columns=list(LOG_COLUMNS)).astype({"step": int})
     drift = math.nan if ensemble == "nvt" else energy_drift(table.time_ps, table.total_energy_eV, len(system))
-    return MDResult(table, drift, hottest, bool(reason), reason, system)
+    return MDResult(table, drift, hottest, bool(reason), reason, system, stopped)
+
+
+def spread_above(limit: float) -> Callable[[Atoms], str]:
+    """A ``stop`` for ``run_md``: the largest spread of an atom's force, in eV/A, is above ``limit``.
+
+    The system's calculator is a ``CommitteeCalculator``. Raises ``ValueError`` unless the limit is positive.
+    """
+    _check_positive(stop_above=limit)
+
+    def stop(system: Atoms) -> str:
+        spread = system.calc.get_property("forces_spread", system)
+        worst = int(spread.argmax())
+        if spread[worst] <= limit:
+            return ""
+        return (
+            f"The forces on atom {worst} ({system.symbols[worst]}) spread by {spread[worst]:.3g} eV/A, over {limit:g}."
+        )
+
+    return stop
 
 
 def thermal_momenta(atoms: Atoms, temperature_K: float, rng: np.random.Generator) -> Array:

@@ -10,12 +10,15 @@ stress in eV/A^3 with ASE's sign. torch-sim's cells have the lattice vectors as 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mdrelax.compiled import compile_force_field
-from mdrelax.engines.ase import own_copy, refuse_relaxed
-from mdrelax.forces.forcefield import ForceField
+from mdrelax.engines.ase import refuse_relaxed
+from mdrelax.engines.results import own_copy
+from mdrelax.forces.dispersion import D3
+from mdrelax.forces.forcefield import ForceField, Prediction
 from mdrelax.modelfile import load_model
 from mdrelax.structures.graph import Graph, collate
 from mdrelax.structures.neighbors import VerletList
@@ -61,6 +64,8 @@ class MDRelaxModel(ModelInterface):
             raise ValueError("This model has direct forces and no stress; set `compute_stress=False`.")
         name = None if dtype is None else str(dtype).removeprefix("torch.")
         self.force_field = own_copy(force_field, name, device)
+        functional = self.force_field.physics.dispersion
+        self.dispersion = None if functional is None else D3(functional)
         self.skin = skin
         self._device, self._dtype = torch.device(device), self.force_field.dtype
         self._compute_stress, self._compute_forces = compute_stress, True
@@ -87,7 +92,10 @@ class MDRelaxModel(ModelInterface):
         """
         if isinstance(state, dict):
             state = torch_sim.SimState(**{"masses": torch.ones_like(state["positions"][:, 0]), **state})
-        prediction = self.force_field(self._graph(state).to(self._device), stress=self._compute_stress)
+        graph = self._graph(state)
+        prediction = self.force_field(graph.to(self._device), stress=self._compute_stress)
+        if self.dispersion is not None:
+            prediction = _with_dispersion(self.dispersion, prediction, graph, state.pbc)
         results = {"energy": prediction.energy, "forces": prediction.forces}
         if prediction.stress is not None:
             results["stress"] = prediction.stress
@@ -103,3 +111,20 @@ class MDRelaxModel(ModelInterface):
             self._neighbors.append(VerletList(self.force_field.cutoff, self.skin))
         systems = zip(self._neighbors, positions, numbers, cells, strict=False)  # a batch may have become smaller
         return collate([near.graph(x, z, cell, state.pbc) for near, x, z, cell in systems])
+
+
+def _with_dispersion(d3: D3, learnt: Prediction, graph: Graph, pbc: "Tensor | bool") -> Prediction:
+    """The prediction for the systems of a graph on the CPU with their dispersion, computed there one by one."""
+    periodic = np.broadcast_to(np.asarray(torch.as_tensor(pbc).cpu()), 3)
+    sizes = torch.bincount(graph.batch, minlength=graph.n_graphs).tolist()
+    systems = zip(graph.numbers.split(sizes), graph.positions.split(sizes), graph.cell, strict=True)
+    parts = [d3(z.numpy(), x.numpy(), cell.numpy(), periodic) for z, x, cell in systems]
+    nothing = np.zeros((3, 3))
+    energy = torch.tensor([part.energy for part in parts], dtype=torch.float64)
+    forces = torch.from_numpy(np.concatenate([part.forces for part in parts]))
+    stress = torch.from_numpy(np.stack([nothing if part.stress is None else part.stress for part in parts]))
+    return learnt._replace(
+        energy=learnt.energy + energy.to(learnt.energy),
+        forces=learnt.forces + forces.to(learnt.forces),
+        stress=None if learnt.stress is None else learnt.stress + stress.to(learnt.stress),
+    )

@@ -11,6 +11,8 @@ bound by on average then has to come from somewhere else than a constant: from
 
 which is nearly constant among the neighbours of a molecule or a solid, and goes to zero smoothly as they leave.
 
+Nuclear repulsion at short range is added where ``Physics.zbl`` asks for it, see ``mdrelax.forces.physics``.
+
 A potential is a function of the edge vectors r only, so both derivatives follow from one gradient with respect to r.
 The stress is the derivative with respect to a homogeneous strain over the volume, in ASE's sign (tension positive).
 
@@ -30,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from mdrelax.base.ambient import is_disturbed, undisturbed
+from mdrelax.forces.physics import LEARNT_ALONE, Physics, repulsion
 from mdrelax.forces.potential import Potential
 from mdrelax.structures.graph import Edges, Graph, edge_vectors
 
@@ -67,10 +70,12 @@ class Prediction(NamedTuple):
 class Magnitudes(NamedTuple):
     """The sizes of the terms that a prediction is summed from, to which rounding and other errors are relative.
 
+    Those of the network and of the repulsion.
+
     They do not vanish if forces vanish by symmetry, nor grow with reference energies.
     """
 
-    energy: Tensor  # (G,) eV: sum over atoms of |scale * e_i|
+    energy: Tensor  # (G,) eV: sum over atoms of |scale * e_i|, and the repulsion
     forces: Tensor  # () eV/A: root mean square over atoms of the sum over their edges of |dE/dr|
 
 
@@ -83,12 +88,16 @@ class ForceField(nn.Module):
 
     ``reference_energies`` (eV, one per element) and ``scale`` (eV) are kept in float64 whatever the network's dtype.
     ``binding`` is the mean binding energy of an atom in eV, see above. ``exact_lone_atoms`` costs a second, tiny
-    evaluation of the network; ``with_folded_lone_atoms`` is free of it.
+    evaluation of the network; ``with_folded_lone_atoms`` is free of it. ``physics`` names the terms that are not
+    learnt: the repulsion is part of every prediction, the dispersion is added by calculators
+    (``mdrelax.forces.dispersion``).
 
-    Raises ``TypeError`` for a network that is not a ``Potential``, ``ValueError`` for elements out of order.
+    Raises ``TypeError`` for a network that is not a ``Potential``, ``ValueError`` for elements out of order and for
+    repulsion beside direct forces.
     """
 
     species: Tensor
+    numbers: Tensor
     reference_energies: Tensor
     scale: Tensor
     binding: Tensor
@@ -103,6 +112,7 @@ class ForceField(nn.Module):
         scale: float = 1.0,
         binding: float = 0.0,
         exact_lone_atoms: bool = False,
+        physics: Physics = LEARNT_ALONE,
     ) -> None:
         super().__init__()
         if not isinstance(potential, Potential):
@@ -114,12 +124,18 @@ class ForceField(nn.Module):
             raise ValueError(
                 f"`elements` must be distinct atomic numbers, 1 to 118, in rising order, got {elements!s:.100}."
             )
+        if physics.zbl and not potential.conservative:
+            raise ValueError(
+                f"`physics.zbl: {physics.zbl:g}` adds an energy, but this network predicts forces directly; train with "
+                "`potential.arguments.forces: gradient`, or without the repulsion."
+            )
         self.potential = potential
-        self.elements, self.exact_lone_atoms = elements, exact_lone_atoms
+        self.elements, self.exact_lone_atoms, self.physics = elements, exact_lone_atoms, physics
         species = torch.full((max(elements) + 2,), -1)  # the last entry is for all numbers that are not an element's
         species[list(elements)] = torch.arange(len(elements))
         references = torch.zeros(len(elements)) if reference_energies is None else reference_energies
         self.register_buffer("species", species, persistent=False)
+        self.register_buffer("numbers", torch.tensor(elements), persistent=False)
         self.register_buffer("reference_energies", references.double())
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
         self.register_buffer("binding", torch.tensor(binding, dtype=torch.float64))
@@ -133,6 +149,7 @@ class ForceField(nn.Module):
             scale=self.scale.item(),
             binding=self.binding.item(),
             exact_lone_atoms=self.exact_lone_atoms,
+            physics=self.physics,
         ).to(self.scale.device)
 
     @torch.no_grad()
@@ -203,6 +220,19 @@ class ForceField(nn.Module):
         result = self.finish(graph, species, vectors, energies, gradient, stress=stress)
         return result if create_graph else result.detach()
 
+    def features(self, graph: Graph) -> Tensor:
+        """Invariant features (N, C) of the atoms in the network's dtype, from which the energies are read.
+
+        Equal environments have equal features: distances between them compare environments. Raises ``ValueError`` for a
+        network without features (a compiled one), ``UnknownElementError`` as a prediction does.
+        """
+        if is_disturbed(graph.positions.device):
+            with undisturbed(graph.positions.device):
+                return self.features(graph.clone())
+        with torch.no_grad():
+            edges = Edges(graph.edge_index, edge_vectors(graph).to(self.dtype))
+            return self.potential.features(self.species_of(graph.numbers), edges)
+
     def finish(
         self, graph: Graph, species: Tensor, vectors: Tensor, energies: Tensor, gradient: Tensor, *, stress: bool
     ) -> Prediction:
@@ -225,18 +255,28 @@ class ForceField(nn.Module):
     def in_eV(
         self, species: Tensor, edge_index: Tensor, vectors: Tensor, energies: Tensor, gradient: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Energies in eV, references and binding included, and their gradient in eV/A; float64.
+        """Energies in eV, references, binding and repulsion included, and their gradient in eV/A; float64.
 
-        ``species`` (n_local,), ``energies`` (n_local,) and ``gradient`` (E, 3) as in ``Potential``, ``edge_index``
-        (2, E), ``vectors`` (E, 3) in Angstrom and float64. Edges may end at ghosts, whose numbers are n_local and more.
-        ``exact_lone_atoms`` plays no part here: a model that was loaded has it folded into its references.
+        ``energies`` (n_local,) and ``gradient`` (E, 3) as in ``Potential``, ``edge_index`` (2, E), ``vectors`` (E, 3)
+        in Angstrom and float64. Edges may start or end at ghosts, whose numbers are n_local and more; ``species``
+        (N,) are those of all atoms, ghosts included. ``exact_lone_atoms`` plays no part here: a model that was loaded
+        has it folded into its references.
         """
-        total = self.scale * energies.double() + self.reference_energies[species]
+        n_local = len(energies)
+        total = self.scale * energies.double() + self.reference_energies[species[:n_local]]
         slope = self.scale * gradient.double()
-        if not self.binding:
-            return total, slope
-        bound, by_vectors = bound_share(edge_index[1], vectors, len(total), self.cutoff)
-        return total + self.binding * bound, slope + self.binding * by_vectors
+        if self.binding:
+            bound, by_vectors = bound_share(edge_index[1], vectors, n_local, self.cutoff)
+            total, slope = total + self.binding * bound, slope + self.binding * by_vectors
+        if self.physics.zbl:
+            repelled, by_vectors = self._repulsion(species, edge_index, vectors, n_local)
+            total, slope = total + repelled, slope + by_vectors
+        return total, slope
+
+    def _repulsion(self, species: Tensor, edge_index: Tensor, vectors: Tensor, n_local: int) -> tuple[Tensor, Tensor]:
+        """Energies (n_local,) and gradient (E, 3), see ``mdrelax.forces.physics.repulsion``."""
+        reach, cutoff = self.physics.zbl, self.cutoff
+        return repulsion(self.numbers[species], edge_index, vectors, n_local=n_local, reach=reach, cutoff=cutoff)
 
     def species_of(self, numbers: Tensor) -> Tensor:
         """Indices (N,) into ``elements`` of atomic numbers (N,); raises ``UnknownElementError``."""
@@ -262,17 +302,18 @@ class ForceField(nn.Module):
         if is_disturbed(graph.positions.device):
             with undisturbed(graph.positions.device):
                 return self.magnitudes(graph.clone())
-        species = self.species_of(graph.numbers)
-        edges = Edges(graph.edge_index, edge_vectors(graph).to(self.dtype))
+        species, vectors = self.species_of(graph.numbers), edge_vectors(graph)
+        edges = Edges(graph.edge_index, vectors.to(self.dtype))
+        repelled, by_vectors = self._repulsion(species, graph.edge_index, vectors, len(species))
         if self.conservative:
             raw, slope = self.potential.energies_and_gradient(species, edges)
-            sizes = (self.scale * slope.double()).norm(dim=1)  # (E,)
+            sizes = (self.scale * slope.double()).norm(dim=1) + by_vectors.norm(dim=1)  # (E,)
             at_atoms = sizes.new_zeros(len(species)).index_add_(0, graph.edge_index.flatten(), sizes.repeat(2))
         else:
             with torch.no_grad():
                 raw, forces = self.potential.energies_and_forces(species, edges)
             at_atoms = (self.scale * forces.double()).flatten()
-        sizes_of_energies = (self.scale * raw.double()).detach().abs()
+        sizes_of_energies = (self.scale * raw.double()).detach().abs() + repelled
         energy = sizes_of_energies.new_zeros(graph.n_graphs).index_add_(0, graph.batch, sizes_of_energies)
         forces_size = at_atoms.detach().square().mean().sqrt()
         return Magnitudes(energy.clamp(min=SMALLEST_MAGNITUDE), forces_size.clamp(min=SMALLEST_MAGNITUDE))

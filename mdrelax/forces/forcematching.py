@@ -104,7 +104,9 @@ class ForceMatching:
             network = self.compiled if self.compiled is not None and model is self.trained else model
             prediction = network(graph, stress=stress, create_graph=True)
             weights = self.weights.for_part(piece.targets, batch.targets)
-            loss = task_loss(prediction, piece.targets, piece.graph, kind=settings.loss, weights=weights)
+            loss = task_loss(
+                prediction, piece.targets, piece.graph, kind=settings.loss, weights=weights, of_structures=piece.weights
+            )
             predictions.append(prediction.detach())
             if number < len(parts) - 1:
                 loss.backward()

@@ -35,10 +35,12 @@ class Batch(NamedTuple):
 
     graph: Graph
     targets: Targets
+    weights: Tensor | None = None  # (G,) of the structures in the loss; None: all 1
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        return Batch(self.graph.to(device), Targets(*(tensor.to(device) for tensor in self.targets)))
+        weights = None if self.weights is None else self.weights.to(device)
+        return Batch(self.graph.to(device), Targets(*(tensor.to(device) for tensor in self.targets)), weights)
 
 
 def frames_from_data(
@@ -61,14 +63,20 @@ def frames_from_data(
             item.forces if "forces" in item else missing.expand(len(item.z), 3),
             item.stress if "stress" in item else missing.expand(1, 3, 3),
         )
-        frames.append(Batch(graph, targets))
+        weight = torch.tensor([item.weight], dtype=torch.float64) if "weight" in item else None
+        frames.append(Batch(graph, targets, weight))
     return frames
 
 
 def join(frames: Sequence[Batch]) -> Batch:
     """Join several frames into one batch."""
     columns = zip(*(frame.targets for frame in frames), strict=True)
-    return Batch(collate([frame.graph for frame in frames]), Targets(*(torch.cat(column) for column in columns)))
+    weights = None
+    if any(frame.weights is not None for frame in frames):
+        known = [torch.ones_like(f.targets.energy) if f.weights is None else f.weights for f in frames]
+        weights = torch.cat(known)
+    targets = Targets(*(torch.cat(column) for column in columns))
+    return Batch(collate([frame.graph for frame in frames]), targets, weights)
 
 
 def split_batch(batch: Batch, size: int) -> list[Batch]:
@@ -96,7 +104,7 @@ def _cut(batch: Batch, bounds: Sequence[int]) -> list[Batch]:
             graph.edge_index[:, e:e_end] - a, graph.edge_shift[e:e_end], graph.batch[a:a_end] - g,
         )  # fmt: skip
         labels = Targets(targets.energy[g:g_end], targets.forces[a:a_end], targets.stress[g:g_end])
-        parts.append(Batch(part, labels))
+        parts.append(Batch(part, labels, None if batch.weights is None else batch.weights[g:g_end]))
     return parts
 
 
@@ -105,7 +113,9 @@ def rotate_batch(batch: Batch, *, seed: int, step: int) -> Batch:
     rotations = random_rotations(batch.graph.n_graphs, generator(seed, "rotations", step)).to(batch.graph.positions)
     forces = (rotations[batch.graph.batch] @ batch.targets.forces.unsqueeze(2)).squeeze(2)
     stress = rotations @ batch.targets.stress @ rotations.mT
-    return Batch(rotate(batch.graph, rotations), batch.targets._replace(forces=forces, stress=stress))
+    return batch._replace(
+        graph=rotate(batch.graph, rotations), targets=batch.targets._replace(forces=forces, stress=stress)
+    )
 
 
 class Loader:

@@ -56,9 +56,19 @@ class LossWeights(NamedTuple):
 
 
 def task_loss(
-    prediction: Prediction, targets: Targets, graph: Graph, *, kind: LossKind, weights: LossWeights
+    prediction: Prediction,
+    targets: Targets,
+    graph: Graph,
+    *,
+    kind: LossKind,
+    weights: LossWeights,
+    of_structures: Tensor | None = None,
 ) -> Tensor:
-    """The weighted sum, a scalar; terms of weight 0 and labels that no structure has contribute nothing."""
+    """The weighted sum, a scalar; terms of weight 0 and labels that no structure has contribute nothing.
+
+    The errors of a structure, of its energy, atoms and stress, are multiplied by its weight ``of_structures`` (G,). The
+    averages still run over the numbers of labels, so that a weight of 2 counts as if the structure were there twice.
+    """
     n_atoms = torch.bincount(graph.batch, minlength=graph.n_graphs)
     terms = [
         (weights.energy, (prediction.energy - targets.energy) / n_atoms, targets.energy),
@@ -70,7 +80,10 @@ def task_loss(
     for weight, difference, target in terms:
         known = _known(target)
         if weight and known.any():
-            total = total + weight * _mean_error(difference[known], kind, weights.delta)
+            factors = None
+            if of_structures is not None:
+                factors = (of_structures if len(target) == graph.n_graphs else of_structures[graph.batch])[known]
+            total = total + weight * _mean_error(difference[known], kind, weights.delta, factors)
     return total
 
 
@@ -79,7 +92,10 @@ def _known(target: Tensor) -> Tensor:
     return ~target.isnan().reshape(len(target), -1).any(1)
 
 
-def _mean_error(difference: Tensor, kind: LossKind, delta: float) -> Tensor:
+def _mean_error(difference: Tensor, kind: LossKind, delta: float, factors: Tensor | None) -> Tensor:
+    """The mean over rows; with ``factors`` (R,), of each row's mean error times its own."""
+    if factors is not None:
+        return (factors * _row_errors(difference, kind, delta)).mean()
     if kind == "mse":
         return difference.square().mean()
     if kind == "huber":
@@ -87,3 +103,16 @@ def _mean_error(difference: Tensor, kind: LossKind, delta: float) -> Tensor:
     if kind == "l2norm" and difference.shape[1:] == (3,):
         return difference.norm(dim=1).mean()
     return difference.abs().mean()
+
+
+def _row_errors(difference: Tensor, kind: LossKind, delta: float) -> Tensor:
+    """The mean error (R,) of each row."""
+    if kind == "mse":
+        errors = difference.square()
+    elif kind == "huber":
+        errors = torch.nn.functional.huber_loss(difference, torch.zeros_like(difference), delta=delta, reduction="none")
+    elif kind == "l2norm" and difference.shape[1:] == (3,):
+        errors = difference.norm(dim=1)
+    else:
+        errors = difference.abs()
+    return errors.reshape(len(difference), -1).mean(1)

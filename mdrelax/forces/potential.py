@@ -44,6 +44,16 @@ class Potential(nn.Module, ABC):
     def forward(self, species: Tensor, edges: Edges) -> Tensor:
         """Energies of the atoms, see the table."""
 
+    def features(self, species: Tensor, edges: Edges) -> Tensor:
+        """Invariant features (n_local, C) of the atoms, from which the energies are read.
+
+        Raises ``ValueError`` where a network has none.
+        """
+        raise ValueError(
+            f"`{type(self).__name__}` has no features: use the model file that a compiled model was made from, or "
+            "define `features` for a network of your own."
+        )
+
     def energies_and_gradient(
         self, species: Tensor, edges: Edges, *, create_graph: bool = False
     ) -> tuple[Tensor, Tensor]:

@@ -52,6 +52,10 @@ class TrainingConfig(OptimisationConfig):
     )
     huber_delta: float = Field(0.01, gt=0, description="Where the Huber loss turns linear.")
 
+    committee: int = Field(
+        1, ge=1, description="Networks that differ in their seed, trained side by side; their spread tells the error."
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_others(cls, document: Any) -> Any:

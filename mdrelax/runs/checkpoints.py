@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from mdrelax.forces.dispersion import without_dispersion
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.forcematching import validation_errors
 from mdrelax.forces.loader import Batch, frames_from_data
@@ -89,7 +90,7 @@ def _from_file(found: NetworkFile, networks: Networks) -> tuple[Untrained, list[
 def _from_data(config: Config, networks: Networks) -> tuple[Untrained, list[Batch]]:
     """The same for a run of a version without network.json."""
     parts = load_parts(config.data)
-    frames = data_frames(parts, config.potential.cutoff)
+    frames = data_frames(parts, config.potential.cutoff, config.physics.physics())
     arguments = network_arguments(config.potential, frames.train, networks)
     network = new_force_field(config, frames.train, parts.isolated_energies, arguments, networks)
     begun = Untrained(network, config.potential.name, arguments, None)
@@ -117,7 +118,8 @@ def projection_gap(folder: Path, thetas: Sequence[float], networks: Networks) ->
     """
     run = open_checkpoint(folder, networks)
     network = run.unprojected()
-    validation = frames_from_data(load_parts(run.config.data).validation, cutoff=network.cutoff)
+    learnt = without_dispersion(load_parts(run.config.data).validation, network.physics.subtracted)
+    validation = frames_from_data(learnt, cutoff=network.cutoff)
     rows = []
     for theta in thetas:
         set_theta(network, theta)

@@ -11,10 +11,11 @@ from pydantic import Field, model_validator
 
 from mdrelax.base.migrations import with_recipe_of_version_2
 from mdrelax.base.sections import Section, load
+from mdrelax.forces.physics import Physics
 from mdrelax.forces.settings import TrainingConfig
 from mdrelax.training.settings import RelaxationConfig, refuse_keep
 
-__all__ = ["Config", "DataConfig", "PotentialConfig", "load_config"]
+__all__ = ["Config", "DataConfig", "PhysicsConfig", "PotentialConfig", "load_config"]
 
 Size = Annotated[int | float, Field(ge=0)]
 
@@ -22,8 +23,9 @@ Size = Annotated[int | float, Field(ge=0)]
 class DataConfig(Section):
     """Where the frames come from and how they are split."""
 
-    source: str = Field(
-        description="A file, `sample:ethanol` (shipped), `nbody:charged` (simulated) or fetched: `rmd17:ethanol`."
+    source: str | list[str] = Field(
+        description="A file, folder or pattern, `sample:ethanol` (shipped), `nbody:charged` (simulated) or fetched: "
+        "`rmd17:ethanol`; or a list of these."
     )
     test_source: str | None = Field(None, description="A separate file of test frames; by default they are split off.")
     format: str | None = Field(None, description="`extxyz`, `md17` or `ase`, when the file's ending does not tell.")
@@ -48,6 +50,14 @@ class DataConfig(Section):
     validation_indices: str | None = Field(None, description="Likewise for validation.")
     test_indices: str | None = Field(None, description="Likewise for test.")
     seed: int = Field(0, ge=0, description="Seed of the random split.")
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict,
+        description="Weights in the loss by config_type, `{surface: 2}`; a frame's config_weight multiplies them.",
+    )
+    replay: str | None = Field(
+        None, description="With `potential.start`: data to train on as well, so that the model does not forget them."
+    )
+    replay_fraction: float = Field(0.2, gt=0, lt=1, description="Fraction of the training frames drawn from `replay`.")
 
 
 class PotentialConfig(Section):
@@ -59,6 +69,9 @@ class PotentialConfig(Section):
     arguments: dict[str, Any] = Field(default_factory=dict, description="Arguments that replace the preset's.")
 
     start: str | None = Field(None, description="A model file to continue from, which defines network and cut-off.")
+    start_where: list[str] | None = Field(
+        None, description="Name patterns of the parameters to take from `start`, others begin at random; none: all."
+    )
 
     @model_validator(mode="after")
     def _one_network(self) -> "PotentialConfig":
@@ -67,6 +80,8 @@ class PotentialConfig(Section):
         own += ["arguments"] if self.arguments else []
         if self.start is not None and own:
             raise ValueError(f"leave out `{own[0]}`: the network is that of `potential.start`, {self.start}")
+        if self.start is None and self.start_where is not None:
+            raise ValueError("`start_where` chooses parameters of `potential.start`: name that file, or leave it out")
         return self
 
     @model_validator(mode="after")
@@ -76,15 +91,40 @@ class PotentialConfig(Section):
         return self
 
 
+class PhysicsConfig(Section):
+    """The terms that are not learnt, see `mdrelax.forces.physics`."""
+
+    zbl: float = Field(
+        0.0,
+        ge=0,
+        le=2,
+        description="Nuclear repulsion (ZBL), faded out at this many sums of two covalent radii; true: 1, false: none.",
+    )
+    dispersion: str | None = Field(
+        None, description="Functional whose D3(BJ) dispersion is added, such as `PBE`; none: no dispersion."
+    )
+
+    dispersion_in_labels: bool = Field(
+        True, description="The labels contain it, so that it is subtracted from them; false: plain DFT labels."
+    )
+
+    def physics(self) -> Physics:
+        """The same for a force field."""
+        return Physics(self.zbl, self.dispersion, self.dispersion_in_labels)
+
+
 class Config(Section):
     """One training run."""
 
     data: DataConfig
     potential: PotentialConfig = PotentialConfig()
+    physics: PhysicsConfig = PhysicsConfig()
     relaxation: RelaxationConfig = RelaxationConfig()
     training: TrainingConfig = TrainingConfig()
-    reference_energies: Literal["fit", "isolated"] = Field(
-        "fit", description="Energies of the elements: least squares over the training set, or those of isolated atoms."
+    reference_energies: Literal["fit", "isolated", "keep"] = Field(
+        "fit",
+        description="Energies of the elements: least squares over the training set, those of isolated atoms, or with "
+        "`potential.start` those of that model.",
     )
     exact_lone_atoms: bool | None = Field(
         None, description="A lone atom has exactly its reference energy; none: where these are those of isolated atoms."
@@ -92,6 +132,22 @@ class Config(Section):
     standard_baseline: bool = Field(False, description="Also train the standard network, same budget and seed.")
     md_picoseconds: float = Field(0.0, ge=0, description="Length of an NVE run at 300 K at the end; 0: none.")
     format_version: Literal[3] = Field(3, description="Of this document; one of version 2 keeps its defaults.")
+
+    @model_validator(mode="after")
+    def _physics_of_the_start(self) -> Self:
+        if self.potential.start is not None and self.physics != PhysicsConfig():
+            raise ValueError(f"leave out `physics`: its terms are those of `potential.start`, {self.potential.start}")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_keep(self) -> Self:
+        if self.potential.start is None and self.reference_energies == "keep":
+            raise ValueError("`reference_energies: keep` keeps those of `potential.start`: name that file, or take fit")
+        if self.potential.start is None and self.data.replay is not None:
+            raise ValueError(
+                f"`data.replay: {self.data.replay}` is for runs with `potential.start`; add the file to `data.source`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _equivariant_in_the_end(self) -> Self:

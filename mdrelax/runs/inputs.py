@@ -17,7 +17,7 @@ from mdrelax import datasets
 from mdrelax.base.files import write_atomically
 from mdrelax.base.names import nearest_name
 from mdrelax.base.provenance import environment
-from mdrelax.base.sections import ConfigError, read_yaml
+from mdrelax.base.sections import ConfigError, apply_overrides, load, read_yaml
 from mdrelax.datasets import Frames, LabelOptions, Split
 from mdrelax.forces.loader import Batch
 from mdrelax.forces.settings import STRESS_WEIGHT
@@ -124,7 +124,7 @@ def check_folder(config: Config, folder: Path, *, restart: bool) -> str | None:
     """
     saved = folder / "config.yaml"
     has_model, has_checkpoint = ((folder / name).exists() for name in ("model.safetensors", "checkpoints/last.pt"))
-    if not (saved.exists() and (has_checkpoint or has_model)):
+    if not (saved.exists() and (has_checkpoint or has_model or any(folder.glob("member-*/checkpoints/last.pt")))):
         return None
     if not restart:
         raise ConfigError(
@@ -177,9 +177,41 @@ def load_parts(settings: DataConfig, data: Sequence[Atoms] | None = None) -> Par
     if apart is not None:
         test = apart.data[: _n_of_test_file(settings.test, len(apart.data))]
     train = [frames.data[k] for k in split.train]
-    if settings.source.startswith("rmd17:") or (settings.format or settings.source).endswith(("md17", ".npz")):
+    train = _weighed(train, settings.weights)
+    names = [settings.source] if isinstance(settings.source, str) else settings.source
+    if any(name.startswith("rmd17:") or (settings.format or name).endswith(("md17", ".npz")) for name in names):
         datasets.warn_about_md17_noise(train)
     return Parts(train, [frames.data[k] for k in split.valid], test, frames.isolated_energies, split, report)
+
+
+def reading_options(sources: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
+    """The options of ``datasets.load_frames`` in overrides ``data.key=value`` of a config; raises ``ConfigError``."""
+    document = apply_overrides({"data": {"source": list(sources)}}, overrides)
+    if unknown := sorted(document.keys() - {"data"}):
+        raise ConfigError(f"Only keys of `data` say how to read a file, got `{unknown[0]}`: write `-r data.key=value`.")
+    settings = load(DataConfig, document["data"], place="data")
+    return {key: getattr(settings, key) for key in ("format", "labels", *LabelOptions.__annotations__)}
+
+
+def _weighed(frames: list[Data], weights: Mapping[str, float]) -> list[Data]:
+    """The training frames with their weights times those of their kind, without those of weight 0.
+
+    Raises ``ConfigError`` for a kind that no frame is, and if all weights are 0.
+    """
+    kinds = {frame.config_type for frame in frames}
+    unknown = sorted(weights.keys() - kinds)
+    if unknown:
+        raise ConfigError(
+            f"`data.weights` names the config_type `{unknown[0]}`, which no training frame has; "
+            f"{nearest_name(unknown[0], kinds)}"
+        )
+    for frame in frames:
+        if frame.config_type in weights:
+            frame.weight = weights[frame.config_type] * (frame.weight if "weight" in frame else 1.0)
+    kept = [frame for frame in frames if "weight" not in frame or frame.weight > 0]
+    if not kept:
+        raise ConfigError("All training frames have the weight 0; give some of them a weight in `data.weights`.")
+    return kept
 
 
 def _all_frames(settings: DataConfig, data: Sequence[Atoms] | None, options: dict[str, Any]) -> Frames:

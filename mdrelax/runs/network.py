@@ -6,6 +6,7 @@
 | potential, elements, dtype, symmetry | arguments that build the network, defaults included |
 | started_from | the model file that the run continues from: name and content hash, else null |
 | exact_lone_atoms, binding | whether lone atoms have exactly their reference energies; eV, see ``ForceField`` |
+| physics | the terms that are not learnt, see ``Physics`` |
 | reference_energies, scale | eV of each element; eV/Angstrom, the RMS force of the training set |
 | structures | a few of the run's test (or validation) structures, Angstrom: certificates are measured on them |
 """
@@ -22,6 +23,7 @@ from mdrelax.base.files import write_atomically
 from mdrelax.base.sections import ConfigError, Section, load
 from mdrelax.datasets import make_frame
 from mdrelax.forces.forcefield import ForceField
+from mdrelax.forces.physics import Physics
 from mdrelax.forces.potential import Potential
 from mdrelax.runs.config import PotentialConfig
 from mdrelax.runs.experiment import seeded
@@ -76,6 +78,7 @@ class Untrained(NamedTuple):
     name: str
     arguments: dict[str, Any]
     origin: dict[str, str] | None  # the model file it continues from: name and content hash
+    shift: torch.Tensor | None = None  # (n_elements,) eV, by which the references of that file were moved
 
 
 class NetworkFile(NamedTuple):
@@ -92,6 +95,7 @@ class NetworkFile(NamedTuple):
     started_from: dict[str, str] | None  # name and content hash of a model file
     exact_lone_atoms: bool  # see ``ForceField``
     binding: float  # eV
+    physics: Physics
 
     def build(self, networks: Networks) -> ForceField:
         """The force field before training, with other random weights, to be replaced by those of a checkpoint."""
@@ -100,7 +104,7 @@ class NetworkFile(NamedTuple):
         elements = tuple(self.elements)
         force_field = ForceField(
             network, elements=elements, reference_energies=references, scale=self.scale,
-            exact_lone_atoms=self.exact_lone_atoms, binding=self.binding,
+            exact_lone_atoms=self.exact_lone_atoms, binding=self.binding, physics=self.physics,
         )  # fmt: skip
         return force_field.to_dtype(getattr(torch, self.dtype))
 
@@ -114,6 +118,7 @@ def write_network(folder: Path, begun: Untrained, *, structures: Sequence[Data])
         "started_from": begun.origin,
         "exact_lone_atoms": force_field.exact_lone_atoms,
         "binding": float(force_field.binding),
+        "physics": force_field.physics._asdict(),
         "elements": list(force_field.elements),
         "reference_energies": force_field.reference_energies.tolist(),
         "scale": float(force_field.scale),
@@ -149,6 +154,7 @@ def read_network(folder: Path) -> NetworkFile | None:
             potential["name"], potential["arguments"], document["elements"], document["reference_energies"],
             document["scale"], document["dtype"], document["symmetry"], structures, document.get("started_from"),
             document.get("exact_lone_atoms", False), document.get("binding", 0.0),
+            Physics(**document.get("physics", {})),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"`{path}` is damaged ({error!r}); restart the run to write it again.") from error

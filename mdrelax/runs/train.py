@@ -8,26 +8,31 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from ase import Atoms
+from ase.data import chemical_symbols
 from torch_geometric.data import Data
 
 from mdrelax import datasets
 from mdrelax.base.files import write_atomically
+from mdrelax.base.sections import ConfigError
 from mdrelax.compiled.training import CompiledTrainingStep
 from mdrelax.datasets.structure_files import spread
 from mdrelax.forces import metrics
+from mdrelax.forces.dispersion import with_dispersion, without_dispersion
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.forcematching import ForceMatching
 from mdrelax.forces.loader import Batch, Loader, frames_from_data, join
+from mdrelax.forces.physics import Physics
 from mdrelax.forces.predict import predictions_of
 from mdrelax.forces.symmetry import certify
 from mdrelax.method.certificate import Certificate
 from mdrelax.modelfile import LoadedModel, save_model, save_refused
 from mdrelax.runs.config import Config
+from mdrelax.runs.continued import replayed, shift_references
 from mdrelax.runs.experiment import Finished, run
 from mdrelax.runs.inputs import Parts, check_cutoff, check_labels, load_parts, prepare_folder, with_stress_weight
 from mdrelax.runs.network import Networks, Untrained, check_network, read_network, write_network
 from mdrelax.runs.refused import REFUSED, refuse
-from mdrelax.runs.untrained import load_start, shift_references, untrained
+from mdrelax.runs.untrained import load_start, untrained
 from mdrelax.structures.graph import Graph
 from mdrelax.training.trainer import FitResult, Progress
 
@@ -67,6 +72,7 @@ class Potentials:
 
     parts: Parts
     frames: Frames
+    physics: Physics
     begun: Untrained
 
     def __init__(self, config: Config, networks: Networks, data: Sequence[Atoms] | None = None) -> None:
@@ -84,6 +90,8 @@ class Potentials:
         self.start = load_start(self.config.potential)
         if self.start is None:
             check_network(self.config.potential, self.networks)  # before the data are read
+        self.physics = self.config.physics.physics() if self.start is None else self.start.force_field.physics
+        _check_dispersion(self.physics)
         return prepare_folder(self.config, folder, restart=restart)
 
     def prepare(self, folder: Path, *, resume: bool, tell: Callable[[str], None]) -> ForceField:
@@ -94,15 +102,21 @@ class Potentials:
         check_labels(config, self.parts)
         _keep_split(self.parts, folder, resume=resume)
         cutoff = config.potential.cutoff if self.start is None else self.start.force_field.cutoff
-        self.frames = data_frames(self.parts, cutoff)
+        self.frames = data_frames(self.parts, cutoff, self.physics)
         neighbours = check_cutoff(self.frames.train, cutoff)
         self.begun = untrained(config, self.frames.train, self.parts.isolated_energies, self.networks, self.start)
-        force_field, name, _, origin = self.begun
+        force_field, name, origin = self.begun.force_field, self.begun.name, self.begun.origin
         self.config = config = with_stress_weight(config, self.parts, conservative=force_field.conservative)
         self.training = config.training
         if resume and (before := read_network(folder)) is not None:
             force_field.exact_lone_atoms = before.exact_lone_atoms  # of an older version: False
         write_network(folder, self.begun, structures=kept_structures(self.parts))
+        if config.data.replay is not None:
+            extra = replayed(config, self.begun, len(self.frames.train))
+            self.frames.train.extend(extra)
+            tell(f"{len(extra)} of the training frames are from `{config.data.replay}`.")
+        if self.start is not None:
+            _tell_new_elements(force_field, self.start.force_field, tell)
         size = f"`{config.potential.preset}`" if origin is None else f"of `{origin['file']}`"
         tell(
             f"{len(self.frames.train)} training, {len(self.frames.validation)} validation and {len(self.frames.test)} "
@@ -155,9 +169,21 @@ def run_training(
     listener: Callable[[Progress], None] = lambda progress: None,
 ) -> Outcome:
     """``run`` the experiment ``Potentials``; arguments and errors as there."""
+    if config.training.committee > 1:
+        raise ConfigError(
+            f"`training.committee: {config.training.committee}` trains several networks, which this call does not: use "
+            "`mdrelax train`, or `mdrelax.train_committee` from Python."
+        )
     experiment = Potentials(config, networks, data)
     finished = run(experiment, folder, restart=restart, tell=tell, listener=listener)
     return Outcome(*finished, experiment.parts, folder)
+
+
+def _tell_new_elements(force_field: ForceField, before: ForceField, tell: Callable[[str], None]) -> None:
+    """A line on elements that the model of ``potential.start`` did not know."""
+    new = [chemical_symbols[z] for z in force_field.elements if z not in before.elements]
+    if new:
+        tell(f"New elements {', '.join(new)}: what the network knows of them begins at random.")
 
 
 def _warnings(config: Config, force_field: ForceField) -> Iterator[str]:
@@ -179,9 +205,18 @@ def _keep_split(parts: Parts, folder: Path, *, resume: bool) -> None:
     datasets.save_split(path, parts.split, data_hash=fingerprint)
 
 
-def data_frames(parts: Parts, cutoff: float) -> Frames:
-    """The parts of the data with their neighbour lists; ``cutoff`` in Angstrom."""
-    return Frames(*(frames_from_data(data, cutoff=cutoff) for data in (parts.train, parts.validation, parts.test)))
+def data_frames(parts: Parts, cutoff: float, physics: Physics) -> Frames:
+    """The parts of the data with their neighbour lists, labels without dispersion; ``cutoff`` in Angstrom."""
+    learnt = (without_dispersion(data, physics.subtracted) for data in (parts.train, parts.validation, parts.test))
+    return Frames(*(frames_from_data(data, cutoff=cutoff) for data in learnt))
+
+
+def _check_dispersion(physics: Physics) -> None:
+    """Raise ``ConfigError`` for dispersion that cannot be computed, before the data are read."""
+    try:
+        without_dispersion([], physics.dispersion)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def model_card(
@@ -194,14 +229,16 @@ def model_card(
 ) -> dict[str, Any]:
     """The model card: config, data, errors, reference energies. File paths are reduced to file names."""
     document = config.model_dump(mode="json")
-    for key in ("source", "test_source", "train_indices", "validation_indices", "test_indices"):
-        if document["data"][key] is not None:
-            document["data"][key] = Path(document["data"][key]).name
+    for key in ("source", "test_source", "replay", "train_indices", "validation_indices", "test_indices"):
+        named = document["data"][key]
+        if named is not None:
+            document["data"][key] = Path(named).name if isinstance(named, str) else [Path(each).name for each in named]
     if config.potential.start is not None:
         document["potential"]["start"] = Path(config.potential.start).name
     energies = model.reference_energies.tolist()
     return {
         "config": document,
+        "physics": model.physics._asdict(),
         "reference_energies_eV": dict(zip(map(str, model.elements), energies, strict=True)),
         "started_from": origin,
         "best_step": best_step,
@@ -228,7 +265,9 @@ def _test_results(
     validation = predictions_of(force_field, frames.validation, stress=stress)
     results: dict[str, Any] = {"validation": metrics.errors(validation)}
     if frames.test:
-        predictions = predictions_of(force_field, frames.test, stress=stress)
+        predictions = with_dispersion(
+            predictions_of(force_field, frames.test, stress=stress), parts.test, force_field.physics.subtracted
+        )
         baseline = _mean_baseline(parts)
         results |= {"test": metrics.errors(predictions), "baselines": {"mean": metrics.errors(baseline)}}
         if predictions.forces_pred is not None and not any(frame.graph.cell.any() for frame in frames.test):

@@ -1,7 +1,6 @@
 """The initial force field of a run: a new network, or that of a model file (``potential.start``)."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,14 +8,16 @@ import torch
 from mdrelax.base.sections import ConfigError
 from mdrelax.forces.forcefield import ForceField, bound_share, fit_reference_energies
 from mdrelax.forces.loader import Batch, distinct_elements, join
-from mdrelax.forces.predict import predict
+from mdrelax.forces.physics import Physics
+from mdrelax.forces.potential import Potential
 from mdrelax.modelfile import LoadedModel, load_model
 from mdrelax.runs.config import Config, PotentialConfig
+from mdrelax.runs.continued import continued, exact_lone_atoms, isolated_references
 from mdrelax.runs.experiment import seeded
 from mdrelax.runs.network import Networks, Untrained, arguments_of
 from mdrelax.structures.graph import edge_vectors
 
-__all__ = ["load_start", "network_arguments", "new_force_field", "shift_references", "untrained"]
+__all__ = ["load_start", "network_arguments", "new_force_field", "untrained"]
 
 
 def load_start(settings: PotentialConfig) -> LoadedModel | None:
@@ -33,10 +34,10 @@ def untrained(
 ) -> Untrained:
     """The force field of a run; ``frames`` are its training set, ``isolated_energies`` (eV) of isolated atoms.
 
-    Raises ``ConfigError`` for settings that cannot be used, ``ValueError`` for elements that ``start`` does not know.
+    Raises ``ConfigError`` for settings that cannot be used.
     """
     if start is not None:
-        found = _continued(config, frames, start)
+        found = continued(config, frames, isolated_energies, networks, start)
     else:
         arguments = network_arguments(config.potential, frames, networks)
         model = new_force_field(config, frames, isolated_energies, arguments, networks)
@@ -66,27 +67,44 @@ def new_force_field(
 ) -> ForceField:
     """Seeded weights, reference energies, and as scale the root mean square force of the training set."""
     elements = distinct_elements([frame.graph.numbers for frame in frames])
-    name = config.potential.name
+    name, physics = config.potential.name, config.physics.physics()
     try:
         network = seeded(lambda: networks.build_potential(name, len(elements), arguments), config.training.seed)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    frames = _learnt(network, frames, elements, physics)
     forces = torch.cat([frame.targets.forces for frame in frames])
     known = forces[~forces.isnan()]
     scale = float(known.square().mean().sqrt()) if known.any() else 1.0  # no forces, or all of them zero
     references = _references(config, frames, isolated_energies, elements)
-    exact = _exact(config)
+    exact = exact_lone_atoms(config)
     force_field = ForceField(
-        network, elements=elements, reference_energies=references, scale=scale, exact_lone_atoms=exact
+        network, elements=elements, reference_energies=references, scale=scale, exact_lone_atoms=exact, physics=physics
     )
     if exact and force_field.conservative:
         force_field.binding.fill_(_mean_binding(force_field, frames))
     return force_field.to_dtype(getattr(torch, config.training.dtype))
 
 
-def _exact(config: Config) -> bool:
-    """Whether lone atoms keep exactly their reference energies."""
-    return config.reference_energies == "isolated" if config.exact_lone_atoms is None else config.exact_lone_atoms
+def _learnt(
+    network: Potential, frames: Sequence[Batch], elements: tuple[int, ...], physics: Physics
+) -> Sequence[Batch]:
+    """The frames with what remains of their energies and forces beside the repulsion; raises ``ConfigError``."""
+    try:
+        bare = ForceField(network, elements=elements, physics=physics)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if not physics.zbl:
+        return frames
+    found = []
+    for frame in frames:
+        graph, targets = frame.graph, frame.targets
+        species, vectors = bare.species_of(graph.numbers), edge_vectors(graph)
+        zeros = vectors.new_zeros(len(species))
+        added = bare.finish(graph, species, vectors, zeros, torch.zeros_like(vectors), stress=False)
+        rest = targets._replace(energy=targets.energy - added.energy, forces=targets.forces - added.forces)
+        found.append(frame._replace(targets=rest))
+    return found
 
 
 def _references(
@@ -97,13 +115,7 @@ def _references(
     energies = torch.cat([frame.targets.energy for frame in frames])
     if config.reference_energies == "fit":
         return fit_reference_energies(numbers, energies, elements)
-    missing = [z for z in elements if z not in isolated_energies]
-    if missing:
-        raise ConfigError(
-            f"`reference_energies: isolated` needs a frame with config_type=IsolatedAtom for atomic numbers {missing}; "
-            "add them to the data or use `fit`."
-        )
-    return torch.tensor([isolated_energies[z] for z in elements], dtype=torch.float64)
+    return isolated_references(isolated_energies, elements)
 
 
 def _mean_binding(force_field: ForceField, frames: Sequence[Batch]) -> float:
@@ -117,36 +129,3 @@ def _mean_binding(force_field: ForceField, frames: Sequence[Batch]) -> float:
     if not known.any():
         return 0.0
     return float(((energies - alone) * bound)[known].sum() / bound[known].square().sum())
-
-
-def shift_references(force_field: ForceField, frames: Sequence[Batch]) -> None:
-    """Move the reference energies by the least-squares energy of each element over label minus prediction.
-
-    Without energy labels nothing moves. Forces stay as they are.
-    """
-    prediction, batch = predict(force_field, frames)
-    numbers = [frame.graph.numbers for frame in frames]
-    missed = batch.targets.energy - prediction.energy
-    force_field.reference_energies += fit_reference_energies(numbers, missed, force_field.elements)
-
-
-def _continued(config: Config, frames: Sequence[Batch], start: LoadedModel) -> Untrained:
-    """Network, elements and scale of a model file; its reference energies are shifted to fit the training set.
-
-    The shift is the least-squares energy of each element over label minus prediction: near zero for more data at the
-    same level of theory, the offset for another one. With ``reference_energies: isolated`` they are not shifted.
-    """
-    force_field = start.force_field.to_dtype(getattr(torch, config.training.dtype)).requires_grad_(True)
-    unknown = sorted(set(distinct_elements([frame.graph.numbers for frame in frames])) - set(force_field.elements))
-    if unknown:
-        raise ValueError(
-            f"The data have atomic numbers {unknown}, which `{config.potential.start}` was not trained on: remove "
-            "these frames, or do not set `potential.start`."
-        )
-    if config.reference_energies == "fit":
-        shift_references(force_field, frames)
-    if _exact(config):
-        force_field.unfold_lone_atoms()
-    spec = start.header["potential"]
-    origin = {"file": Path(str(config.potential.start)).name, "content": start.header["content"]}
-    return Untrained(force_field.train(), spec["name"], spec["arguments"], origin)

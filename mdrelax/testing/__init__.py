@@ -187,7 +187,7 @@ def a_wide_halo_gives_the_local_atoms(force_field: ForceField) -> None:
     _require(energies.shape == (2,), f"With `n_local` = 2 there are {len(energies)} energies.")
     error = float((energies - expected).abs().max())
     _require(error < ROUNDING, f"With a wide halo the energies of the local atoms change by {error:.1e}.")
-    total, _ = model.in_eV(species[:2], graph.edge_index, plain.vectors, energies, gradient)
+    total, _ = model.in_eV(species, graph.edge_index, plain.vectors, energies, gradient)
     _require(bool(total.isfinite().all()), "With a wide halo energies are not finite.")
 
 

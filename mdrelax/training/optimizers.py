@@ -11,7 +11,10 @@
 | normalised | Adam's, each block divided by its norm (``mdrelax.training.matrix_optimizers``) | decoupled, matrices |
 """
 
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import torch
@@ -26,7 +29,10 @@ __all__ = [
     "Optimizer",
     "OptimizerKind",
     "Parts",
+    "fractions_of",
     "make_optimizer",
+    "moving",
+    "name_fits",
     "set_rate",
 ]
 
@@ -73,10 +79,15 @@ def make_optimizer(
     vector_fraction: float = VECTOR_FRACTION,
     free_kind: OptimizerKind | None = None,
     free_fraction: float = 1.0,
+    fractions: Mapping[str, float] = MappingProxyType({}),
 ) -> Optimizer:
     """The optimiser ``kind`` of the trainable parameters.
 
-    Raises ``ValueError`` for a name not in ``OPTIMIZERS``, or if the library that provides it is not installed.
+    Raises ``ValueError`` for a name not in ``OPTIMIZERS``, if the library that provides it is not installed, or for a
+    pattern of ``fractions`` that no parameter has.
+
+    ``fractions`` are learning rates relative to ``lr`` by name pattern of parameters or modules, of which the first
+    that fits counts; at 0 a parameter does not move.
 
     With Muon, parameters that are not matrices are updated by AdamW at ``vector_fraction`` times the learning rate. The
     free maps of a relaxed model are updated by ``free_kind`` (default: ``kind``) at ``free_fraction`` times the rate.
@@ -89,14 +100,75 @@ def make_optimizer(
     settings: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "betas": betas}
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     free: list[Tensor] = [p for layer in relaxed_layers(model).values() for p in layer.free.parameters()]
-    if (free_kind == kind and free_fraction == 1) or not free:
+    if not fractions and ((free_kind == kind and free_fraction == 1) or not free):
         return make[kind](parameters, **settings)
     known = {id(p) for p in free}
     trunk = [p for p in parameters if id(p) not in known]
-    parts = {"trunk": make[kind](trunk, **settings), "free": make[free_kind](free, **settings)}
-    for group in parts["free"].param_groups:
-        group["lr_fraction"] = free_fraction * group.get("lr_fraction", 1.0)
+    parts = _slower(model, trunk, fractions, lambda chosen: make[kind](chosen, **settings))
+    if free:
+        parts["free"] = _at_fraction(make[free_kind](free, **settings), free_fraction)
     return Parts(parts)
+
+
+def _slower(
+    model: nn.Module,
+    parameters: list[Tensor],
+    fractions: Mapping[str, float],
+    make: Callable[[list[Tensor]], Optimizer],
+) -> dict[str, Any]:
+    """An optimiser for each fraction of the learning rate that some of the parameters have."""
+    of_parameter = fractions_of(model, fractions)
+    groups: dict[float, list[Tensor]] = {}
+    for parameter in parameters:
+        groups.setdefault(of_parameter[id(parameter)], []).append(parameter)
+    return {
+        "trunk" if fraction == 1 else f"trunk * {fraction:g}": _at_fraction(make(chosen), fraction)
+        for fraction, chosen in groups.items()
+    }
+
+
+def _at_fraction(optimizer: Optimizer, fraction: float) -> Optimizer:
+    for group in optimizer.param_groups:
+        group["lr_fraction"] = fraction * group.get("lr_fraction", 1.0)
+    return optimizer
+
+
+def fractions_of(model: nn.Module, fractions: Mapping[str, float]) -> dict[int, float]:
+    """The fraction of each parameter by its ``id``; see ``make_optimizer``.
+
+    Names are those of the network without free maps and without the prefix ``potential.``; a pattern fits a parameter
+    or a module that holds it. Raises ``ValueError`` for a pattern that fits nothing.
+    """
+    names = dict(_plain_names(model))
+    unused = [pattern for pattern in fractions if not any(name_fits(name, pattern) for name in names)]
+    if unused:
+        modules = {name.partition(".")[0] for name in names}
+        raise ValueError(f"No parameter fits the name pattern `{unused[0]}`; {nearest_name(unused[0], modules)}")
+    return {
+        id(parameter): next((f for pattern, f in fractions.items() if name_fits(name, pattern)), 1.0)
+        for name, parameter in names.items()
+    }
+
+
+def name_fits(name: str, pattern: str) -> bool:
+    """Whether a pattern fits the name of a parameter, or of a module that holds it."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+
+
+def _plain_names(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters with the names that they have without free maps, relative to the potential."""
+    relaxed = list(relaxed_layers(model))
+    for name, parameter in model.named_parameters():
+        for layer in relaxed:
+            if name.startswith(f"{layer}.layer."):
+                name = name.replace(f"{layer}.layer.", f"{layer}.", 1)
+        yield name.removeprefix("potential."), parameter
+
+
+def moving(model: nn.Module, optimizer: Optimizer) -> list[Tensor]:
+    """The parameters of the model that the optimiser moves, in the model's order."""
+    still = {id(p) for group in optimizer.param_groups if group.get("lr_fraction") == 0 for p in group["params"]}
+    return [parameter for parameter in model.parameters() if id(parameter) not in still]
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:

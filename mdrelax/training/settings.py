@@ -153,6 +153,10 @@ class OptimisationConfig(Section):
     vector_rate_fraction: float = Field(
         0.2, gt=0, le=1, description="muon: the learning rate of vectors and scalars, as a fraction of the matrices'."
     )
+    rate_fractions: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        default_factory=dict,
+        description="Learning rates by name pattern, as fractions of the rate: `{blocks.*: 0.1}`; 0 freezes.",
+    )
     learning_rate_schedule: LearningRateKind = Field(
         "cosine", description="After warm-up, see `mdrelax.training.rates`."
     )

@@ -33,7 +33,7 @@ from mdrelax.method.projection import LayerRecord, projected_copy
 from mdrelax.method.relaxation import is_relaxed, relaxed_layers
 from mdrelax.training.averages import Ema, has_running_statistics, own_statistics, running_statistics
 from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, refuse_impossible, save_checkpoint
-from mdrelax.training.optimizers import make_optimizer, set_rate
+from mdrelax.training.optimizers import make_optimizer, moving, set_rate
 from mdrelax.training.ranks import ALONE, Divisible, Ranks
 from mdrelax.training.settings import OptimisationConfig, RelaxationConfig, make_controller
 
@@ -149,8 +149,9 @@ class Trainer(Generic[Model]):
         self.optimizer = make_optimizer(
             self.model, kind=training.optimizer, lr=training.learning_rate, weight_decay=training.weight_decay,
             betas=training.betas, vector_fraction=training.vector_rate_fraction, free_kind=relaxation.optimizer,
-            free_fraction=relaxation.learning_rate_fraction,
+            free_fraction=relaxation.learning_rate_fraction, fractions=training.rate_fractions,
         )  # fmt: skip
+        self.moving = moving(self.model, self.optimizer)
         self.ema = Ema(self.model, decay=training.ema)
         self.relaxed = is_relaxed(self.model)
         self.controller = make_controller(relaxation, self.model, n_steps=self.n_steps, betas=training.betas)
@@ -228,7 +229,7 @@ class Trainer(Generic[Model]):
 
     def _apply_gradient(self) -> None:
         """Clip, step, average; a gradient that is not finite ends the run before it changes the weights."""
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.moving, self.settings.gradient_clip)
         if not torch.isfinite(norm):
             error = TrainingError(
                 f"The gradient is {norm.item()} at step {self.step}: (a) lower `training.learning_rate` "

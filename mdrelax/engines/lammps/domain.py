@@ -110,7 +110,7 @@ class Domain:
         energies, gradient = self.force_field.potential.energies_and_gradient(species[rows.atoms], edges)
         times.append(time.perf_counter())
         energies, gradient = self.force_field.in_eV(
-            species[: atoms.n_local], rows.pairs, vectors, energies.detach(), gradient.detach()
+            species[rows.atoms], rows.pairs, vectors, energies.detach(), gradient.detach()
         )
         shares = self._to_owners(rows, vectors, gradient).cpu().numpy()  # (n_local, 9)
         result = Result(energies.cpu().numpy(), shares[:, :3], np.ascontiguousarray(shares[:, 3:]))

@@ -8,18 +8,23 @@ from ase.data import atomic_numbers
 
 from mdrelax.base.names import nearest_name
 from mdrelax.compiled import CompiledPotential, load_compiled
-from mdrelax.engines.ase import own_copy
 from mdrelax.engines.lammps.domain import Halo, halo_width
+from mdrelax.engines.results import own_copy
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.modelfile import load_model
 
-__all__ = ["chosen_halo", "load", "numbers_of"]
+__all__ = ["DispersionLeftOutWarning", "chosen_halo", "load", "numbers_of"]
+
+
+class DispersionLeftOutWarning(UserWarning):
+    """Warns of a model whose dispersion LAMMPS has to add."""
 
 
 def load(model: Path | None, compiled: Path | None, dtype: str | None, device: str, rank: int) -> ForceField:
     """The force field of a model file, in float32 unless another ``dtype`` is given, or of a compiled one.
 
-    ``device`` is a torch device; the ranks are dealt over all devices if it is ``cuda``. Warnings are those of rank 0.
+    ``device`` is a torch device; the ranks are dealt over all devices if it is ``cuda``. Warnings are those of rank 0:
+    dispersion is left to LAMMPS (``DispersionLeftOutWarning``).
     Raises the errors of ``load_model`` and ``load_compiled``, and ``ValueError`` for a device that cannot be used and a
     model with direct forces.
     """
@@ -27,8 +32,11 @@ def load(model: Path | None, compiled: Path | None, dtype: str | None, device: s
         if rank:
             warnings.simplefilter("ignore")
         if compiled is not None:
-            return own_copy(load_compiled(compiled).force_field, dtype, "cpu")
+            force_field = load_compiled(compiled).force_field
+            _warn_of_dispersion(compiled, force_field)
+            return own_copy(force_field, dtype, "cpu")
         force_field = load_model(str(model)).force_field
+        _warn_of_dispersion(model, force_field)
     if not force_field.conservative:
         raise ValueError(
             f"`{model}` predicts forces directly (`forces: direct`): they are not the gradient of its energy, and "
@@ -37,6 +45,17 @@ def load(model: Path | None, compiled: Path | None, dtype: str | None, device: s
     if device == "cuda" and torch.cuda.is_available():
         device = f"cuda:{rank % torch.cuda.device_count()}"
     return own_copy(force_field, dtype or "float32", device)
+
+
+def _warn_of_dispersion(path: Path | None, force_field: ForceField) -> None:
+    functional = force_field.physics.dispersion
+    if functional is not None:
+        warnings.warn(
+            f"`{path}` needs the D3(BJ) dispersion of {functional}, which this engine does not compute: the forces are "
+            f"those of the network alone. Add LAMMPS's own, `pair_style dispersion/d3 bj {functional.lower()} 30 20`.",
+            DispersionLeftOutWarning,
+            stacklevel=3,
+        )
 
 
 def numbers_of(elements: str, force_field: ForceField) -> list[int]:
