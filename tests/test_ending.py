@@ -20,10 +20,16 @@ PATIENCE = 120.0  # seconds; the machine may be busy
 
 
 def started(*arguments: str | Path, out: Path, **environment: str) -> "subprocess.Popen[str]":
-    """The command in a process of its own; its output goes into a file."""
+    """The command in a process of its own; its output goes into a file.
+
+    It listens to SIGINT even where these tests do not, in the background of a script.
+    """
     command, own = shell(*arguments)
     with out.open("w") as file:
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, text=True, env={**own, **environment})
+        return subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, text=True, env={**own, **environment},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
 
 
 def ended(process: "subprocess.Popen[str]", when: Callable[[], bool], how: signal.Signals) -> int:
@@ -33,7 +39,10 @@ def ended(process: "subprocess.Popen[str]", when: Callable[[], bool], how: signa
         time.sleep(0.05)
     assert when(), "the command never began its work"
     process.send_signal(how)
-    return process.wait(timeout=PATIENCE)
+    try:
+        return process.wait(timeout=PATIENCE)
+    finally:
+        process.kill()
 
 
 @pytest.fixture
