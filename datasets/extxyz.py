@@ -94,8 +94,8 @@ def _require_whole(path: Path, lines: Sequence[str]) -> None:
         if len(word) > 15 or not 0 <= int(word) <= left:
             announced = f"frame {number} announces {word:.20} atoms, and {max(left, 0)} lines follow"
             raise ValueError(
-                f"`{path}` cannot be read as extxyz ({announced}); it is cut off or another format, from frame {number} "
-                "on."
+                f"`{path}` cannot be read as extxyz ({announced}); it is cut off or another format, from frame "
+                f"{number} on."
             )
         if wide := WIDE.search(lines[place + 1]):
             raise ValueError(

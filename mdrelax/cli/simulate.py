@@ -2,7 +2,7 @@
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ase import Atoms
+
+    from mdrelax.engines.md import MDResult
 
 
 def md(
@@ -32,48 +34,73 @@ def md(
     compile: Annotated[bool, typer.Option("--compile", help="Compile first (minutes) for faster steps.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace trajectory and log of an older run.")] = False,
     keep_velocities: Annotated[bool, typer.Option("--keep-velocities", help="Keep those of the structure.")] = False,
+    restart: Annotated[str, typer.Option(help="`auto` continues a stopped run, or a finished one with more --ps.")] = (
+        "never"
+    ),
 ) -> None:
     """Run NVE or NVT molecular dynamics; report the energy drift and the first bond that broke."""
     from rich.progress import Progress
 
+    from mdrelax.compiled.files import file_hash
     from mdrelax.datasets.structure_files import read_structures
     from mdrelax.engines.ase import MDRelaxCalculator
-    from mdrelax.engines.md import ExplodedError, run_md
+    from mdrelax.engines.md import run_md
 
-    if ensemble not in ("nve", "nvt"):
-        refuse(f"`--ensemble` must be nve or nvt, got {ensemble!r}.")
+    for name, given, known in (("ensemble", ensemble, ("nve", "nvt")), ("restart", restart, ("auto", "never"))):
+        if given not in known:
+            refuse(f"`--{name}` must be {' or '.join(known)}, got {given!r}.")
     kind: Literal["nve", "nvt"] = "nvt" if ensemble == "nvt" else "nve"
-    with _outputs(trajectory, log, overwrite=overwrite):
+    state = log.with_name(f"{log.name}.restart")
+    with _outputs(trajectory, log, state=state, overwrite=overwrite, restart=restart == "auto"):
         start = atoms = read_structures(structure)[-1]
         _say_what_moves(structure, atoms, temperature, keep=keep_velocities)
         atoms.calc = MDRelaxCalculator.from_file(model, dtype=dtype or None, device=device, compile=compile)
-        if equilibrate > 0:
-            warm = run_md(
-                atoms, ensemble="nvt", temperature_K=temperature, duration_ps=equilibrate, timestep_fs=timestep,
-                seed=seed, friction_per_fs=friction, keep_momenta=keep_velocities,
+        if equilibrate > 0 and not state.exists():
+            atoms = _equilibrated(
+                atoms, temperature_K=temperature, duration_ps=equilibrate, timestep_fs=timestep, seed=seed,
+                friction_per_fs=friction, keep_momenta=keep_velocities,
             )  # fmt: skip
-            if warm.exploded:
-                raise ExplodedError(f"The equilibration exploded: {warm.reason}")
-            warm.atoms.calc, atoms = atoms.calc, warm.atoms
+        rest = {"dtype": dtype, "device": device, "compile": compile, "equilibrate": equilibrate}
+        origin = {"model": file_hash(model), "structure": file_hash(structure), **rest}
         with Progress(transient=True) as bar:
             task = bar.add_task(ensemble.upper(), total=None)
             result = run_md(
                 atoms, ensemble=kind, temperature_K=temperature, duration_ps=picoseconds, timestep_fs=timestep,
                 friction_per_fs=friction, seed=seed, keep_momenta=keep_velocities, trajectory=trajectory, log=log,
+                restart=state, origin=origin,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )  # fmt: skip
+    _say_how_it_went(result, f"{picoseconds:g} ps {ensemble.upper()} of {len(atoms)} atoms", plot)
+    _say_what_broke(trajectory, start)
+    typer.echo(f"Trajectory: {trajectory}\nLog: {log}")
+
+
+def _equilibrated(atoms: "Atoms", **settings: Any) -> "Atoms":
+    """The last structure of an NVT run; raises ``ExplodedError``."""
+    from mdrelax.engines.md import ExplodedError, run_md
+
+    warm = run_md(atoms, ensemble="nvt", **settings)
+    if warm.exploded:
+        raise ExplodedError(f"The equilibration exploded: {warm.reason}")
+    warm.atoms.calc = atoms.calc
+    return warm.atoms
+
+
+def _say_how_it_went(result: "MDResult", run: str, plot: Path | None) -> None:
+    """The mean temperature, of NVE the drift of the energy, and a picture; raises ``ExplodedError``."""
+    import math
+
+    from mdrelax.engines.md import ExplodedError
+
     if result.exploded:
         raise ExplodedError(f"The run exploded: {result.reason}")
     if plot is not None:
         from mdrelax.analysis.figures import md_energy
 
-        md_energy(result.log, n_atoms=len(atoms)).savefig(plot)
-    mean = result.log["temperature_K"].mean()
-    typer.echo(f"{picoseconds:g} ps {ensemble.upper()} of {len(atoms)} atoms: mean temperature {mean:.1f} K.")
-    if ensemble == "nve":
+        md_energy(result.log, n_atoms=len(result.atoms)).savefig(plot)
+    typer.echo(f"{run}: mean temperature {result.log['temperature_K'].mean():.1f} K.")
+    if not math.isnan(result.drift_meV_per_atom_ps):
         typer.echo(f"Energy drift {result.drift_meV_per_atom_ps:+.5f} meV/atom/ps.")
-    _say_what_broke(trajectory, start)
-    typer.echo(f"Trajectory: {trajectory}\nLog: {log}")
 
 
 def _say_what_moves(path: Path, atoms: "Atoms", temperature: float, *, keep: bool) -> None:
@@ -93,16 +120,29 @@ def _say_what_moves(path: Path, atoms: "Atoms", temperature: float, *, keep: boo
 
 
 @contextlib.contextmanager
-def _outputs(*paths: Path, overwrite: bool) -> "Iterator[None]":
-    """Lock the files of this run; raises ``ConfigError`` if they exist and may not be replaced."""
+def _outputs(*paths: Path, state: Path, overwrite: bool, restart: bool) -> "Iterator[None]":
+    """Lock the files of this run; raises ``ConfigError`` if they exist and may neither be replaced nor continued."""
     from mdrelax.base.files import locked_file
 
     with contextlib.ExitStack() as stack:
         for path in paths:
             stack.enter_context(locked_file(path))
-        if not overwrite:
+        if overwrite:
+            state.unlink(missing_ok=True)
+        elif restart and state.exists():
+            typer.echo(f"Continued from `{state}`.")
+        elif state.exists():
+            refuse(
+                f"`{state}` is the state of a run: continue it with `--restart auto`, or replace it (`--overwrite`)."
+            )
+        elif not (restart and _is_empty(*paths)):
             refuse_existing(*paths)
         yield
+
+
+def _is_empty(trajectory: Path, log: Path) -> bool:
+    """True for the files of a run that was killed before its first step."""
+    return not trajectory.exists() and log.is_file() and len(log.read_bytes().splitlines()) <= 1
 
 
 def refuse_existing(*outputs: Path) -> None:
