@@ -1,8 +1,9 @@
 """`mdrelax md`: molecular dynamics with a finished model."""
 
 import contextlib
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -37,45 +38,57 @@ def md(
     stop_above: Annotated[
         float | None, typer.Option(help="Committee: stop where the force on an atom spreads by more, in eV/A.")
     ] = None,
+    restart: Annotated[str, typer.Option(help="`auto` continues a stopped run, or a finished one with more --ps.")] = (
+        "never"
+    ),
 ) -> None:
     """Run NVE or NVT molecular dynamics; report the energy drift and the first bond that broke."""
     from rich.progress import Progress
 
-    from mdrelax.engines.committee import open_calculator
-    from mdrelax.engines.md import ExplodedError, run_md
+    from mdrelax.compiled.files import file_hash
+    from mdrelax.engines.committee import is_committee, model_files, open_calculator
+    from mdrelax.engines.md import run_md
 
-    if ensemble not in ("nve", "nvt"):
-        refuse(f"`--ensemble` must be nve or nvt, got {ensemble!r}.")
+    for name, given, known in (("ensemble", ensemble, ("nve", "nvt")), ("restart", restart, ("auto", "never"))):
+        if given not in known:
+            refuse(f"`--{name}` must be {' or '.join(known)}, got {given!r}.")
     stop = _stop(model, stop_above)
     kind: Literal["nve", "nvt"] = "nvt" if ensemble == "nvt" else "nve"
-    with _outputs(trajectory, log, overwrite=overwrite):
+    state = log.with_name(f"{log.name}.restart")
+    with _outputs(trajectory, log, state=state, overwrite=overwrite, restart=restart == "auto"):
         start = atoms = _last(structure)
         _say_what_moves(structure, atoms, temperature, keep=keep_velocities)
         atoms.calc = open_calculator(model, dtype=dtype or None, device=device, compile=compile)
-        if equilibrate > 0:
-            warm = run_md(
-                atoms, ensemble="nvt", temperature_K=temperature, duration_ps=equilibrate, timestep_fs=timestep,
-                seed=seed, friction_per_fs=friction, keep_momenta=keep_velocities,
+        if equilibrate > 0 and not state.exists():
+            atoms = _equilibrated(
+                atoms, temperature_K=temperature, duration_ps=equilibrate, timestep_fs=timestep, seed=seed,
+                friction_per_fs=friction, keep_momenta=keep_velocities,
             )  # fmt: skip
-            if warm.exploded:
-                raise ExplodedError(f"The equilibration exploded: {warm.reason}")
-            warm.atoms.calc, atoms = atoms.calc, warm.atoms
+        rest = {"dtype": dtype, "device": device, "compile": compile, "equilibrate": equilibrate}
+        models = model_files(model) if is_committee(model) else [model]
+        origin = {"model": [file_hash(path) for path in models], "structure": file_hash(structure), **rest}
         with Progress(transient=True) as bar:
             task = bar.add_task(ensemble.upper(), total=None)
             result = run_md(
                 atoms, ensemble=kind, temperature_K=temperature, duration_ps=picoseconds, timestep_fs=timestep,
                 friction_per_fs=friction, seed=seed, keep_momenta=keep_velocities, trajectory=trajectory, log=log,
-                progress=lambda done, total: bar.update(task, completed=done, total=total), stop=stop,
+                restart=state, origin=origin, stop=stop,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
             )  # fmt: skip
-    if result.exploded:
-        raise ExplodedError(f"The run exploded: {result.reason}")
-    if plot is not None:
-        from mdrelax.analysis.figures import md_energy
-
-        md_energy(result.log, n_atoms=len(atoms)).savefig(plot)
-    _say_how_it_went(result, ensemble)
+    _say_how_it_went(result, ensemble, plot)
     _say_what_broke(trajectory, start)
     typer.echo(f"Trajectory: {trajectory}\nLog: {log}")
+
+
+def _equilibrated(atoms: "Atoms", **settings: Any) -> "Atoms":
+    """The last structure of an NVT run; raises ``ExplodedError``."""
+    from mdrelax.engines.md import ExplodedError, run_md
+
+    warm = run_md(atoms, ensemble="nvt", **settings)
+    if warm.exploded:
+        raise ExplodedError(f"The equilibration exploded: {warm.reason}")
+    warm.atoms.calc = atoms.calc
+    return warm.atoms
 
 
 def _last(path: Path) -> "Atoms":
@@ -102,13 +115,21 @@ def _stop(model: Path, limit: float | None) -> "Callable[[Atoms], str]":
     return spread_above(limit)
 
 
-def _say_how_it_went(result: "MDResult", ensemble: str) -> None:
-    """Length, mean temperature, why it stopped early, and in NVE the drift."""
+def _say_how_it_went(result: "MDResult", ensemble: str, plot: Path | None) -> None:
+    """Length, mean temperature, why it stopped early, in NVE the drift, and a picture; raises ``ExplodedError``."""
+    from mdrelax.engines.md import ExplodedError
+
+    if result.exploded:
+        raise ExplodedError(f"The run exploded: {result.reason}")
+    if plot is not None:
+        from mdrelax.analysis.figures import md_energy
+
+        md_energy(result.log, n_atoms=len(result.atoms)).savefig(plot)
     done, mean = result.log["time_ps"].iloc[-1], result.log["temperature_K"].mean()
     if result.stopped:
         typer.echo(f"Stopped at {done:g} ps: {result.stopped} This frame is the last one of the trajectory.")
     typer.echo(f"{done:g} ps {ensemble.upper()} of {len(result.atoms)} atoms: mean temperature {mean:.1f} K.")
-    if ensemble == "nve":
+    if ensemble == "nve" and not math.isnan(result.drift_meV_per_atom_ps):
         typer.echo(f"Energy drift {result.drift_meV_per_atom_ps:+.5f} meV/atom/ps.")
 
 
@@ -129,16 +150,29 @@ def _say_what_moves(path: Path, atoms: "Atoms", temperature: float, *, keep: boo
 
 
 @contextlib.contextmanager
-def _outputs(*paths: Path, overwrite: bool) -> "Iterator[None]":
-    """Lock the files of this run; raises ``ConfigError`` if they exist and may not be replaced."""
+def _outputs(*paths: Path, state: Path, overwrite: bool, restart: bool) -> "Iterator[None]":
+    """Lock the files of this run; raises ``ConfigError`` if they exist and may neither be replaced nor continued."""
     from mdrelax.base.files import locked_file
 
     with contextlib.ExitStack() as stack:
         for path in paths:
             stack.enter_context(locked_file(path))
-        if not overwrite:
+        if overwrite:
+            state.unlink(missing_ok=True)
+        elif restart and state.exists():
+            typer.echo(f"Continued from `{state}`.")
+        elif state.exists():
+            refuse(
+                f"`{state}` is the state of a run: continue it with `--restart auto`, or replace it (`--overwrite`)."
+            )
+        elif not (restart and _is_empty(*paths)):
             refuse_existing(*paths)
         yield
+
+
+def _is_empty(trajectory: Path, log: Path) -> bool:
+    """True for the files of a run that was killed before its first step."""
+    return not trajectory.exists() and log.is_file() and len(log.read_bytes().splitlines()) <= 1
 
 
 def refuse_existing(*outputs: Path) -> None:

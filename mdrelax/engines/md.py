@@ -9,24 +9,21 @@ translate or rotate the whole system, all 3N count.
 """
 
 import math
-from collections.abc import Callable
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from ase import Atoms, units
-from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import write
-from ase.io.trajectory import Trajectory
 from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
 
-from mdrelax.base.files import locked_file
 from mdrelax.base.names import nearest_name
 from mdrelax.base.seeds import numpy_generator
+from mdrelax.engines.md_files import LOG_COLUMNS, State, Writer, read_state, rounded
 
 __all__ = [
     "LOG_COLUMNS",
@@ -43,19 +40,10 @@ __all__ = [
 Array = npt.NDArray[np.float64]
 Row = dict[str, float]
 
-LOG_COLUMNS = (
-    "step",
-    "time_ps",
-    "potential_energy_eV",
-    "kinetic_energy_eV",
-    "total_energy_eV",
-    "temperature_K",
-    "max_force_eV_per_A",
-)
 EXPLOSION_FACTOR = 20.0  # a kinetic temperature this many times the usual one is no fluctuation
 USUAL_TEMPERATURE = 300.0  # K: a cold run may begin at a strained geometry, which heats it
 TRAJECTORY_SUFFIXES = (".traj", ".extxyz", ".xyz")
-FRAME_UNITS = "time_fs fs, positions A, mdrelax_energy eV, mdrelax_forces eV/A, momenta sqrt(amu*eV)"
+SAVE_SECONDS = 10.0  # of wall time between saved states
 
 
 class ExplodedError(RuntimeError):
@@ -88,6 +76,8 @@ def run_md(
     trajectory_interval: int = 20,
     log: str | Path | None = None,
     log_interval: int = 10,
+    restart: str | Path | None = None,
+    origin: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[Atoms], str] = lambda system: "",
 ) -> MDResult:
@@ -99,40 +89,42 @@ def run_md(
     line and a frame every ``log_interval`` and ``trajectory_interval`` steps. ``progress(done, total)``
     is called after each logged step. A run that explodes stops, and the result has the reason. A run for which
     ``stop(system)`` returns a sentence after a step ends there, with the frame of that step (``spread_above``).
-    Raises ``ValueError`` for settings that make no sense, ``InUseError`` for files that another run writes, and the
-    calculator's own errors.
+
+    ``restart`` is a file that holds the state of the run every ten seconds and at its end. If it exists, the run is
+    continued from there, and log and trajectory are, bit for bit, those of a run that was never stopped; with a longer
+    ``duration_ps`` a finished run goes on. ``origin`` are further settings that a continued run must share (JSON).
+
+    Raises ``ValueError`` for settings that make no sense, or are not those of the run to be continued, ``InUseError``
+    for files that another run writes, and the calculator's own errors.
     """
     _check_structure(atoms, ensemble, trajectory)
     _check_positive(temperature_K=temperature_K, duration_ps=duration_ps, timestep_fs=timestep_fs)
     _check_positive(friction_per_fs=friction_per_fs, trajectory_interval=trajectory_interval, log_interval=log_interval)
+    if restart is not None and log is None:
+        raise ValueError("`restart` needs a `log`: the rows before the restart are read from it.")
     system = atoms.copy()
     system.calc = atoms.calc
     rng = numpy_generator(seed, "dynamics")
-    if not keep_momenta:
+    settings = {
+        "ensemble": ensemble, "temperature_K": temperature_K, "timestep_fs": timestep_fs, "seed": seed,
+        "friction_per_fs": friction_per_fs, "keep_momenta": keep_momenta, "log_interval": log_interval,
+        "trajectory_interval": trajectory_interval, "numbers": system.numbers.tolist(), "pbc": system.pbc.tolist(),
+        "masses": system.get_masses().tolist(), **(origin or {}),
+    }  # fmt: skip
+    state = None if restart is None else read_state(Path(restart), settings)
+    if state is not None:
+        state.restore(system, rng)
+    elif not keep_momenta:
         system.set_momenta(thermal_momenta(system, temperature_K, rng))
     timestep, friction = timestep_fs * units.fs, friction_per_fs / units.fs
-    integrator = _integrator(system, ensemble, timestep, temperature_K, friction, rng)
-    freedom = degrees_of_freedom(system, "nvt" if _drifts(system) else ensemble)
-    steps = max(1, round(duration_ps * 1000 / timestep_fs))
-    rows: list[Row] = []
-    hottest, usual = 0.0, temperature_K
-    with _Journal(log, trajectory) as journal:
-        for step in range(steps + 1):
-            if step:
-                integrator.step()
-            row = _measure(system, step, timestep_fs, freedom)
-            hottest = max(hottest, row["temperature_K"])
-            usual = usual if step else max(temperature_K, row["temperature_K"], USUAL_TEMPERATURE)
-            reason = _explosion(row, usual)
-            stopped = "" if reason else stop(system)
-            if step % log_interval == 0 or step == steps or reason or stopped:
-                rows.append(row)
-                journal.log(row)
-                progress(step, steps)
-            if (step % trajectory_interval == 0 or stopped) and not reason:
-                journal.frame(system, step * timestep_fs)
-            if reason or stopped:
-                break
+    run = _Run(
+        system, _integrator(system, ensemble, timestep, temperature_K, friction, rng), rng, settings,
+        freedom=degrees_of_freedom(system, "nvt" if _drifts(system) else ensemble) if state is None else state.freedom,
+        steps=max(1, round(duration_ps * 1000 / timestep_fs)), restart=None if restart is None else Path(restart),
+        stop=stop,
+    )  # fmt: skip
+    with Writer(log, trajectory, state) as writer:
+        rows, hottest, reason, stopped = run.go(writer, state, progress)
     table = pd.DataFrame(rows, columns=list(LOG_COLUMNS)).astype({"step": int})
     drift = math.nan if ensemble == "nvt" else energy_drift(table.time_ps, table.total_energy_eV, len(system))
     return MDResult(table, drift, hottest, bool(reason), reason, system, stopped)
@@ -206,7 +198,64 @@ def energy_drift(time_ps: npt.ArrayLike, energy_eV: npt.ArrayLike, n_atoms: int)
     return float(1000.0 * (centred @ (energy - energy.mean())) / (centred @ centred) / n_atoms)
 
 
-# --- one step ---
+# --- the loop ---
+
+
+class _Run(NamedTuple):
+    """A run that is ready to begin, or to be continued."""
+
+    system: Atoms
+    integrator: VelocityVerlet | Langevin
+    rng: np.random.Generator
+    settings: dict[str, Any]
+    freedom: int
+    steps: int
+    restart: Path | None
+    stop: Callable[[Atoms], str]
+
+    def go(
+        self, writer: Writer, state: State | None, progress: Callable[[int, int], None]
+    ) -> tuple[list[Row], float, str, str]:
+        """Step to the end; returns the rows of the log, the highest temperature, why it exploded and why it stopped."""
+        temperature_K, log_every = self.settings["temperature_K"], self.settings["log_interval"]
+        rows = [] if state is None else writer.rows()
+        hottest, usual, first = (
+            (0.0, temperature_K, 0) if state is None else (state.hottest, state.usual, state.step + 1)
+        )
+        saved, reason, stopped = -math.inf, "", ""
+        for step in range(first, self.steps + 1):
+            if step:
+                self.integrator.step()
+            row = _measure(self.system, step, self.settings["timestep_fs"], self.freedom)
+            hottest = max(hottest, row["temperature_K"])
+            usual = usual if step else max(temperature_K, row["temperature_K"], USUAL_TEMPERATURE)
+            reason = _explosion(row, usual)
+            stopped = "" if reason else self.stop(self.system)
+            ends, regular = bool(reason or stopped) or step == self.steps, step % log_every == 0
+            if regular:
+                rows.append(rounded(row))
+                writer.log(row)
+                progress(step, self.steps)
+            framed = step % self.settings["trajectory_interval"] == 0
+            if framed and not reason:
+                writer.frame(self.system, step * self.settings["timestep_fs"])
+            if self.restart is not None and not reason and (ends or time.monotonic() - saved > SAVE_SECONDS):
+                rest = {"settings": self.settings, "step": step, "freedom": self.freedom}
+                writer.save(self.restart, self.system, self.rng, hottest=hottest, usual=usual, **rest)
+                saved = time.monotonic()
+            if ends and not regular:  # after the state: a longer run has no such row
+                rows.append(rounded(row))
+                writer.log(row)
+                progress(step, self.steps)
+            if stopped and not framed:
+                writer.frame(self.system, step * self.settings["timestep_fs"])
+            if reason or stopped:
+                break
+        if first > self.steps and (first - 1) % log_every:  # nothing was left to do: only its last row was cut
+            row = _measure(self.system, first - 1, self.settings["timestep_fs"], self.freedom)
+            rows.append(rounded(row))
+            writer.log(row)
+        return rows, hottest, reason, stopped
 
 
 def _integrator(
@@ -267,7 +316,7 @@ def _inertia(atoms: Atoms) -> Array:
     return float((weighted * arms).sum()) * np.eye(3) - weighted.T @ arms
 
 
-# --- check and write ---
+# --- check ---
 
 
 def _check_structure(atoms: Atoms, ensemble: str, trajectory: str | Path | None) -> None:
@@ -285,62 +334,3 @@ def _check_positive(**settings: float) -> None:
     for name, value in settings.items():
         if not 0 < value < math.inf:
             raise ValueError(f"`{name}` must be > 0 and finite, got {value}.")
-
-
-class _Journal:
-    """The files of a run. Files are closed after each line and frame, so that a killed run loses nothing."""
-
-    def __init__(self, log: str | Path | None, trajectory: str | Path | None) -> None:
-        self._log = None if log is None else Path(log)
-        self._trajectory = None if trajectory is None else Path(trajectory)
-        self._locks = ExitStack()
-
-    def __enter__(self) -> Self:
-        with self._locks:
-            for path in filter(None, (self._log, self._trajectory)):
-                self._locks.enter_context(locked_file(path))
-            self._begin()
-            self._locks = self._locks.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._locks.close()
-
-    def _begin(self) -> None:
-        if self._trajectory is not None:
-            self._trajectory.unlink(missing_ok=True)
-        if self._log is not None:
-            self._log.write_text(",".join(LOG_COLUMNS) + "\n", encoding="utf-8")
-
-    def log(self, row: Row) -> None:
-        """One line of the CSV file."""
-        if self._log is not None:
-            with self._log.open("a", encoding="utf-8") as file:
-                file.write(",".join(f"{row[name]:.12g}" for name in LOG_COLUMNS) + "\n")
-
-    def frame(self, system: Atoms, time_fs: float) -> None:
-        """One frame; in extxyz under this package's own keys, with the units in the first frame."""
-        if self._trajectory is None:
-            return
-        energy, forces = system.get_potential_energy(), system.get_forces()
-        frame = _bare(system)
-        frame.info["time_fs"] = time_fs
-        if self._trajectory.suffix == ".traj":
-            frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
-            with Trajectory(str(self._trajectory), "a") as file:
-                file.write(frame)
-            return
-        if not self._trajectory.exists():
-            frame.info["units"] = FRAME_UNITS
-        frame.info["mdrelax_energy"] = energy
-        frame.arrays["mdrelax_forces"] = forces
-        write(self._trajectory, frame, format="extxyz", append=True)
-
-
-def _bare(system: Atoms) -> Atoms:
-    """A copy without the labels and notes of the starting structure, which do not belong to this geometry."""
-    frame = system.copy()
-    frame.info.clear()
-    for name in set(frame.arrays) - {"numbers", "positions", "momenta", "masses", "tags"}:
-        del frame.arrays[name]
-    return frame

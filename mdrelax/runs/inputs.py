@@ -130,7 +130,7 @@ def check_folder(config: Config, folder: Path, *, restart: bool) -> str | None:
         raise ConfigError(
             f"`{folder}` already contains a run; add `--restart auto` to resume it, or choose another `--out`."
         )
-    if not has_checkpoint:
+    if has_model and not has_checkpoint:
         raise ConfigError(
             f"`{folder}` is finished, but has no checkpoint (`checkpoints/last.pt`) any more: training it again would "
             "replace its model. Use the model, or choose another `--out`."
