@@ -33,15 +33,11 @@ def record(function: Callable[..., Any], arguments: tuple[Any, ...], *, symbolic
 
     Raises ``CompileError``, naming the ``network``, if its operations depend on its data.
     """
-    from torch.fx.experimental import _config
     from torch.fx.experimental.proxy_tensor import make_fx
 
     mode: Literal["symbolic", "real"] = "symbolic" if symbolic else "real"
     try:
-        with (
-            torch.backends.opt_einsum.flags(enabled=False),  # it would order operations by the example's sizes
-            _config.patch(use_duck_shape=False),  # type: ignore[attr-defined]  # else equal sizes become one
-        ):
+        with torch.backends.opt_einsum.flags(enabled=False), independent_sizes():  # else the example's sizes count
             return make_fx(function, tracing_mode=mode, _allow_non_fake_inputs=True)(*arguments)
     except Exception as error:  # torch raises many types here, none of them public
         raise CompileError(
