@@ -24,7 +24,7 @@ __all__ = ["ranks_config", "time_ranks"]
 RECIPE: dict[str, Any] = {
     "data": {"train": 128, "validation": 4, "test": 0},
     "potential": {"preset": "small"},
-    "training": {"batch_size": 32, "warmup_steps": 0},
+    "training": {"batch_size": 32, "max_edges": None, "warmup_steps": 0},
 }
 
 
