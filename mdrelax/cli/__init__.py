@@ -23,6 +23,7 @@ from mdrelax.cli import (
     configs,
     data,
     evaluate,
+    fine_tune,
     models,
     phonons,
     runs,
@@ -55,6 +56,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("project")(models.project)
 app.command("export")(models.export)
 app.command("predict")(models.predict)
+app.command("fine-tune")(fine_tune.fine_tune)
 app.command("compare")(compare.compare)
 app.command("runs")(runs.runs)
 app.command("report")(train.report)
