@@ -3,6 +3,7 @@
 In the environments of other packages their networks are relaxed (foreign_peers.py).
 """
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -94,6 +95,38 @@ def test_every_place_of_a_published_network_can_be_relaxed(package: str, n_place
     for name, place in places.items():
         assert place["same"], name
         assert min(place["moved"], place["penalty"]) > 1e-4, name  # a free map of 0.1, damped by what follows
+
+
+def accepted(package: str, n_steps: int) -> None:
+    """Bit for bit at theta = 0 and when projected; as symmetric as the original after training, with its shape."""
+    python = Path(sys.executable) if package == "sevenn" else ENVIRONMENTS / package / "bin" / "python"
+    if not python.exists() or (package == "sevenn" and importlib.util.find_spec("sevenn") is None):
+        pytest.skip(f"{package} is not installed: make peers, or pip install sevenn")
+    said = run(python, str(ROOT / "tests" / "foreign_acceptance.py"), package, str(n_steps))
+    assert said["same at theta = 0"]
+    assert said["same when projected"]
+    assert said["shape kept"]
+    assert min(said["moved"], said["learnt"]) > 1e-4  # eV and eV/A
+    floor = 1e-10 if package != "sevenn" else 1e-4  # float64; SevenNet's network is in float32
+    kinds = ["rotation", "translation", "permutation", *(["reflection"] if said["symmetry"] == "E(3)" else [])]
+    for kind in kinds:
+        assert said["projected"][kind] < max(3 * said["original"][kind], floor), kind
+    assert said["relaxed"]["rotation"] > 0.01, "the free maps do nothing: the law is not tested"
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("package", ["mace", "nequip", "sevenn"])
+def test_a_published_network_is_itself_again_after_relaxation(package: str) -> None:
+    """Through the package's own calculator, after three relaxed steps."""
+    accepted(package, 3)
+
+
+@pytest.mark.peer
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["mace", "nequip", "sevenn"])
+def test_a_published_network_is_symmetric_after_two_hundred_relaxed_steps(package: str) -> None:
+    """The rotation error of the projected network is the original's."""
+    accepted(package, 200)
 
 
 def test_the_environments_pin_what_is_in_them() -> None:

@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compiled": LOW | {"forces", "modelfile"},
     "engines": LOW | {"forces", "modelfile", "compiled"},
     "runs": LOW | {"datasets", "training", "forces", "modelfile", "compiled", "engines"},  # networks are handed in
+    "peers": LOW | {"datasets", "training"},
     "packs": LOW | {"datasets", "potentials", "training", "runs"},
 }
 MAY_IMPORT["analysis"] = set(MAY_IMPORT) - {"testing"}  # which is for tests
