@@ -43,9 +43,7 @@ def fine_tune(
     folder = out or Path("runs") / f"{Path(data).name.partition('.')[0].replace(':', '-')}-tuned"
     if peer is not None:
         if relax or references != "fit" or freeze or slow or replay:
-            refuse(
-                "`--relax`, `--references`, `--freeze`, `--slow` and `--replay` are for models of mdrelax, not for peers."
-            )
+            refuse("`--relax`, `--references`, `--freeze`, `--slow` and `--replay` have no meaning with `--peer`.")
         fine_tune_peer(
             peer, model, data, folder, steps=steps or 200, rank=rank, standard=standard, override=override or [],
             restart=restart == "auto",
