@@ -33,7 +33,7 @@ from mdrelax.base.migrations import with_published_norm
 from mdrelax.base.names import nearest_name
 from mdrelax.base.provenance import software_versions
 from mdrelax.forces.forcefield import ForceField
-from mdrelax.forces.physics import LEARNT_ALONE, Physics
+from mdrelax.forces.physics import LEARNT_ALONE, Physics, PhysicsForm
 from mdrelax.method.certificate import Certificate, require
 from mdrelax.method.relaxation import is_relaxed
 
@@ -80,6 +80,7 @@ class _Header(BaseModel):
     """The keys of a header that loading needs, with their types; others are free."""
 
     model_config = ConfigDict(strict=True)
+    physics: PhysicsForm | None = None  # absent before version 4
     potential: _Network
     elements: Annotated[list[Annotated[int, Field(ge=1, le=118)]], Field(min_length=1)]
     dtype: Literal["float32", "float64"]

@@ -200,7 +200,7 @@ def settings(**changes: Any) -> TrainingConfig:
 def test_the_code_is_for_one_molecules_edges_where_all_frames_are_that(tmp_path: Path) -> None:
     """Frames of unequal connectivity share their edges. With frames of other sizes or batches by edges: any edges."""
     known = frames(tmp_path, 4)
-    graph, targets = known[0]
+    graph, targets, _ = known[0]
     known[0] = Batch(graph._replace(edge_index=graph.edge_index[:, 1:], edge_shift=graph.edge_shift[1:]), targets)
     model = model_of(lambda: SMALLEST(cutoff=CLUSTER_CUTOFF), relaxed=False)
     other = Batch(graph_of(water(), cutoff=CLUSTER_CUTOFF), targets._replace(forces=targets.forces[:3]))

@@ -25,11 +25,14 @@ def started(*arguments: str | Path, out: Path, **environment: str) -> "subproces
     It listens to SIGINT even where these tests do not, in the background of a script.
     """
     command, own = shell(*arguments)
-    with out.open("w") as file:
-        return subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, text=True, env={**own, **environment},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )  # fmt: skip
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with out.open("w") as file:
+            return subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, text=True, env={**own, **environment}
+            )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def ended(process: "subprocess.Popen[str]", when: Callable[[], bool], how: signal.Signals) -> int:

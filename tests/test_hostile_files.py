@@ -17,6 +17,7 @@ from mdrelax.base.budget import BudgetError, within_budget
 from mdrelax.base.containers import read_container
 from mdrelax.compiled import files, load_compiled
 from mdrelax.compiled.files import DOCUMENT
+from mdrelax.forces.physics import LEARNT_ALONE
 from mdrelax.modelfile import ModelFileError, load_model
 from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from untrained_models import saved
@@ -118,6 +119,7 @@ def test_everything_else_is_checked_before_a_library_is_loaded(tmp_path: Path, m
     header = {
         "format_version": files.FORMAT_VERSION, "elements": [1, 8], "reference_energies": [0.0, 1.0], "scale": 1.0,
         "binding": 0.0, "cutoff": 4.0, "dtype": "float32", "takes_table": False, "n_rounds": 2, "roughness": None,
+        "physics": LEARNT_ALONE._asdict(),
         "card": {}, "built_for": {"torch": "x"},
         "certificate": {"symmetry": "E(3)", "float64": errors, "float32": errors, "n_structures": 1, "layers": []},
     }  # fmt: skip

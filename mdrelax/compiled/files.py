@@ -35,7 +35,7 @@ from torch import Tensor
 from mdrelax.base.containers import check_header
 from mdrelax.compiled.inference import CompiledPotential, load_library
 from mdrelax.forces.forcefield import ForceField
-from mdrelax.forces.physics import Physics
+from mdrelax.forces.physics import Physics, PhysicsForm
 from mdrelax.method.certificate import Certificate, require
 from mdrelax.modelfile import DTYPES, LoadedModel, ModelFileError, warn_if_rough
 
@@ -54,6 +54,7 @@ class _Header(BaseModel):
     reference_energies: list[float]
     scale: float
     binding: float
+    physics: PhysicsForm
     cutoff: Annotated[float, Field(gt=0, le=1000)]
     dtype: Literal["float32", "float64"]
     takes_table: bool

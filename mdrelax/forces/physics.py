@@ -14,14 +14,15 @@ V is the universal screened repulsion of Ziegler, Biersack and Littmark (1985) w
 network sees few atoms at such distances in training, so its own energy there is a guess.
 """
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from ase import units
 from ase.data import covalent_radii
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-__all__ = ["LEARNT_ALONE", "Physics", "repulsion"]
+__all__ = ["LEARNT_ALONE", "Physics", "PhysicsForm", "repulsion"]
 
 COULOMB = units.Hartree * units.Bohr  # eV Angstrom
 SCREENING_LENGTH = 0.46850  # Angstrom
@@ -44,6 +45,15 @@ class Physics(NamedTuple):
 
 
 LEARNT_ALONE = Physics()
+
+
+class PhysicsForm(BaseModel):
+    """The form of ``Physics`` in the header of a model file."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
+    zbl: Annotated[float, Field(ge=0, le=1000)]
+    dispersion: str | None
+    dispersion_in_labels: bool
 
 
 def repulsion(
