@@ -20,16 +20,19 @@ def faults():
 
 keep_freed_memory()
 step()
-step()
-before = faults()
-step()
-print(faults() - before)
+counts = []
+for _ in range(6):
+    before = faults()
+    step()
+    counts.append(faults() - before)
+print(min(counts))
 """
 
 
 @pytest.mark.skipif(not keep_freed_memory(), reason="this C library is not glibc")
 def test_a_step_that_needs_what_the_last_one_freed_causes_no_page_faults():
-    """25,600 pages of 4 KiB, which as a rule all fault without the setting; some hundreds may come from elsewhere.
+    """25,600 pages of 4 KiB, which as a rule all fault without the setting; some hundreds may come from elsewhere,
+    and thousands where the system takes idle pages away: hence the fewest of six steps.
 
     In a process of its own, since the setting is for good.
     """
