@@ -27,8 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 import mdrelax.potentials as networks
 from mdrelax.base import o3
 from mdrelax.base.ambient import out_of_inference_mode
-from mdrelax.base.budget import within_budget
-from mdrelax.base.containers import ModelFileError, check_header, read_container, write_container
+from mdrelax.base.containers import ModelFileError, check_header, read_container, rebuilt, write_container
 from mdrelax.base.migrations import with_published_norm
 from mdrelax.base.names import nearest_name
 from mdrelax.base.provenance import software_versions
@@ -174,18 +173,14 @@ def load_model(path: str | Path, *, certified: bool = True) -> LoadedModel:
             f"`{path}` was made with e3nn {header['versions'].get('e3nn', '?'):.20}, whose Clebsch-Gordan coefficients "
             f"differ from those of the installed {metadata.version('e3nn')}; install that version to use the model."
         )
-    try:
-        with within_budget(header["potential"]["arguments"], tensors):
-            force_field = _build(header)
+    with rebuilt(path, header["potential"]["arguments"], tensors):
+        force_field = _build(header)
         force_field.load_state_dict(tensors)
         certificate = Certificate.from_dict(header["certificate"])
         if certificate.symmetry != force_field.potential.symmetry:
             raise ValueError(
                 f"its certificate is of {certificate.symmetry:.20}, it of {force_field.potential.symmetry}"
             )
-    except Exception as error:  # networks and e3nn raise anything for impossible arguments
-        reason = " ".join(str(error).split())
-        raise ModelFileError(f"`{path}` describes a network that this mdrelax cannot build ({reason:.200}).") from error
     warn_if_rough(path, force_field)
     return LoadedModel(force_field.eval(), require(certificate) if certified else certificate, header)
 

@@ -18,7 +18,10 @@ from mdrelax.base.containers import read_container
 from mdrelax.compiled import files, load_compiled
 from mdrelax.compiled.files import DOCUMENT
 from mdrelax.forces.physics import LEARNT_ALONE
+from mdrelax.method.certificate import Certificate, EquivarianceError
 from mdrelax.modelfile import ModelFileError, load_model
+from mdrelax.packs.smoke.model_file import FlowHeader, load_flow, save_flow
+from mdrelax.packs.smoke.sizes import build_network
 from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from untrained_models import saved
 
@@ -33,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def every_tenth(header: dict[str, Any]) -> list[tuple[tuple[str, ...], Any]]:
-    """Some of the changes that `tests/trials/mutations.py` makes all of."""
+    """A tenth of the changes, spread over all places."""
     pairs = [(place, value) for place in places(header) if place[0] not in FREE for value in VALUES]
     return pairs[::10]
 
@@ -70,6 +73,21 @@ def test_a_small_file_cannot_ask_for_a_large_network(tmp_path: Path, model: Mode
         load_model(forged(tmp_path / "m.safetensors", changed(header, place, value), tensors))
     assert is_one_sentence(caught.value)
     assert time.monotonic() - start < 10  # seconds, on a busy machine
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_a_small_file_cannot_ask_for_a_large_grid(tmp_path: Path) -> None:
+    """The same of a flow network, whose first layer has weights for each cell: this grid asks for 7.7 GB."""
+    built = FlowHeader("mlp", "tiny", "C4", True, n_in=10, size=(8, 8), sampling="centres", dtype="float32")
+    network = build_network(*built.names(), **built.arguments())
+    errors = EquivarianceError(0.0, 0.0, 0.0, 0.0)
+    path = save_flow(tmp_path / "m.safetensors", network, built, certificate=Certificate("none", errors, errors, 1, []))
+    header, tensors = read_container(path)
+    assert load_flow(path).built == built
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelFileError, match="larger than the file") as caught:
+        load_flow(forged(path, changed(header, ("size",), [2000, 2000]), tensors))
+    assert is_one_sentence(caught.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 

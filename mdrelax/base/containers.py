@@ -16,9 +16,18 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from mdrelax.base.budget import within_budget
 from mdrelax.base.files import write_atomically
 
-__all__ = ["ModelFileError", "check_header", "read_container", "read_header", "write_container"]
+__all__ = [
+    "ModelFileError",
+    "check_header",
+    "read_container",
+    "read_header",
+    "rebuilt",
+    "refuse_others",
+    "write_container",
+]
 
 
 class ModelFileError(RuntimeError):
@@ -57,6 +66,36 @@ def read_header(path: str | Path) -> dict[str, Any]:
     with _opened(path) as file:
         document = (file.metadata() or {}).get("mdrelax")
     return _document(path, document)
+
+
+def refuse_others(kind: str, version: int) -> Callable[[Path, dict[str, Any]], None]:
+    """For ``read_container``: raise ``ModelFileError`` for a file of another ``kind``, or newer than ``version``."""
+
+    def refuse(path: Path, header: dict[str, Any]) -> None:
+        if header.get("kind") != kind:
+            raise ModelFileError(f"`{path}` does not hold {kind}; `mdrelax info` shows its content.")
+        found = header.get("format_version")
+        if not isinstance(found, int) or found > version:
+            raise ModelFileError(
+                f"`{path}` has format version {found}; this mdrelax reads up to {version}: upgrade mdrelax."
+            )
+
+    return refuse
+
+
+@contextmanager
+def rebuilt(path: Path, arguments: Any, tensors: dict[str, Tensor]) -> Iterator[None]:
+    """Inside the context the network of a file is built from ``arguments`` (JSON) and given its ``tensors``.
+
+    Raises ``ModelFileError`` for a network that is larger than its file, before it is allocated, and for everything
+    else that goes wrong.
+    """
+    try:
+        with within_budget(arguments, tensors):
+            yield
+    except Exception as error:  # networks and e3nn raise anything for impossible arguments
+        reason = " ".join(str(error).split())
+        raise ModelFileError(f"`{path}` describes a network that this mdrelax cannot build ({reason:.200}).") from error
 
 
 def check_header(path: Path, header: dict[str, Any], form: type[BaseModel]) -> None:

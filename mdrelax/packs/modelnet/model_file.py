@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mdrelax.base.budget import within_budget
-from mdrelax.base.containers import ModelFileError, read_container, write_container
+from mdrelax.base.containers import read_container, rebuilt, refuse_others, write_container
 from mdrelax.base.provenance import software_versions
 from mdrelax.method.certificate import Certificate, require
 from mdrelax.method.relaxation import is_relaxed
@@ -84,24 +83,11 @@ def load_network(path: str | Path, *, certified: bool = True) -> LoadedNetwork:
     Raises ``CertificateError`` for a file whose certificate did not pass, unless ``certified`` is off.
     """
     path = Path(path)
-    header, tensors = read_container(path, refuse=_refuse_others)
-    try:
-        with within_budget([header["network"], header["preset"], len(header["classes"])], tensors):
-            network = build_network(header["network"], header["preset"], len(header["classes"]))
+    header, tensors = read_container(path, refuse=refuse_others(KIND, FORMAT_VERSION))
+    classes = header.get("classes")
+    with rebuilt(path, len(classes) if isinstance(classes, list) else None, tensors):
+        network = build_network(header["network"], header["preset"], len(header["classes"]))
         network.to(DTYPES[header["dtype"]]).load_state_dict(tensors)
         certificate = Certificate.from_dict(header["certificate"])
-    except Exception as error:  # networks raise anything for impossible arguments
-        reason = " ".join(str(error).split())
-        raise ModelFileError(f"`{path}` describes a network that this mdrelax cannot build ({reason:.200}).") from error
     network.eval().requires_grad_(False)
     return LoadedNetwork(network, tuple(header["classes"]), require(certificate) if certified else certificate, header)
-
-
-def _refuse_others(path: Path, header: dict[str, Any]) -> None:
-    if header.get("kind") != KIND:
-        raise ModelFileError(f"`{path}` does not hold {KIND}; `mdrelax info` shows its content.")
-    version = header.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ModelFileError(
-            f"`{path}` has format version {version}; this mdrelax reads up to {FORMAT_VERSION}: upgrade mdrelax."
-        )

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mdrelax.base.containers import ModelFileError, read_container, write_container
+from mdrelax.base.containers import read_container, rebuilt, refuse_others, write_container
 from mdrelax.base.provenance import software_versions
 from mdrelax.method.certificate import Certificate, require
 from mdrelax.method.relaxation import relax_constraints, relaxed_layers
@@ -111,8 +111,8 @@ def load_flow(path: str | Path, *, certified: bool = True) -> LoadedFlow:
     Raises ``CertificateError`` for a file that claims a symmetry but did not pass, unless ``certified`` is off.
     """
     path = Path(path)
-    header, tensors = read_container(path, refuse=_refuse_others)
-    try:
+    header, tensors = read_container(path, refuse=refuse_others(KIND, FORMAT_VERSION))
+    with rebuilt(path, [header.get(name) for name in FlowHeader._fields], tensors):
         built = FlowHeader(**{**{name: header[name] for name in FlowHeader._fields}, "size": tuple(header["size"])})
         network = build_network(*built.names(), **built.arguments())
         if header["theta"]:
@@ -121,21 +121,9 @@ def load_flow(path: str | Path, *, certified: bool = True) -> LoadedFlow:
                 layer.set_theta(header["theta"][name])
         network.to(DTYPES[built.dtype]).load_state_dict(tensors)
         certificate = Certificate.from_dict(header["certificate"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelFileError(f"`{path}` describes a network that this mdrelax cannot build ({error}).") from error
     network.eval().requires_grad_(False)
     return LoadedFlow(network, built, _require(certificate) if certified else certificate, header)
 
 
 def _require(certificate: Certificate) -> Certificate:
     return certificate if certificate.symmetry == "none" else require(certificate)
-
-
-def _refuse_others(path: Path, header: dict[str, Any]) -> None:
-    if header.get("kind") != KIND:
-        raise ModelFileError(f"`{path}` does not hold {KIND}; `mdrelax info` shows its content.")
-    version = header.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ModelFileError(
-            f"`{path}` has format version {version}; this mdrelax reads up to {FORMAT_VERSION}: upgrade mdrelax."
-        )
