@@ -67,17 +67,18 @@ def page() -> str:
 
 
 def entry(name: str, thing: Any) -> Iterator[str]:
-    """Heading, signature and docstring of a function or class, and those of a class's own main methods."""
+    """Heading, signature and docstring of a function or class, and those of its main methods, inherited ones last."""
     yield from ("", f"### {short(name)}", "", f"`{import_line(name)}`", "")
     yield from ("```python", f"{short(name)}{signature(thing)}", "```", "")
     yield from words(thing)
     if inspect.isclass(thing):
-        for method, function in vars(thing).items():
-            if method in METHODS:
-                own = getattr(function, "__func__", function)
-                yield from ("", f"#### {short(name)}.{method}", "", "```python", f"{method}{signature(own)}", "```")
-                yield ""
-                yield from words(own)
+        ours = [vars(each) for each in reversed(thing.__mro__) if each.__module__.startswith("mdrelax")]
+        methods = {name: function for each in ours for name, function in each.items() if name in METHODS}
+        for method, function in sorted(methods.items(), key=lambda item: item[0] not in vars(thing)):
+            own = getattr(function, "__func__", function)
+            yield from ("", f"#### {short(name)}.{method}", "", "```python", f"{method}{signature(own)}", "```")
+            yield ""
+            yield from words(own)
 
 
 def found(name: str) -> Any:

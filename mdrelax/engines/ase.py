@@ -16,31 +16,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from ase import Atoms
-from ase.calculators.calculator import Calculator, all_changes
 
-from mdrelax.base.allocator import keep_freed_memory
-from mdrelax.base.places import frame_name, naming
 from mdrelax.compiled import compile_force_field, load_compiled
+from mdrelax.engines.calculators import ModelCalculator, refuse_other_devices
 from mdrelax.engines.hessian import hessian, hessian_products
 from mdrelax.engines.results import (
     Results,
-    add_dispersion,
+    UnprojectedModelError,
     arrays_of,
-    changes,
     check_structure,
-    graph_of_one,
-    has_volume,
-    own_copy,
     split_prediction,
 )
-from mdrelax.forces.dispersion import D3
 from mdrelax.forces.forcefield import ForceField
-from mdrelax.method.relaxation import relaxed_layers
 from mdrelax.modelfile import load_model
-from mdrelax.structures.graph import Graph, collate
-from mdrelax.structures.neighbors import VerletList
+from mdrelax.structures.graph import Graph
 
-__all__ = ["MDRelaxCalculator", "UnprojectedModelError", "refuse_relaxed"]
+__all__ = ["MDRelaxCalculator", "UnprojectedModelError"]
 
 NOT_CONSERVATIVE = (
     "This model predicts forces directly (`forces: direct`): they are not the gradient of its energy, so an NVE run "
@@ -48,11 +39,7 @@ NOT_CONSERVATIVE = (
 )
 
 
-class UnprojectedModelError(ValueError):
-    """A model that was not projected to exact equivariance, or not certified."""
-
-
-class MDRelaxCalculator(Calculator):
+class MDRelaxCalculator(ModelCalculator):
     """Energy, free energy, per-atom energies, forces and (for cells with a volume) stress.
 
     ``dtype`` is the network's precision, ``"float32"`` or ``"float64"``; ``None`` keeps the model's own. ``skin``
@@ -74,10 +61,6 @@ class MDRelaxCalculator(Calculator):
     a system without volume.
     """
 
-    # ASE's interface: mutable, and declared on the instance.
-    implemented_properties: list[str] = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
-    ignored_changes: set[str] = {"initial_charges", "initial_magmoms"}  # noqa: RUF012 (the model does not read these)
-
     def __init__(
         self,
         force_field: ForceField,
@@ -88,19 +71,10 @@ class MDRelaxCalculator(Calculator):
         certificate: Any = None,
         keep_memory: bool = True,
     ) -> None:
-        super().__init__()
-        if keep_memory:
-            keep_freed_memory()
-        refuse_relaxed(force_field)
-        self.force_field = own_copy(force_field, dtype, device)
-        self.device = device
+        super().__init__([force_field], dtype=dtype, device=device, skin=skin, keep_memory=keep_memory)
         self.certificate = certificate
-        if not force_field.conservative:
-            self.implemented_properties = [name for name in self.implemented_properties if name != "stress"]
+        if not self.conservative:
             warnings.warn(NOT_CONSERVATIVE, stacklevel=2)
-        self.neighbors = VerletList(force_field.cutoff, skin)
-        functional = force_field.physics.dispersion
-        self.dispersion = None if functional is None else D3(functional)
 
     @classmethod
     def from_file(
@@ -119,8 +93,8 @@ class MDRelaxCalculator(Calculator):
         compiler, and raises ``CompileError`` if that fails or the numbers differ (see
         ``mdrelax.compiled.compile_force_field``).
         """
-        if compile and torch.device(device).type != "cpu":
-            raise ValueError(f"Models are compiled for the CPU only, got the device `{device}`; leave out `compile`.")
+        if compile:
+            refuse_other_devices(device)
         model = load_model(path)
         force_field = compile_force_field(model.force_field, dtype=dtype) if compile else model.force_field
         return cls(
@@ -140,46 +114,9 @@ class MDRelaxCalculator(Calculator):
         return cls(model.force_field, skin=skin, certificate=model.certificate, keep_memory=keep_memory)
 
     @property
-    def members(self) -> list[ForceField]:
-        """The force field, as the only member of a committee."""
-        return [self.force_field]
-
-    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
-        """The changes since the last calculation, bitwise: ASE's comparison costs more than a small network."""
-        return changes(self.atoms, atoms)
-
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: Sequence[str] = ("energy",),
-        system_changes: Sequence[str] = tuple(all_changes),
-    ) -> None:
-        """Calculate all properties of ``atoms`` into ``self.results``; ASE's cache decides when this is called."""
-        structure = check_structure(self.atoms if atoms is None else atoms, properties)
-        self.atoms = structure.copy()  # reference of ``check_state``
-        self.results = {}  # so that an error below does not leave the results of another structure
-        graph = self._graph_of(structure)
-        (self.results,) = self._evaluate(graph, [structure], energies="energies" in properties)
-
-    def calculate_many(
-        self, structures: Sequence[Atoms], *, batch_size: int = 32, source: str | None = None
-    ) -> list[Results]:
-        """The results of many structures, ``batch_size`` per pass of the network; a dict for each.
-
-        Leaves the cache alone. Errors as in ``calculate``, each begins with "Frame 7: ", counted from 0, or with
-        "Frame 7 of `x.extxyz`: " if ``source`` names the file of the structures.
-        """
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be >= 1, got {batch_size}.")
-        results: list[Results] = []
-        for start in range(0, len(structures), batch_size):
-            chunk = structures[start : start + batch_size]
-            graphs = []
-            for number, atoms in enumerate(chunk, start):
-                with naming(frame_name(number, source)):
-                    graphs.append(graph_of_one(atoms, self.force_field, self.device))
-            results += self._evaluate(collate(graphs), chunk, energies=True)
-        return results
+    def force_field(self) -> ForceField:
+        """The calculator's own copy of the force field."""
+        return self.members[0]
 
     def get_hessian(self, atoms: Atoms | None = None) -> npt.NDArray[np.float64]:
         """Exact second derivatives (N, 3, N, 3) of the energy with respect to positions, in eV/A^2 and float64.
@@ -198,24 +135,5 @@ class MDRelaxCalculator(Calculator):
             return found
         return found + np.einsum("kalb,rlb->rka", self.dispersion.hessian(*arrays_of(atoms)), np.asarray(directions))
 
-    def _graph_of(self, atoms: Atoms) -> Graph:
-        return self.neighbors.graph(atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc)
-
-    def _evaluate(self, graph: Graph, structures: Sequence[Atoms], *, energies: bool) -> list[Results]:
-        """The results of each structure; with dispersion, those of its atoms only on request."""
-        volumes = [self.force_field.conservative and has_volume(atoms) for atoms in structures]
-        prediction = self.force_field(graph.to(self.device), stress=any(volumes))
-        results = split_prediction(prediction, [len(atoms) for atoms in structures], volumes)
-        for atoms, result in zip(structures, results, strict=True):
-            add_dispersion(self.dispersion, atoms, result, energies=energies)
-        return results
-
-
-def refuse_relaxed(force_field: ForceField) -> None:
-    """Raise ``UnprojectedModelError`` for a model that still has free maps."""
-    relaxed = list(relaxed_layers(force_field))
-    if relaxed:
-        raise UnprojectedModelError(
-            f"The model still has {len(relaxed)} relaxed layers (the first: `{relaxed[0]}`), so its forces are not "
-            "equivariant; call `project(model)` first."
-        )
+    def _predicted(self, graph: Graph, sizes: Sequence[int], volumes: Sequence[bool]) -> list[Results]:
+        return split_prediction(self.force_field(graph, stress=any(volumes)), sizes, volumes)

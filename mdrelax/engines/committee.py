@@ -16,29 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase import Atoms
-from ase.calculators.calculator import Calculator, all_changes
 
-from mdrelax.base.allocator import keep_freed_memory
-from mdrelax.base.places import frame_name, naming
 from mdrelax.compiled import compile_force_field
-from mdrelax.engines.ase import MDRelaxCalculator, refuse_relaxed
-from mdrelax.engines.results import (
-    Results,
-    add_dispersion,
-    changes,
-    check_structure,
-    graph_of_one,
-    has_volume,
-    own_copy,
-    split_prediction,
-)
-from mdrelax.forces.dispersion import D3
+from mdrelax.engines.ase import MDRelaxCalculator
+from mdrelax.engines.calculators import ModelCalculator, refuse_other_devices
+from mdrelax.engines.results import Results, split_prediction
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.spread import force_spread
 from mdrelax.modelfile import ModelFileError, load_model
-from mdrelax.structures.graph import Graph, collate
-from mdrelax.structures.neighbors import VerletList
+from mdrelax.structures.graph import Graph
 
 __all__ = ["CommitteeCalculator", "is_committee", "model_files", "open_calculator"]
 
@@ -46,7 +32,7 @@ MEMBERS = "member-*/model.safetensors"  # of a run folder
 FEWEST = 2
 
 
-class CommitteeCalculator(Calculator):
+class CommitteeCalculator(ModelCalculator):
     """Means of the members' energy, forces and stress, and the standard deviations of energy and forces.
 
     | in ``results`` | shape | unit |
@@ -60,11 +46,9 @@ class CommitteeCalculator(Calculator):
     members of different elements, cut-offs or physics. Dispersion, the same in all of them, is computed once.
     """
 
-    # ASE's interface: mutable, and declared on the instance.
-    implemented_properties: list[str] = [  # noqa: RUF012
-        "energy", "free_energy", "energies", "forces", "stress", "energy_std", "forces_std", "forces_spread",
+    implemented_properties: list[str] = [  # noqa: RUF012 (as ASE has it)
+        *ModelCalculator.implemented_properties, "energy_std", "forces_std", "forces_spread",
     ]  # fmt: skip
-    ignored_changes: set[str] = {"initial_charges", "initial_magmoms"}  # noqa: RUF012
 
     def __init__(
         self,
@@ -75,19 +59,8 @@ class CommitteeCalculator(Calculator):
         skin: float = 0.5,
         keep_memory: bool = True,
     ) -> None:
-        super().__init__()
-        if keep_memory:
-            keep_freed_memory()
         _check_alike(members)
-        for member in members:
-            refuse_relaxed(member)
-        self.members = [own_copy(member, dtype, device) for member in members]
-        self.device = device
-        if not all(member.conservative for member in members):
-            self.implemented_properties = [name for name in self.implemented_properties if name != "stress"]
-        self.neighbors = VerletList(self.members[0].cutoff, skin)
-        functional = self.members[0].physics.dispersion
-        self.dispersion = None if functional is None else D3(functional)
+        super().__init__(members, dtype=dtype, device=device, skin=skin, keep_memory=keep_memory)
 
     @classmethod
     def from_file(
@@ -104,55 +77,17 @@ class CommitteeCalculator(Calculator):
 
         Raises ``ModelFileError`` for a folder without members, and the errors of ``load_model``.
         """
-        if compile and torch.device(device).type != "cpu":
-            raise ValueError(f"Models are compiled for the CPU only, got the device `{device}`; leave out `compile`.")
+        if compile:
+            refuse_other_devices(device)
         files = model_files(path) if isinstance(path, str | Path) else [Path(each) for each in path]
         members = [load_model(file).force_field for file in files]
         if compile:
             members = [compile_force_field(member, dtype=dtype) for member in members]
         return cls(members, dtype=dtype, device=device, skin=skin, keep_memory=keep_memory)
 
-    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
-        """The changes since the last calculation, bitwise."""
-        return changes(self.atoms, atoms)
-
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: Sequence[str] = ("energy",),
-        system_changes: Sequence[str] = tuple(all_changes),
-    ) -> None:
-        """Calculate all properties of ``atoms`` into ``self.results``; ASE's cache decides when this is called."""
-        structure = check_structure(self.atoms if atoms is None else atoms, properties)
-        self.atoms = structure.copy()
-        self.results = {}
-        graph = self.neighbors.graph(structure.positions, structure.numbers, structure.cell.array, structure.pbc)
-        (self.results,) = self._evaluate(graph, [structure], energies="energies" in properties)
-
-    def calculate_many(
-        self, structures: Sequence[Atoms], *, batch_size: int = 32, source: str | None = None
-    ) -> list[Results]:
-        """The results of many structures, as ``MDRelaxCalculator.calculate_many``, with the spread of each."""
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be >= 1, got {batch_size}.")
-        results: list[Results] = []
-        for start in range(0, len(structures), batch_size):
-            chunk = structures[start : start + batch_size]
-            graphs = []
-            for number, atoms in enumerate(chunk, start):
-                with naming(frame_name(number, source)):
-                    graphs.append(graph_of_one(atoms, self.members[0], self.device))
-            results += self._evaluate(collate(graphs), chunk, energies=True)
-        return results
-
-    def _evaluate(self, graph: Graph, structures: Sequence[Atoms], *, energies: bool) -> list[Results]:
-        graph, sizes = graph.to(self.device), [len(atoms) for atoms in structures]
-        volumes = ["stress" in self.implemented_properties and has_volume(atoms) for atoms in structures]
+    def _predicted(self, graph: Graph, sizes: Sequence[int], volumes: Sequence[bool]) -> list[Results]:
         parts = [split_prediction(member(graph, stress=any(volumes)), sizes, volumes) for member in self.members]
-        results = [_joined(of_members) for of_members in zip(*parts, strict=True)]
-        for atoms, result in zip(structures, results, strict=True):
-            add_dispersion(self.dispersion, atoms, result, energies=energies)
-        return results
+        return [_joined(of_members) for of_members in zip(*parts, strict=True)]
 
 
 def open_calculator(path: str | Path, **options: Any) -> MDRelaxCalculator | CommitteeCalculator:

@@ -15,12 +15,14 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from mdrelax.forces.dispersion import D3
 from mdrelax.forces.forcefield import ForceField, Prediction
+from mdrelax.method.relaxation import relaxed_layers
 from mdrelax.modelfile import frozen_copy
 from mdrelax.structures.graph import Graph
 from mdrelax.structures.neighbors import build_graph
 
 __all__ = [
     "Results",
+    "UnprojectedModelError",
     "add_dispersion",
     "arrays_of",
     "changes",
@@ -28,11 +30,16 @@ __all__ = [
     "graph_of_one",
     "has_volume",
     "own_copy",
+    "refuse_relaxed",
     "split_prediction",
 ]
 
 Results = dict[str, Any]
 Arrays = tuple[npt.NDArray, npt.NDArray, npt.NDArray, npt.NDArray]
+
+
+class UnprojectedModelError(ValueError):
+    """A model that was not projected to exact equivariance, or not certified."""
 
 
 def changes(old: Atoms | None, atoms: Atoms) -> list[str]:
@@ -133,6 +140,16 @@ def own_copy(force_field: ForceField, dtype: str | None, device: str | torch.dev
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
         reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(f"The device `{device}` cannot be used here ({reason}); take `cpu`.") from error
+
+
+def refuse_relaxed(force_field: ForceField) -> None:
+    """Raise ``UnprojectedModelError`` for a model that still has free maps."""
+    relaxed = list(relaxed_layers(force_field))
+    if relaxed:
+        raise UnprojectedModelError(
+            f"The model still has {len(relaxed)} relaxed layers (the first: `{relaxed[0]}`), so its forces are not "
+            "equivariant; call `project(model)` first."
+        )
 
 
 def _refuse_empty(atoms: Atoms) -> None:

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from mdrelax.compiled import compile_force_field
-from mdrelax.engines.ase import refuse_relaxed
-from mdrelax.engines.results import own_copy
+from mdrelax.engines.results import own_copy, refuse_relaxed
 from mdrelax.forces.dispersion import D3
 from mdrelax.forces.forcefield import ForceField, Prediction
 from mdrelax.modelfile import load_model
