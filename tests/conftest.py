@@ -1,12 +1,12 @@
-"""What every test shares: where the real data lie, one thread, and a watch over the process's global settings.
-
-Nothing is seeded here: a test that draws numbers makes its own ``torch.Generator``.
-"""
+"""What every test shares: where the real data lie, one thread, seeds, and a watch over the process's global settings."""
 
 import os
+import random
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +20,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "shared_data" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.data)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Seed the global generators by the test's name: its numbers do not depend on the tests that ran before it."""
+    seed = zlib.crc32(item.nodeid.encode())
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 @pytest.fixture(scope="session", autouse=True)

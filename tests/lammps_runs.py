@@ -68,7 +68,14 @@ def droplet() -> Atoms:
     return atoms
 
 
-STRUCTURES = {"liquid": liquid, "skewed": skewed, "slab": slab, "droplet": droplet}
+def many() -> Atoms:
+    """64 molecules of water, periodic."""
+    atoms = water_box(4)
+    atoms.rattle(0.05, seed=1)
+    return atoms
+
+
+STRUCTURES = {"liquid": liquid, "skewed": skewed, "slab": slab, "droplet": droplet, "many": many}
 
 
 class Ended(NamedTuple):

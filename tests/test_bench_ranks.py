@@ -41,11 +41,12 @@ def test_the_speed_up_is_the_median_of_the_rounds_ratios(monkeypatch):
 
 
 def test_the_config_is_the_small_network_with_batches_of_32(tmp_path):
-    """As many steps as are timed, three before them and one after; keys may be overridden."""
+    """As many steps as are timed, three before them and one after, with the only validation; keys may be overridden."""
     config = benchmark.ranks_config("aspirin.npz", steps=10, overrides=["training.compile=true"])
     assert (config["potential"]["preset"], config["training"]["batch_size"]) == ("small", 32)
     assert config["training"]["max_edges"] is None  # which would make smaller batches of large molecules
     assert (config["training"]["steps"], config["training"]["compile"]) == (14, True)
+    assert config["training"]["validate_every"] == 14
 
 
 @pytest.mark.slow

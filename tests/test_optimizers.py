@@ -138,6 +138,12 @@ def _step(model: nn.Module, optimizer: Any, gradients: list[torch.Tensor]) -> No
     optimizer.step()
 
 
+def _clear_gradients(model: nn.Module) -> list[torch.Tensor]:
+    """Random gradients of at least 0.01 in size, beside which the 1e-8 in AdamW's denominator vanishes."""
+    drawn = [torch.randn(p.shape) for p in model.parameters()]
+    return [torch.copysign(g.abs().clamp(min=0.01), g) for g in drawn]
+
+
 @pytest.mark.parametrize("fraction", [0.2, 0.05])
 def test_muon_hands_vectors_to_adamw_at_a_fraction_of_its_rate(fraction):
     """The matrix moves by the rate in the spectral norm; in the first step AdamW moves every entry by its fraction."""
@@ -147,7 +153,7 @@ def test_muon_hands_vectors_to_adamw_at_a_fraction_of_its_rate(fraction):
         model, kind="muon", lr=1.0, weight_decay=0.0, betas=(0.9, 0.99), vector_fraction=fraction
     )
     set_rate(optimizer, 0.5)
-    _step(model, optimizer, [torch.randn(p.shape) for p in model.parameters()])
+    _step(model, optimizer, _clear_gradients(model))
     moved = {name: p.detach() - before[name] for name, p in model.named_parameters()}
     assert 0.3 < torch.linalg.matrix_norm(moved["linear.weight"], 2) < 0.65
     for name in ("linear.bias", "scale", "offset"):
@@ -187,7 +193,7 @@ def test_free_maps_may_have_an_optimizer_of_their_own():
     optimizer = make_optimizer(model, kind="muon", free_kind="adamw", lr=0.1, weight_decay=0.0, betas=(0.9, 0.99))
     (layer,) = relaxed_layers(model).values()
     free, matrix = layer.free.weight.detach().clone(), model[1].weight.detach().clone()
-    _step(model, optimizer, [torch.randn(p.shape) for p in model.parameters()])
+    _step(model, optimizer, _clear_gradients(model))
     torch.testing.assert_close((layer.free.weight - free).abs(), torch.full_like(free, 0.1), rtol=1e-4, atol=1e-6)
     assert 0.06 < torch.linalg.matrix_norm(model[1].weight - matrix, 2) < 0.13
     with pytest.raises(ValueError, match="Unknown optimizer `adanw`"):

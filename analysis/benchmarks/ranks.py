@@ -29,8 +29,12 @@ RECIPE: dict[str, Any] = {
 
 
 def ranks_config(source: str, *, steps: int, overrides: Sequence[str]) -> dict[str, Any]:
-    """The config that is trained for some timed steps; raises ``ConfigError`` for invalid overrides."""
-    keys = [f"data.source={source}", f"training.steps={ranks_worker.WARM_UP + steps + 1}"]
+    """The config that is trained for some timed steps, with one validation after them.
+
+    Raises ``ConfigError`` for invalid overrides.
+    """
+    steps += ranks_worker.WARM_UP + 1
+    keys = [f"data.source={source}", f"training.steps={steps}", f"training.validate_every={steps}"]
     return load_config(RECIPE, overrides=[*keys, *overrides]).model_dump(mode="json")
 
 

@@ -102,7 +102,7 @@ class Domain:
         times = [time.perf_counter()]
         self._follow(atoms)
         species = self.force_field.species_of(torch.from_numpy(atoms.numbers).to(self.device))
-        found = self.neighbors.graph(atoms.positions, atoms.ids).edge_index.to(self.device)
+        found = self.neighbors.graph(atoms.positions, atoms.numbers).edge_index.to(self.device)
         rows = self._local_edges(found, atoms) if self.halo == "exchange" else self._halo_edges(found, atoms)
         vectors = _vectors(torch.from_numpy(atoms.positions).to(self.device), found[:, rows.which])
         edges = Edges(rows.pairs, vectors.to(self.force_field.dtype), **self._ghosts(atoms.n_local))
