@@ -1,4 +1,4 @@
-"""What every test shares: where the real data lie, one thread, seeds, and a watch over the process's global settings."""
+"""What every test shares: where the real data lie, one thread, seeds, and a watch over torch's global settings."""
 
 import os
 import random
@@ -27,7 +27,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Seed the global generators by the test's name: its numbers do not depend on the tests that ran before it."""
     seed = zlib.crc32(item.nodeid.encode())
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (other packages draw from it)
     torch.manual_seed(seed)
 
 

@@ -23,6 +23,9 @@ from mdrelax.forces.loader import Loader, frames_from_data
 from mdrelax.method.relaxation import relax_constraints
 from mdrelax.packs.nbody.networks import NBodySEGNN
 from mdrelax.packs.nbody.task import Displacement, Systems
+from mdrelax.packs.smoke.run import windows_of
+from mdrelax.packs.smoke.sizes import build_network
+from mdrelax.packs.smoke.task import Forecast
 from mdrelax.runs.config import load_config
 from mdrelax.runs.inputs import load_parts
 from mdrelax.runs.untrained import untrained
@@ -58,6 +61,7 @@ NBODY: dict[str, dict[str, Any]] = {
     "n-body, weight penalty": {"penalty": "weight", "weight": 0.1},
     "n-body, standard": OFF,
 }
+SMOKE: dict[str, dict[str, Any]] = {"smoke, relaxed": {}, "smoke, standard": OFF}
 
 
 def force_field(name: str, folder: Path, ranks: Ranks, listener: Any = lambda progress: None) -> Trainer:
@@ -96,6 +100,23 @@ def nbody(name: str, folder: Path, ranks: Ranks, listener: Any = lambda progress
     if relaxation.schedule != "off":
         relax_constraints(model, initial_std=0.05, generator=torch.Generator().manual_seed(ranks.rank))
     task = Displacement(systems.take(slice(0, 16)), systems.take(slice(16, None)), batch_size=5, noise=0.1)
+    settings = OptimisationConfig(**TRAINING)
+    return Trainer(model, task, training=settings, relaxation=relaxation, folder=folder, listener=listener, ranks=ranks)
+
+
+def smoke(name: str, folder: Path, ranks: Ranks, listener: Any = lambda progress: None) -> Trainer:
+    """A trainer of relaxed steerable convolutions, which have a constraint of their own, on the shipped plumes."""
+    data = windows_of("sample:plume")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(ranks.rank)
+        model = build_network("rsteer", "tiny", "C4", n_in=data.split.n_in, size=data.plumes.shape[2:]).double()
+    relaxation = RelaxationConfig(**{"schedule": "triangle", **SMOKE[name]})
+    if relaxation.schedule != "off":
+        relax_constraints(model, initial_std=0.05, generator=torch.Generator().manual_seed(ranks.rank))
+    task = Forecast(
+        data.plumes, data.split, train=data.train[:15], validation=data.validation[:5], batch_size=5, rotate=True,
+        part=2, dtype=torch.float64,
+    )  # fmt: skip
     settings = OptimisationConfig(**TRAINING)
     return Trainer(model, task, training=settings, relaxation=relaxation, folder=folder, listener=listener, ranks=ranks)
 
@@ -149,7 +170,7 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
 
 def compare(name: str, folder: Path, ranks: Ranks) -> dict[str, float] | None:
     """The differences between both trainings of a case."""
-    build: Callable[..., Trainer] = force_field if name in FORCES else nbody
+    build: Callable[..., Trainer] = force_field if name in FORCES else smoke if name in SMOKE else nbody
     together = trace(build(name, folder / "together", ranks))
     if not ranks.first:
         return None

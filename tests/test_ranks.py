@@ -19,12 +19,12 @@ from mdrelax.method.penalty import penalty, record_inputs
 from mdrelax.method.relaxation import relax_constraints
 from mdrelax.training.ranks import ALONE, Ranks, joined, launched, use_gpu
 from mdrelax.training.trainer import Trainer, TrainingError
-from ranks_worker import FORCES, NBODY
+from ranks_worker import FORCES, NBODY, SMOKE
 from toy_regression import trainer
 
 EXACT = 1e-12  # in float64, relative; found: below 2e-15 after 20 steps
 COMPILED = [name for name in FORCES if "compiled" in name]
-CASES = [name for name in (*FORCES, *NBODY) if name not in COMPILED]
+CASES = [name for name in (*FORCES, *NBODY, *SMOKE) if name not in COMPILED]
 
 
 def on_two_ranks(folder: Path, *names: str, seconds: float) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdrelax.cli.bench.studies import say_validation, train_and_tell
-from mdrelax.cli.options import Jobs, Launcher, OnlyReport, Override, Seeds, Slurm, Threads, workers
+from mdrelax.cli.options import Jobs, Launcher, OnlyReport, Override, RanksOfRun, Seeds, Slurm, Threads, workers
 from mdrelax.cli.output import keep_table, tell_table
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def smoke(
     override: Override = None,
     jobs: Jobs = 0,
     threads: Threads = 1,
+    ranks: RanksOfRun = 1,
     launcher: Launcher = "local",
     slurm: Slurm = None,
     quick: Annotated[bool, typer.Option(help="Every arm in miniature on the shipped set, in a few minutes.")] = False,
@@ -51,7 +52,7 @@ def smoke(
     if only_report:
         train_and_tell(lambda: None, lambda: study.write_study(out), f"Runs in {out}", folder=out)
         return
-    crew = workers(out, jobs=jobs, threads=threads, ranks=1, launcher=launcher, slurm=slurm)
+    crew = workers(out, jobs=jobs, threads=threads, ranks=ranks, launcher=launcher, slurm=slurm)
     chosen = list(study.STUDY.arms) if arms == "all" or quick else (TABLE if arms == "table" else arms).split(",")
     changes = [*(QUICK if quick else []), *([f"training.epochs={epochs}"] if epochs else []), *(override or [])]
     numbers = whole_numbers("--seeds", seeds)[: 1 if quick else None]

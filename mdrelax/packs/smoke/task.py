@@ -24,6 +24,7 @@ from mdrelax.base.seeds import generator
 from mdrelax.datasets.plume import Indices, PlumeSet, PlumeSplit, read_windows
 from mdrelax.method.certificate import EquivarianceError
 from mdrelax.packs.smoke.convolution import assembled_once
+from mdrelax.training.ranks import ALONE, EVERYTHING, Ranks
 
 __all__ = ["Forecast", "Frames", "RolloutErrors", "commutation_error", "evenly", "predict", "quarter_turned",
            "roll_out", "rollout_errors", "rollout_loss", "symmetry_error"]  # fmt: skip
@@ -86,7 +87,7 @@ class Forecast:
         part: Windows whose loss is made at a time, for networks without batch norm: the same gradient from less memory.
     """
 
-    train_columns: tuple[str, ...] = ("train_rmse",)
+    train_columns: tuple[str, ...] = ("train_mse",)
     validation_columns: tuple[str, ...] = ("val_rmse",)
     selected = "val_rmse"
 
@@ -116,15 +117,28 @@ class Forecast:
         inputs, targets = read_windows(self.plumes, rows, self.split.n_in, self.split.n_out)
         return Frames(inputs.to(self.dtype), targets.to(self.dtype))
 
-    def loss(self, model: nn.Module, batch: Frames, *, step: int) -> tuple[Tensor, list[Tensor]]:
-        """The loss of a batch and the RMSE of its frames; gradients of parts end at the kernels until it is used."""
-        batch = self._on_device(model, self._turned(batch, step) if self.rotate else batch)
-        loss = rollout_loss(model, batch, part=self.part)
-        return loss + model.constraint(), [(loss.detach() / batch.targets.shape[1]).sqrt()]  # type: ignore[operator]
+    def sizes(self, batch: Frames) -> list[int]:
+        """All windows cost the same."""
+        return [1] * len(batch.inputs)
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        """The RMSE of a network in evaluation mode on the validation windows."""
-        found = rollout_errors(model, self.plumes, self.split, self.validation, self.split.n_out, dtype=self.dtype)
+    def loss(
+        self, model: nn.Module, batch: Frames, *, step: int, part: slice = EVERYTHING
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The loss of a batch and the mean squared error of its frames, or a part's shares; batch norms see the part.
+
+        Gradients of windows end at the kernels until the loss is used.
+        """
+        whole = self._turned(batch, step) if self.rotate else batch
+        own = self._on_device(model, Frames(*(windows[part] for windows in whole)))
+        share = len(own.inputs) / len(batch.inputs)
+        loss = rollout_loss(model, own, part=self.part, share=share)
+        return loss + share * model.constraint(), [loss.detach() / own.targets.shape[1]]  # type: ignore[operator]
+
+    def validate(self, model: nn.Module, *, ranks: Ranks = ALONE) -> dict[str, float]:
+        """The RMSE of a network in evaluation mode on the validation windows, of which each rank has a part."""
+        found = rollout_errors(
+            model, self.plumes, self.split, self.validation, self.split.n_out, dtype=self.dtype, ranks=ranks
+        )
         return {"val_rmse": found.rmse}
 
     def _turned(self, batch: Frames, step: int) -> Frames:
@@ -137,8 +151,8 @@ class Forecast:
         return Frames(*(part.to(device) for part in batch))
 
 
-def rollout_loss(model: nn.Module, batch: Frames, *, part: int) -> Tensor:
-    """The sum over predicted frames of the mean squared error, with the gradient's graph from the kernels on.
+def rollout_loss(model: nn.Module, batch: Frames, *, part: int, share: float = 1.0) -> Tensor:
+    """The sum over predicted frames of the mean squared error, times ``share``; its graph begins at the kernels.
 
     ``part`` windows are computed at a time, unless the network has batch norms; kernels are assembled once for all.
     """
@@ -149,7 +163,7 @@ def rollout_loss(model: nn.Module, batch: Frames, *, part: int) -> Tensor:
         for inputs, targets in zip(batch.inputs.split(size), batch.targets.split(size), strict=True):
             pairs = zip(roll_out(model, inputs, n_frames), targets.unbind(1), strict=True)
             loss = torch.stack([(frame - target).square().mean() for frame, target in pairs]).sum()
-            loss = loss * (len(inputs) / n)
+            loss = loss * (share * len(inputs) / n)
             if loss.requires_grad:
                 loss.backward()
             total = total + loss.detach()
@@ -163,19 +177,24 @@ def _has_norms(model: nn.Module) -> bool:
 @torch.no_grad()
 def rollout_errors(
     model: nn.Module, plumes: PlumeSet, split: PlumeSplit, rows: Indices, n_frames: int,
-    *, dtype: torch.dtype = torch.float32,
+    *, dtype: torch.dtype = torch.float32, ranks: Ranks = ALONE,
 ) -> RolloutErrors:  # fmt: skip
-    """Errors of rollouts of so many frames on windows; not finite for a rollout that explodes."""
-    squares, size, device = torch.zeros(n_frames, dtype=torch.float64), 0.0, next(model.parameters()).device
+    """Errors of rollouts of so many frames on windows; not finite for a rollout that explodes.
+
+    Of several ranks each evaluates its part of the windows.
+    """
+    own = rows[ranks.part([1] * len(rows))]
+    squares, device = torch.zeros(n_frames, dtype=torch.float64), next(model.parameters()).device
+    size = torch.zeros((), dtype=torch.float64)
     with assembled_once():
-        for k in range(0, len(rows), EVALUATION_BATCH):
-            inputs, targets = read_windows(plumes, rows[k : k + EVALUATION_BATCH], split.n_in, n_frames)
+        for k in range(0, len(own), EVALUATION_BATCH):
+            inputs, targets = read_windows(plumes, own[k : k + EVALUATION_BATCH], split.n_in, n_frames)
             truth = targets.to(device, dtype)
             for step, frame in enumerate(roll_out(model, inputs.to(device, dtype), n_frames)):
                 squares[step] += (frame - truth[:, step]).double().square().mean((1, 2, 3)).sum().cpu()
-            size += truth.double().square().mean((1, 2, 3, 4)).sum().item()
-    by_step = (squares / len(rows)).sqrt()
-    return RolloutErrors((squares.mean() / len(rows)).sqrt().item(), by_step.tolist(), math.sqrt(size / len(rows)))
+            size += truth.double().square().mean((1, 2, 3, 4)).sum().cpu()
+    squares, size = ranks.sum(squares) / len(rows), ranks.sum(size) / len(rows)
+    return RolloutErrors(squares.mean().sqrt().item(), squares.sqrt().tolist(), size.sqrt().item())
 
 
 @torch.no_grad()
