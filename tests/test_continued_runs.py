@@ -55,14 +55,14 @@ def begun(content: dict[str, Any]) -> tuple[Any, list[Any]]:
 
 
 def test_it_begins_with_the_forces_of_the_file(source: Path, first: Outcome) -> None:
-    """Network, elements, scale and cut-off are the file's; energies differ by what fits the training set better."""
+    """Network, elements, scale and cut-off are the file's; energies fit the training set as well, to rounding."""
     found, frames = begun(continued(source, first))
     old, _ = predict(load_model(first.model_file).force_field, frames)
     new, batch = predict(found.force_field, frames)
     assert torch.equal(new.forces, old.forces)
     assert found.force_field.cutoff == CLUSTER_CUTOFF
     errors = [(p.energy - batch.targets.energy).square().mean() for p in (new, old)]
-    assert errors[0] <= errors[1]
+    assert errors[0] <= (1 + 1e-6) * errors[1]
     assert found.origin == {"file": "model.safetensors", "content": load_model(first.model_file).header["content"]}
 
 

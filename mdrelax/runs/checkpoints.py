@@ -3,11 +3,13 @@
 Runs of versions without network.json rebuild their network from their data.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+import torch
 
 from mdrelax.forces.dispersion import without_dispersion
 from mdrelax.forces.forcefield import ForceField
@@ -20,7 +22,7 @@ from mdrelax.method.relaxation import set_theta
 from mdrelax.modelfile import save_model
 from mdrelax.runs.config import Config, load_config
 from mdrelax.runs.config_changes import read_saved
-from mdrelax.runs.experiment import relax
+from mdrelax.runs.experiment import RESULTS, relax
 from mdrelax.runs.inputs import load_parts
 from mdrelax.runs.network import NetworkFile, Networks, Untrained, read_network
 from mdrelax.runs.refused import cause_of_failure
@@ -98,9 +100,13 @@ def _from_data(config: Config, networks: Networks) -> tuple[Untrained, list[Batc
 
 
 def project_checkpoint(folder: Path, output: Path, networks: Networks) -> Certificate:
-    """Project and save the best network of the last checkpoint in a run folder; raises on a failed certificate."""
+    """Project and save the best network of the last checkpoint in a run folder; raises on a failed certificate.
+
+    The reference energies are those of a finished run's model, which were fitted after its last step.
+    """
     run = open_checkpoint(folder, networks)
     network, layers = run.best()
+    _take_references(network, folder, best_step=run.state["best"]["step"])
     certificate = certify(network, to_certify(run.structures), layers=layers)
     require(certificate, cause=cause_of_failure(certificate))
     save_model(
@@ -108,6 +114,15 @@ def project_checkpoint(folder: Path, output: Path, networks: Networks) -> Certif
         card=model_card(run.config, network, best_step=run.state["best"]["step"], results={}, origin=run.begun.origin),
     )  # fmt: skip
     return certificate
+
+
+def _take_references(network: ForceField, folder: Path, *, best_step: int) -> None:
+    """Those of results.json, if it is about the same step."""
+    path = folder / RESULTS
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if found.get("best_step") == best_step and "reference_energies_eV" in found:
+        energies = [found["reference_energies_eV"][str(z)] for z in network.elements]
+        network.reference_energies.copy_(torch.tensor(energies, dtype=torch.float64))
 
 
 def projection_gap(folder: Path, thetas: Sequence[float], networks: Networks) -> pd.DataFrame:

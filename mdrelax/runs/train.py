@@ -135,14 +135,19 @@ class Potentials:
         return ForceMatching(loader, self.frames.validation, training, compiler=CompiledTrainingStep)
 
     def certify(self, fit: FitResult[ForceField]) -> Certificate:
-        """Errors of energies and forces of a few test (or validation) structures under all symmetry operations."""
-        if self.training.energy_weight == 0 and not fit.model.exact_lone_atoms:
+        """Errors of energies and forces of a few test (or validation) structures under all symmetry operations.
+
+        Before them, the constants of the elements become those that fit the training labels: while the weights move,
+        the mean of all energies wanders by more than the energies scatter about it.
+        """
+        if self.config.reference_energies == "fit" and not fit.model.exact_lone_atoms:
             shift_references(fit.model, self.frames.train)
         return certify(fit.model, to_certify(self.frames.test or self.frames.validation), layers=fit.layers)
 
     def evaluate(self, fit: FitResult[ForceField], folder: Path) -> dict[str, Any]:
         """Errors on validation and test frames and of the trivial baseline; the test predictions go to a file."""
-        return _test_results(self.config, fit.model, self.parts, self.frames, folder)
+        errors = _test_results(self.config, fit.model, self.parts, self.frames, folder)
+        return {"reference_energies_eV": references_of(fit.model), **errors}
 
     def export(self, folder: Path, finished: Finished[ForceField]) -> None:
         """Write model.safetensors; a network that is not equivariant is kept as refused.safetensors."""
@@ -235,16 +240,20 @@ def model_card(
             document["data"][key] = Path(named).name if isinstance(named, str) else [Path(each).name for each in named]
     if config.potential.start is not None:
         document["potential"]["start"] = Path(config.potential.start).name
-    energies = model.reference_energies.tolist()
     return {
         "config": document,
         "physics": model.physics._asdict(),
-        "reference_energies_eV": dict(zip(map(str, model.elements), energies, strict=True)),
+        "reference_energies_eV": references_of(model),
         "started_from": origin,
         "best_step": best_step,
         "validation": results.get("validation"),
         "test": results.get("test"),
     }
+
+
+def references_of(model: ForceField) -> dict[str, float]:
+    """The reference energies (eV) by atomic number."""
+    return dict(zip(map(str, model.elements), model.reference_energies.tolist(), strict=True))
 
 
 def kept_structures(parts: Parts) -> list[Data]:
