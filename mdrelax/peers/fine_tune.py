@@ -24,11 +24,10 @@ from mdrelax.base.sections import ConfigError, Section
 from mdrelax.base.seeds import generator
 from mdrelax.datasets import load as load_data
 from mdrelax.datasets import to_atoms
-from mdrelax.method.relaxation import relax_constraints
 from mdrelax.peers.peer import PEERS, StoredPeer, open_stored_peer
 from mdrelax.peers.proof import PeerProof, require_proof, symmetry_errors
 from mdrelax.peers.task import Labelled, PeerTask, energy_offsets, errors_of
-from mdrelax.training.settings import OptimisationConfig, RelaxationConfig, refuse_keep
+from mdrelax.training.settings import OptimisationConfig, RelaxationConfig, refuse_keep, relax
 from mdrelax.training.trainer import FitResult, Progress, Trainer
 
 __all__ = ["FineTuned", "PeerFineTuning", "fine_tune_peer"]
@@ -155,14 +154,8 @@ def _train(
 ) -> FitResult[nn.Module]:  # fmt: skip
     """Relax, train and project."""
     training, own = settings.training, settings.relaxation
-    if own.schedule != "off":
-        stream = generator(training.seed, "free maps")
-        try:
-            placement = relax_constraints(
-                model, where=own.where, initial_std=own.initial_std, generator=stream, kind=own.free_map, rank=own.rank
-            )
-        except ValueError as error:
-            raise ConfigError(f"`relaxation.where`: {error}") from error
+    placement = relax(model, own, seed=training.seed)
+    if placement is not None:
         tell(str(placement))
     weights = (settings.energy_weight, settings.forces_weight, settings.stress_weight)
     task = PeerTask(
