@@ -14,13 +14,14 @@ from torch import nn
 
 from mdrelax.base.files import write_atomically
 from mdrelax.base.sections import ConfigError, Section, load, read_yaml
+from mdrelax.method.certificate import Certificate
 from mdrelax.runs.config_changes import refuse_changes
 from mdrelax.runs.experiment import RESULTS, Experiment, run, run_folder
 from mdrelax.training.ranks import joined
 from mdrelax.training.settings import RelaxationConfig
 from mdrelax.training.trainer import Progress
 
-__all__ = ["ACE", "enter", "load_run", "prepare_folder", "read_result", "run_arm", "with_arm"]
+__all__ = ["ACE", "enter", "load_run", "prepare_folder", "read_result", "run_arm", "symmetry_results", "with_arm"]
 
 SETTINGS = "run.yaml"
 ACE: dict[str, Any] = {  # relaxation under ACE: no schedule and no penalty, whatever the study's are
@@ -74,6 +75,15 @@ def enter(settings: Section, folder: Path, *, restart: bool) -> bool:
             "Choose another folder."
         )
     return restart and (folder / "checkpoints" / "last.pt").exists()
+
+
+def symmetry_results(certificate: Certificate) -> dict[str, Any]:
+    """The entries of results.json on the symmetry: the records of the layers, and the errors in both precisions."""
+    return {
+        "layers": [record._asdict() for record in certificate.layers],
+        "equivariance_error_float64": certificate.float64._asdict(),
+        "equivariance_error_float32": certificate.float32._asdict(),
+    }
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
