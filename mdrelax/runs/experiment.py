@@ -23,6 +23,7 @@ from mdrelax.base.files import locked_folder, write_atomically
 from mdrelax.base.provenance import environment
 from mdrelax.base.sections import ConfigError, Section
 from mdrelax.method.certificate import Certificate
+from mdrelax.method.controllers import Ace
 from mdrelax.runs.config_changes import changed_keys
 from mdrelax.training.ranks import Ranks, joined, use_gpu
 from mdrelax.training.settings import OptimisationConfig, RelaxationConfig, relax
@@ -193,8 +194,8 @@ def _run_in(
     fit = trainer.run()
     n_free = 0 if placement is None else placement.n_free
     theta_at_end = trainer.controller.theta_at_end() if placement is not None else 0.0
-    if experiment.relaxation.controller == "ace" and placement is not None:
-        tell(f"ACE: the largest |gamma| was {theta_at_end:.3g} at the end, before it was set to 0 (equality form).")
+    if isinstance(trainer.controller, Ace):
+        tell(f"ACE: {trainer.controller.in_words()}.")
     facts = {
         "n_parameters": n_parameters, "n_free_parameters": n_free, "theta_at_end": theta_at_end, "ranks": ranks.size
     }  # fmt: skip
