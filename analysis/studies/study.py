@@ -40,8 +40,8 @@ from mdrelax.analysis.tables import read_optional, write_texts
 from mdrelax.base.names import nearest_name
 from mdrelax.base.provenance import portable
 from mdrelax.base.sections import ConfigError
-from mdrelax.runs.config_changes import changed_keys, refuse_changes
 from mdrelax.runs.jobs import ONE_THREAD_EACH, Start, run_side_by_side
+from mdrelax.training.folders import changed_keys, refuse_changes
 
 __all__ = ["PackStudy", "Study", "Written", "split_arms"]
 

@@ -24,14 +24,13 @@ from mdrelax.base.provenance import environment
 from mdrelax.base.sections import ConfigError, Section
 from mdrelax.method.certificate import Certificate
 from mdrelax.method.controllers import Ace
-from mdrelax.runs.config_changes import changed_keys
+from mdrelax.training.folders import RESULTS, changed_keys
 from mdrelax.training.ranks import Ranks, joined, use_gpu
 from mdrelax.training.settings import OptimisationConfig, RelaxationConfig, relax
 from mdrelax.training.trainer import FitResult, Progress, Task, Trainer
 
-__all__ = ["RESULTS", "Experiment", "Finished", "check_device", "run", "run_folder", "seeded", "write_results"]
+__all__ = ["Experiment", "Finished", "check_device", "run", "run_folder", "seeded", "write_results"]
 
-RESULTS = "results.json"
 Model = TypeVar("Model", bound=nn.Module)
 
 

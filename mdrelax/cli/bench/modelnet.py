@@ -75,7 +75,7 @@ def modelnet(
 
 def modelnet_run(folder: Annotated[Path, typer.Argument(help="A prepared run folder with its run.yaml.")]) -> None:
     """One run of the ModelNet benchmark, from its folder's run.yaml."""
-    from mdrelax.packs.arm_runs import load_run
     from mdrelax.packs.modelnet.run import ModelNetRun, run_modelnet
+    from mdrelax.training.folders import load_run
 
     run_modelnet(load_run(ModelNetRun, folder), folder, listener=say_validation)

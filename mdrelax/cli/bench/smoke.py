@@ -84,8 +84,8 @@ def _runs(
 
 def smoke_run(folder: Annotated[Path, typer.Argument(help="A prepared run folder with its run.yaml.")]) -> None:
     """One run of the smoke benchmark, from its folder's run.yaml."""
-    from mdrelax.packs.arm_runs import load_run
     from mdrelax.packs.smoke.run import SmokeRun, run_smoke
+    from mdrelax.training.folders import load_run
 
     run_smoke(load_run(SmokeRun, folder), folder, listener=say_validation)
 

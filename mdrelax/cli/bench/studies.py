@@ -79,8 +79,8 @@ def nbody(
 
 def nbody_run(folder: Annotated[Path, typer.Argument(help="A prepared run folder with its run.yaml.")]) -> None:
     """One run of the N-body benchmark, from its folder's run.yaml."""
-    from mdrelax.packs.arm_runs import load_run
     from mdrelax.packs.nbody.run import NBodyRun, run_nbody
+    from mdrelax.training.folders import load_run
 
     run_nbody(load_run(NBodyRun, folder), folder, listener=say_validation)
 

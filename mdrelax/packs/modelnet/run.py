@@ -21,11 +21,12 @@ from mdrelax.base.sections import Section
 from mdrelax.datasets.modelnet import load_modelnet
 from mdrelax.datasets.point_clouds import ModelNet, PointClouds, Protocol, protocol_poses
 from mdrelax.method.certificate import Certificate, EquivarianceError, certificate_of, require
-from mdrelax.packs.arm_runs import ACE, enter, run_arm, symmetry_results, with_arm
+from mdrelax.packs.arm_runs import ACE, run_arm, symmetry_results, with_arm
 from mdrelax.packs.modelnet.model_file import save_network
 from mdrelax.packs.modelnet.sizes import COMPARATORS, NetworkName, Preset, build_network
 from mdrelax.packs.modelnet.task import Augmentation, Classification, Errors, errors_of, predict, score_error, shapes
 from mdrelax.runs.experiment import Finished, seeded
+from mdrelax.training.folders import enter
 from mdrelax.training.settings import OptimisationConfig, RelaxationConfig, refuse_keep
 from mdrelax.training.trainer import FitResult, Progress
 

@@ -20,7 +20,7 @@ from mdrelax.base.names import nearest_name
 from mdrelax.base.sections import Section
 from mdrelax.datasets.nbody import load_nbody
 from mdrelax.method.certificate import Certificate, EquivarianceError, certificate_of, require
-from mdrelax.packs.arm_runs import ACE, enter, run_arm, symmetry_results, with_arm
+from mdrelax.packs.arm_runs import ACE, run_arm, symmetry_results, with_arm
 from mdrelax.packs.nbody.egnn import EGNN
 from mdrelax.packs.nbody.networks import NBodySEGNN
 from mdrelax.packs.nbody.task import (
@@ -32,6 +32,7 @@ from mdrelax.packs.nbody.task import (
     prepare,
 )
 from mdrelax.runs.experiment import Finished, seeded
+from mdrelax.training.folders import enter
 from mdrelax.training.settings import OptimisationConfig, RelaxationConfig, refuse_keep
 from mdrelax.training.trainer import FitResult, Progress
 

@@ -27,7 +27,7 @@ from mdrelax.datasets.plume import Indices, PlumeSet, PlumeSplit, Sampling, read
 from mdrelax.datasets.plume_files import open_plumes
 from mdrelax.method.certificate import Certificate, EquivarianceError, require
 from mdrelax.method.relaxation import is_relaxed
-from mdrelax.packs.arm_runs import ACE, enter, run_arm, symmetry_results, with_arm
+from mdrelax.packs.arm_runs import ACE, run_arm, symmetry_results, with_arm
 from mdrelax.packs.smoke.model_file import FlowHeader, save_flow
 from mdrelax.packs.smoke.sizes import GroupName, NetworkName, Preset, build_network
 from mdrelax.packs.smoke.task import (
@@ -40,6 +40,7 @@ from mdrelax.packs.smoke.task import (
     symmetry_error,
 )
 from mdrelax.runs.experiment import Finished, seeded
+from mdrelax.training.folders import enter
 from mdrelax.training.settings import OptimisationConfig, RelaxationConfig
 from mdrelax.training.trainer import FitResult, Progress
 
