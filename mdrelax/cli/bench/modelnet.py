@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mdrelax.cli.bench.studies import changes_of, report_pack_study, run_pack_study, say_validation
+from mdrelax.cli.ending import resumes
 from mdrelax.cli.options import (
     Jobs,
     Launcher,
@@ -26,6 +27,7 @@ QUICK = [  # in miniature: tiny networks and solids made here
 ]  # fmt: skip
 
 
+@resumes
 def modelnet(
     data: Annotated[
         str, typer.Option(help="modelnet:solids, a fetched name (modelnet:10, modelnet:40), a folder or a zip file.")
@@ -73,6 +75,7 @@ def modelnet(
     run_pack_study(study, runs, out, crew)
 
 
+@resumes
 def modelnet_run(folder: Annotated[Path, typer.Argument(help="A prepared run folder with its run.yaml.")]) -> None:
     """One run of the ModelNet benchmark, from its folder's run.yaml."""
     from mdrelax.packs.modelnet.run import ModelNetRun, run_modelnet

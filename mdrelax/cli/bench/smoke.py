@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdrelax.cli.bench.studies import changes_of, report_pack_study, run_pack_study, say_validation
+from mdrelax.cli.ending import resumes
 from mdrelax.cli.options import Jobs, Launcher, OnlyReport, Override, RanksOfRun, Seeds, Slurm, Threads, workers
 from mdrelax.cli.output import keep_table, tell_table
 
@@ -19,6 +20,7 @@ QUICK = [  # in miniature: the shipped set and tiny networks
 ]  # fmt: skip
 
 
+@resumes
 def smoke(
     data: Annotated[
         str, typer.Option(help="Comma-separated sets: files of `mdrelax data generate plume`, or published folders.")
@@ -82,6 +84,7 @@ def _runs(
     return runs
 
 
+@resumes
 def smoke_run(folder: Annotated[Path, typer.Argument(help="A prepared run folder with its run.yaml.")]) -> None:
     """One run of the smoke benchmark, from its folder's run.yaml."""
     from mdrelax.packs.smoke.run import SmokeRun, run_smoke

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mdrelax.cli.ending import resumes
 from mdrelax.cli.options import (
     Arms,
     Compile,
@@ -36,6 +37,7 @@ QUICK = [  # in miniature: eight short but meaningful runs, two minutes on two c
 ]  # fmt: skip
 
 
+@resumes
 def nbody(
     out: Annotated[Path, typer.Option(help="Folder of the study: a folder per run, tables and figures.")] = Path(
         "runs/nbody"
@@ -77,6 +79,7 @@ def nbody(
     run_pack_study(study, runs, out, crew)
 
 
+@resumes
 def nbody_run(folder: Annotated[Path, typer.Argument(help="A prepared run folder with its run.yaml.")]) -> None:
     """One run of the N-body benchmark, from its folder's run.yaml."""
     from mdrelax.packs.nbody.run import NBodyRun, run_nbody
@@ -110,6 +113,7 @@ def nbody_md(
         typer.echo(line)
 
 
+@resumes
 def rmd17(
     data: Annotated[
         Path | None,
