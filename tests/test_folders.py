@@ -32,8 +32,10 @@ def test_a_run_is_resumed_on_request_only(tmp_path: Path) -> None:
     """One that ended before its first checkpoint does not count."""
     assert not entered(tmp_path)
     begun(tmp_path)
+    (tmp_path / FILE).unlink()
     with pytest.raises(ConfigError, match="already contains a run; add `--restart auto` to resume it"):
         entered(tmp_path)
+    assert not (tmp_path / FILE).exists()  # a refused run leaves nothing behind
     assert entered(tmp_path, restart=True)
 
 

@@ -35,9 +35,9 @@ def enter(settings: Section, folder: Path, *, restart: bool, file: str = SETTING
     Raises ``ConfigError`` for a folder with other settings, for one with a run if ``restart`` is off, and for a
     finished run whose checkpoint is gone.
     """
-    prepare_folder(settings, folder, file=file)
     if not restart:
         refuse_begun(folder)
+    prepare_folder(settings, folder, file=file)
     has_checkpoint = _checkpoint(folder).exists()
     if (folder / RESULTS).is_file() and not has_checkpoint:
         raise ConfigError(
