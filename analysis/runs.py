@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from mdrelax.analysis.tables import read_json, read_optional, short_names
-from mdrelax.runs.config_changes import differing_keys, read_saved
+from mdrelax.runs.config_changes import read_saved
+from mdrelax.training.folders import differing_keys
 
 __all__ = ["find_runs", "layers_of_runs", "table_of_runs"]
 

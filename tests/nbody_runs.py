@@ -9,8 +9,8 @@ import pandas as pd
 
 from mdrelax.base.provenance import environment
 from mdrelax.method.free_map_log import LAYER_COLUMNS
-from mdrelax.packs.arm_runs import prepare_folder
 from mdrelax.packs.nbody.run import NBodyRun
+from mdrelax.training.folders import prepare_folder
 
 STEPS = np.arange(10, 101, 10)
 THETA = 1 - np.abs(STEPS / 50 - 1)  # 0.2, 0.4, ..., 1 at step 50, ..., 0

@@ -15,11 +15,12 @@ from mdrelax.base.containers import ModelFileError
 from mdrelax.base.sections import ConfigError
 from mdrelax.datasets.modelnet import load_modelnet
 from mdrelax.modelfile import load_model
-from mdrelax.packs.arm_runs import prepare_folder, read_result
+from mdrelax.packs.arm_runs import read_result
 from mdrelax.packs.modelnet.model_file import load_network
 from mdrelax.packs.modelnet.run import ARMS, ModelNetRun, run_modelnet
 from mdrelax.packs.modelnet.sizes import COMPARATORS
 from mdrelax.packs.recipes import recipe
+from mdrelax.training.folders import prepare_folder
 from mdrelax.training.trainer import Progress
 
 TRAINING = {"steps": 6, "batch_size": 16, "optimizer": "adam", "learning_rate": 0.01, "validate_every": 3,

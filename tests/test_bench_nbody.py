@@ -18,10 +18,11 @@ from mdrelax.analysis.studies.nbody import STUDY, finished_runs, recipe
 from mdrelax.analysis.studies.run_files import Run
 from mdrelax.analysis.studies.study import Study
 from mdrelax.base.sections import ConfigError
-from mdrelax.packs.arm_runs import load_run, prepare_folder, read_result
+from mdrelax.packs.arm_runs import read_result
 from mdrelax.packs.nbody.run import ARMS, NBodyRun, run_nbody
 from mdrelax.packs.nbody.task import Displacement
 from mdrelax.runs import jobs
+from mdrelax.training.folders import load_run, prepare_folder
 from mdrelax.training.trainer import Progress
 
 TRAINING = {"epochs": 3, "batch_size": 20, "learning_rate": 0.002, "validate_every": 4, "warmup_steps": 0, "ema": 0.0}

@@ -10,8 +10,8 @@ import pytest
 
 from command_line import ROOT, mdrelax
 from mdrelax.analysis.benchmarks import ranks as benchmark
-from mdrelax.packs.arm_runs import prepare_folder
 from mdrelax.packs.nbody.run import NBodyRun, run_nbody
+from mdrelax.training.folders import prepare_folder
 from small_runs import CLUSTER_CUTOFF, NETWORK, clusters, write_frames
 
 SMALL = NBodyRun(

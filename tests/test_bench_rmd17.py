@@ -15,7 +15,7 @@ from mdrelax.analysis.studies.rmd17 import MOLECULES, STUDY, read_study, run_stu
 from mdrelax.analysis.studies.run_files import Run
 from mdrelax.analysis.studies.study import Study
 from mdrelax.base.sections import ConfigError
-from mdrelax.runs.config_changes import changed_keys
+from mdrelax.training.folders import changed_keys
 
 BASE: dict[str, Any] = {"data": {"source": "sample:ethanol"}, "training": {"steps": 10}}
 

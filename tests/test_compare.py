@@ -20,7 +20,7 @@ from mdrelax.analysis.studies.study import split_arms
 from mdrelax.base.sections import ConfigError
 from mdrelax.runs import jobs
 from mdrelax.runs.checkpoints import projection_gap
-from mdrelax.runs.config_changes import changed_keys
+from mdrelax.training.folders import changed_keys
 from small_runs import NETWORK, clusters, document, write_frames
 
 BASE: dict[str, Any] = {"data": {"source": "sample:ethanol"}, "training": {"steps": 10}}

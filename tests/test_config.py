@@ -10,8 +10,9 @@ from command_line import mdrelax
 from mdrelax import potentials
 from mdrelax.base.sections import ConfigError, read_yaml
 from mdrelax.runs.config import Config, PotentialConfig, load_config
-from mdrelax.runs.config_changes import changed_keys, read_saved
+from mdrelax.runs.config_changes import read_saved
 from mdrelax.runs.network import arguments_of
+from mdrelax.training.folders import changed_keys
 
 SMALLEST = {"data": {"source": "frames.extxyz"}, "training": {"steps": 10}}
 

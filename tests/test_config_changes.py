@@ -6,7 +6,8 @@ import yaml
 from mdrelax.base.migrations import with_published_norm
 from mdrelax.base.sections import ConfigError
 from mdrelax.runs.config import load_config
-from mdrelax.runs.config_changes import changed_keys, read_saved, refuse_changes
+from mdrelax.runs.config_changes import read_saved
+from mdrelax.training.folders import changed_keys, refuse_changes
 
 OF_VERSION_1 = {"data": {"source": "frames.extxyz"}, "training": {"steps": 10}}
 

@@ -108,6 +108,26 @@ def test_gamma_is_zero_in_the_last_steps_and_its_size_before_is_reported():
     assert ace.theta_at_end() == sizes[44]
 
 
+@pytest.mark.parametrize(
+    ("settings", "how"),
+    [
+        (AceSettings(), "at the end, before it was set to 0 (equality form)"),
+        (AceSettings(end=1.0), "in the last step, and was not set to 0 before the projection (equality form)"),
+        (AceSettings("resilient"), "in the last step (resilient form, in which it need not be 0)"),
+    ],
+)
+def test_the_end_is_told_in_the_words_of_its_form(settings: AceSettings, how: str):
+    """Only the equality form sets gamma to 0, and only if it is to do so before the last step."""
+    model = nn.ModuleList([network().first])
+    ace = Ace(model, n_steps=20, settings=settings)
+    for step in range(20):
+        ace.begin_step(model, step=step)
+        if not ace.ended:
+            gammas(model)[0].backward()
+        ace.after_backward(model)
+    assert ace.in_words() == f"the largest |gamma| was {ace.theta_at_end():.3g} {how}"
+
+
 @pytest.mark.parametrize(("gain", "stays"), [(0.5, True), (-0.5, False)])
 def test_the_resilient_form_keeps_what_pays(gain: float, stays: bool):
     """J = 2 (gamma - gain)^2 / 2 with r = 1: with |gamma| <= u and u^2 / 2 the minimum is at 2 gain / 3.

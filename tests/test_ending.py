@@ -8,11 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from command_line import shell
-from mdrelax.cli.ending import resuming_command
+from mdrelax.cli import app
+from mdrelax.cli.ending import REPEATED, resuming_command
 from small_runs import clusters, document, write_config, write_frames
 from untrained_models import saved
 
@@ -145,14 +148,58 @@ def test_an_interrupted_simulation_says_that_it_resumes(tmp_path: Path) -> None:
         ("train a.yaml --restart never --out r", "train a.yaml --out r --restart auto", True),
         ("train a.yaml --restart=auto", "train a.yaml --restart auto", True),
         ("compare a.yaml", "compare a.yaml", True),
+        ("fine-tune m.safetensors d.extxyz", "fine-tune m.safetensors d.extxyz --restart auto", True),
+        ("md m.safetensors a.xyz --overwrite", "md m.safetensors a.xyz --restart auto", True),
         ("bench nbody --out r", "bench nbody --out r", True),
+        ("data generate H2O w.extxyz", "data generate H2O w.extxyz", True),
+        ("data generate plume --out p.npz", "data generate plume --out p.npz", True),
+        ("bench nbody-md m.safetensors", "bench nbody-md m.safetensors", False),
+        ("bench", "bench", False),
+        ("no-such-verb", "no-such-verb", False),
         ("bench speed", "bench speed", False),
         ("eval m.safetensors d.extxyz", "eval m.safetensors d.extxyz", False),
     ],
 )
 def test_the_command_that_resumes(given: str, command: str, resumes: bool) -> None:
-    """The option `--restart auto` for what has it, the same command for the rest."""
-    assert resuming_command(given.split()) == (f"mdrelax {command}", resumes)
+    """The option `--restart auto` for what has it, without what replaces files; the same command for the rest."""
+    assert resuming_command(app, given.split()) == (f"mdrelax {command}", resumes)
+
+
+RESUMED = {
+    "train", "fine-tune", "md", "compare", "data fetch", "data generate molecule", "data generate plume",
+    "bench modelnet", "bench modelnet-run", "bench smoke", "bench smoke-run", "bench nbody", "bench nbody-run",
+    "bench rmd17", "bench smoothness", "bench lammps-nve",
+}  # fmt: skip
+STARTED_AGAIN = {
+    "vibrations", "phonons", "audit", "eval", "project", "export", "predict", "runs", "report", "info", "data stats",
+    "data check", "data select", "data convert", "data split", "config template", "config validate", "config schema",
+    "bench smoke-speed", "bench nbody-md", "bench speed", "bench operators", "bench backbones", "bench ranks",
+    "bench hessians", "bench lammps", "bench lammps-paper", "bench torch-sim",
+}  # fmt: skip
+
+
+def commands(group: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every subcommand with its full name, hidden ones too."""
+    for word, found in group.commands.items():
+        if hasattr(found, "commands"):
+            yield from commands(found, f"{name}{word} ")
+        else:
+            yield f"{name}{word}", found
+
+
+def test_every_command_resumes_or_starts_again_as_its_help_says() -> None:
+    """A new command has to be put into one of the two sets above, by what it really does.
+
+    Studies resume: their finished runs are read, the others continue from their checkpoints.
+    """
+    found = dict(commands(typer.main.get_command(app)))
+    assert found.keys() == RESUMED | STARTED_AGAIN
+    for name, command in found.items():
+        options = {parameter.name for parameter in command.params}
+        resumes = resuming_command(app, name.split())[1]
+        assert resumes == (name in RESUMED), name
+        assert resumes == ("restart" in options or REPEATED in command.help), name
+        assert resumes or "launcher" not in options, name
 
 
 # --- output that nobody reads -----------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from mdrelax.analysis.studies.measures import paired_difference
 from mdrelax.analysis.studies.nbody import PUBLISHED, STUDY, finished_runs, write_study
 from mdrelax.base.provenance import software_versions
 from mdrelax.base.sections import ConfigError
-from mdrelax.packs.arm_runs import load_run
 from mdrelax.packs.nbody.run import NBodyRun
+from mdrelax.training.folders import load_run
 from nbody_runs import EXACT, write_run
 
 STANDARD, RELAXED = (5.0e-3, 5.4e-3, 5.8e-3), (4.6e-3, 4.9e-3, 5.5e-3)

@@ -13,9 +13,10 @@ from pathlib import Path
 from mdrelax import potentials
 from mdrelax.base.sections import read_yaml
 from mdrelax.runs.config import load_config
-from mdrelax.runs.experiment import relax, run_folder
+from mdrelax.runs.experiment import run_folder
 from mdrelax.runs.train import Potentials
 from mdrelax.training.ranks import joined
+from mdrelax.training.settings import relax
 from mdrelax.training.trainer import Trainer
 
 __all__ = ["WARM_UP", "command", "main"]

@@ -16,7 +16,8 @@ from mdrelax.analysis.studies.study import Study
 from mdrelax.base.files import write_atomically
 from mdrelax.packs.arm_runs import ACE
 from mdrelax.runs.config import load_config
-from mdrelax.runs.config_changes import changed_keys, read_saved
+from mdrelax.runs.config_changes import read_saved
+from mdrelax.training.folders import changed_keys
 
 __all__ = ["ARMS", "ENERGY", "FORCES", "STUDY"]
 

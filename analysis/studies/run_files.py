@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from mdrelax.analysis.drawing import save
 from mdrelax.analysis.tables import read_json, read_optional
 from mdrelax.base.sections import Section, load
-from mdrelax.packs.arm_runs import prepare_folder
 from mdrelax.runs.config_changes import with_defaults
+from mdrelax.training.folders import prepare_folder
 
 __all__ = ["Config", "Done", "Results", "Run", "arm_runs", "draw", "portable_config", "read_arm", "read_results",
            "recipe", "record", "resolve_settings", "start_arm"]  # fmt: skip

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -40,10 +40,10 @@ from mdrelax.analysis.tables import read_optional, write_texts
 from mdrelax.base.names import nearest_name
 from mdrelax.base.provenance import portable
 from mdrelax.base.sections import ConfigError
-from mdrelax.runs.config_changes import changed_keys, refuse_changes
 from mdrelax.runs.jobs import ONE_THREAD_EACH, Start, run_side_by_side
+from mdrelax.training.folders import changed_keys, refuse_changes
 
-__all__ = ["Study", "Written", "split_arms"]
+__all__ = ["PackStudy", "Study", "Written", "split_arms"]
 
 Drawings = dict[str, Callable[[], Figure]]
 
@@ -305,6 +305,20 @@ class Study(NamedTuple):
             "learning_curves": partial(learning_curves, curves, column, label, scale=scale),
             "lie_derivatives": partial(lie_derivatives, curves),
         }
+
+
+class PackStudy(Protocol):
+    """A module with the study of a task pack."""
+
+    @property
+    def STUDY(self) -> Study:
+        """The part that is specific to the task."""
+
+    def finished_runs(self, folder: Path) -> tuple[list[Done], list[str]]:
+        """Every finished run below a folder, and the names of unfinished ones."""
+
+    def write_study(self, folder: Path, *, command: str = "") -> list[Path]:
+        """Tables, record and figures of the finished runs below a folder; returns the paths written."""
 
 
 def split_arms(text: str) -> list[str]:

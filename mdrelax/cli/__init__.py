@@ -75,17 +75,17 @@ def main() -> None:
     """Run the command line; an error prints its message only, with the traceback if MDRELAX_DEBUG=1."""
     stop_when_terminated()
     end_with_parent()
-    with lost_words(sys.argv[1:]):
+    with lost_words(app, sys.argv[1:]):
         try:
             with home_left_alone(), warnings_in_words(), reading_bar():
                 code = app(standalone_mode=False)
             if received() or code:  # typer returns 130 for a KeyboardInterrupt
-                _fail(*end_of(sys.argv[1:]))
+                _fail(*end_of(app, sys.argv[1:]))
         except (typer.Abort, KeyboardInterrupt):
-            _fail(*end_of(sys.argv[1:]))
+            _fail(*end_of(app, sys.argv[1:]))
         except Exception as error:
             if received():  # it was raised while the command was being ended
-                _fail(*end_of(sys.argv[1:]))
+                _fail(*end_of(app, sys.argv[1:]))
             if hasattr(error, "show"):  # click's own usage errors
                 error.show()
                 sys.exit(CONFIG)

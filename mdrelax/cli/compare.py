@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mdrelax.cli.ending import resumes
 from mdrelax.cli.options import (
     Arms,
     Jobs,
@@ -33,6 +34,7 @@ QUICK = [  # short but meaningful runs
 THETAS = [k / 10 for k in range(10, -1, -1)]
 
 
+@resumes
 def compare(
     config: Annotated[str, typer.Argument(help="A YAML file, a preset such as rmd17-ethanol, or data.")],
     out: Annotated[
@@ -49,10 +51,7 @@ def compare(
     quick: Annotated[bool, typer.Option(help="In miniature: two seeds of a few hundred steps, in minutes.")] = False,
     only_report: OnlyReport = False,
 ) -> None:
-    """Train arms that differ in chosen keys only, with the same seeds, data and steps, and report the differences.
-
-    If interrupted, the same command resumes.
-    """
+    """Train arms that differ in chosen keys only, with the same seeds, data and steps, and report the differences."""
     from mdrelax.analysis.studies.forces import STUDY
     from mdrelax.analysis.studies.study import split_arms
     from mdrelax.base.files import locked_folder

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mdrelax.cli import generate
+from mdrelax.cli.ending import resumes
 from mdrelax.cli.options import with_label_options
 
 Source = Annotated[str, typer.Argument(help="A file or folder, sample:NAME, a fetched name or modelnet:solids.")]
@@ -15,6 +16,7 @@ app.add_typer(generate.app, name="generate")
 
 
 @app.command()
+@resumes
 def fetch(
     name: Annotated[str, typer.Argument(help="Such as rmd17:ethanol.")],
     from_file: Annotated[Path | None, typer.Option(help="Take this file instead of downloading.")] = None,

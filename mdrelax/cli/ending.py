@@ -3,29 +3,31 @@
     Ctrl-C   SIGINT    130
     SIGTERM            143   (batch systems at a time limit; a parent process that is gone)
 
-The sentence names the command that resumes. Output that cannot be written (`mdrelax train ... | head -1`, a full disk
-behind `>`) is dropped: the words are lost, the run is not.
+The sentence names the command that resumes: one with the option `--restart` resumes by `--restart auto`, one declared
+by ``resumes`` if it is repeated. Output that cannot be written (`mdrelax train ... | head -1`, a full disk behind `>`)
+is dropped: the words are lost, the run is not.
 """
 
 import contextlib
 import errno
+import inspect
 import io
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO, TypeVar
 
 import typer
 
-__all__ = ["ELASTIC", "end_of", "lost_words", "received", "resuming_command", "stop_when_terminated"]
+__all__ = ["ELASTIC", "end_of", "lost_words", "received", "resumes", "resuming_command", "stop_when_terminated"]
 
 ELASTIC = "TORCHELASTIC_RUN_ID"  # environment variable of a rank that torchrun started
 NAMES = {signal.SIGINT: "Interrupted (Ctrl-C)", signal.SIGTERM: "Terminated (SIGTERM)"}
-WITH_RESTART = ("train", "md")  # resumed by `--restart auto`
-# resumed by the same command
-REPEATED = ("compare", "bench modelnet", "bench nbody", "bench rmd17", "bench smoke", "data fetch", "data generate")
+REPEATED = "If interrupted, the same command resumes."
+
+Verb = TypeVar("Verb", bound=Callable[..., None])
 
 _received: list[signal.Signals] = []
 
@@ -54,21 +56,39 @@ def received() -> bool:
     return bool(_received)
 
 
-def end_of(arguments: Sequence[str]) -> tuple[str, int]:
+def resumes(verb: Verb) -> Verb:
+    """Decorate a subcommand that resumes if it is repeated after an interruption; its help says so."""
+    verb.__doc__ = f"{inspect.cleandoc(verb.__doc__ or '')}\n\n{REPEATED}"
+    vars(verb)["resumes"] = True
+    return verb
+
+
+def end_of(app: typer.Typer, arguments: Sequence[str]) -> tuple[str, int]:
     """The sentence and the exit code of an interrupted command, 128 + the number of the first signal."""
     number = _received[0] if _received else signal.SIGINT
-    command, resumes = resuming_command(arguments)
-    remedy = f"resume with `{command}`." if resumes else f"`{command}` starts again from the beginning."
+    command, continues = resuming_command(app, arguments)
+    remedy = f"resume with `{command}`." if continues else f"`{command}` starts again from the beginning."
     return f"{NAMES[number]}; {remedy}", 128 + number
 
 
-def resuming_command(arguments: Sequence[str]) -> tuple[str, bool]:
+def resuming_command(app: typer.Typer, arguments: Sequence[str]) -> tuple[str, bool]:
     """The command to type after an interruption, and whether it resumes; ``arguments`` are those of `mdrelax`."""
-    words = list(arguments)
-    if words and words[0] in WITH_RESTART:
-        words = [*_without(words, "--restart"), "--restart", "auto"]
-    resumes = any(" ".join(words).startswith(verb) for verb in (*WITH_RESTART, *REPEATED))
-    return shlex.join(["mdrelax", *words]), resumes
+    words, command = list(arguments), _command(app, arguments)
+    continues = hasattr(getattr(command, "callback", None), "resumes")
+    if any(parameter.name == "restart" for parameter in getattr(command, "params", [])):
+        words = [word for word in _without(words, "--restart") if word != "--overwrite"] + ["--restart", "auto"]
+        continues = True
+    return shlex.join(["mdrelax", *words]), continues
+
+
+def _command(app: typer.Typer, words: Sequence[str]) -> Any:
+    """The subcommand that the first words name, or the one that a group takes for all other words; else None."""
+    found: Any = typer.main.get_command(app)
+    for word in words:
+        if not hasattr(found, "commands"):
+            break
+        found = found.commands.get(word) or found.commands.get(getattr(found, "by_default", None))
+    return found
 
 
 def _without(words: Sequence[str], option: str) -> list[str]:
@@ -120,7 +140,7 @@ class _Forgiving:
 
 
 @contextlib.contextmanager
-def lost_words(arguments: Sequence[str]) -> Iterator[None]:
+def lost_words(app: typer.Typer, arguments: Sequence[str]) -> Iterator[None]:
     """Inside the context a failure to print ends nothing.
 
     A full disk behind the output is reported at the end, with exit code 1 for commands whose result is what they print.
@@ -137,5 +157,5 @@ def lost_words(arguments: Sequence[str]) -> Iterator[None]:
             typer.echo(f"Some of the output could not be written ({out.failure.strerror}).", err=True)
         err.flush()
         sys.stdout, sys.stderr = before
-    if full and not resuming_command(arguments)[1]:
+    if full and not resuming_command(app, arguments)[1]:
         sys.exit(1)

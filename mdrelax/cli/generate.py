@@ -6,14 +6,18 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from mdrelax.cli.ending import resumes
+
 
 class _MoleculeByDefault(TyperGroup):
     """`generate CH3CH2OH out.extxyz` is `generate molecule CH3CH2OH out.extxyz`."""
 
+    by_default = "molecule"
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the name of the command in front where it is not given."""
         named = not args or args[0] in (*self.commands, "--help", "-h")
-        return super().parse_args(ctx, args if named else ["molecule", *args])
+        return super().parse_args(ctx, args if named else [self.by_default, *args])
 
 
 app = typer.Typer(
@@ -24,6 +28,7 @@ app = typer.Typer(
 
 
 @app.command()
+@resumes
 def molecule(
     source: Annotated[str, typer.Argument(help="A geometry file, or a molecule that ASE knows, such as CH3CH2OH.")],
     output: Annotated[Path, typer.Argument(help="The extxyz to write.")],
@@ -36,7 +41,7 @@ def molecule(
     grid_level: Annotated[int, typer.Option(help="pyscf's integration grid, 0 to 9.")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:
-    """Label your own molecule (the default); an interrupted run resumes if the command is repeated."""
+    """Label your own molecule (the default)."""
     from rich.progress import Progress
 
     from mdrelax import datasets
@@ -56,6 +61,7 @@ def molecule(
 
 
 @app.command()
+@resumes
 def plume(
     out: Annotated[Path, typer.Option(help="The npz to write.")],
     kind: Annotated[
@@ -70,7 +76,7 @@ def plume(
     resolution: Annotated[float, typer.Option(help="Rounding of the stored stream functions.")] = 2.0**-14,
     jobs: Annotated[int, typer.Option(help="Simulations at a time; 0 is one per core.")] = 0,
 ) -> None:
-    """Simulate smoke plumes (needs the extra `smoke`); an interrupted run resumes if the command is repeated."""
+    """Simulate smoke plumes (needs the extra `smoke`)."""
     from rich.progress import Progress
 
     from mdrelax import datasets

@@ -21,13 +21,12 @@ def train_pack(
     """Train, project, certify and test a network of a pack in a run folder."""
     from mdrelax.base.sections import load
     from mdrelax.cli.bench.studies import say_validation
-    from mdrelax.runs.experiment import RESULTS
+    from mdrelax.training.folders import RESULTS, refuse_begun
 
     if tensorboard:
         refuse("`--tensorboard` is for force fields; the run folder of this task has its numbers in metrics.csv.")
-    begun = (folder / "checkpoints" / "last.pt").exists() or (folder / RESULTS).exists()
-    if begun and not restart:
-        refuse(f"`{folder}` already contains a run; add `--restart auto` to resume it, or choose another `--out`.")
+    if not restart:
+        refuse_begun(folder)
     settings = load(pack.settings, document, overrides=overrides)
     results = pack.run(settings, folder, listener=say_validation, tell=typer.echo)
     numbers = {key: value for key, value in results.items() if isinstance(value, float | int)}

@@ -219,6 +219,16 @@ class Ace:
         """The largest |gamma| before it was set to 0, in the resilient form that of the last step."""
         return self.at_end if self.ended else self._largest()
 
+    def in_words(self) -> str:
+        """The end of a training as the rest of a sentence: the largest |gamma|, and whether it was set to 0."""
+        if self.ended:
+            how = "at the end, before it was set to 0 (equality form)"
+        elif self.settings.form == "equality":  # ``end`` is 1, or the training stopped early
+            how = "in the last step, and was not set to 0 before the projection (equality form)"
+        else:
+            how = "in the last step (resilient form, in which it need not be 0)"
+        return f"the largest |gamma| was {self.theta_at_end():.3g} {how}"
+
     def state_dict(self) -> dict[str, Any]:
         """gammas, lambdas and both optimisers."""
         return {

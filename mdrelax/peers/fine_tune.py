@@ -13,26 +13,26 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-import yaml
 from ase import Atoms
 from pydantic import Field, model_validator
 from torch import nn
 
 from mdrelax.base.files import locked_folder, write_atomically
 from mdrelax.base.provenance import environment
-from mdrelax.base.sections import ConfigError, Section
+from mdrelax.base.sections import Section
 from mdrelax.base.seeds import generator
 from mdrelax.datasets import load as load_data
 from mdrelax.datasets import to_atoms
-from mdrelax.method.relaxation import relax_constraints
 from mdrelax.peers.peer import PEERS, StoredPeer, open_stored_peer
 from mdrelax.peers.proof import PeerProof, require_proof, symmetry_errors
 from mdrelax.peers.task import Labelled, PeerTask, energy_offsets, errors_of
-from mdrelax.training.settings import OptimisationConfig, RelaxationConfig, refuse_keep
+from mdrelax.training.folders import RESULTS, enter
+from mdrelax.training.settings import OptimisationConfig, RelaxationConfig, refuse_keep, relax
 from mdrelax.training.trainer import FitResult, Progress, Trainer
 
 __all__ = ["FineTuned", "PeerFineTuning", "fine_tune_peer"]
 
+SETTINGS = "fine-tune.yaml"
 MEASURED = 3  # structures of the proof
 MOST_REFERENCES = 20  # structures that references are fitted to
 Tell = Callable[[str], None]
@@ -87,7 +87,7 @@ def fine_tune_peer(
     ``CertificateError`` if the projected network is less equivariant than the original; then no file is written.
     """
     with locked_folder(folder):
-        resume = _enter(settings, folder, restart=restart)
+        resume = enter(settings, folder, restart=restart, file=SETTINGS)
         peer = open_stored_peer(settings.peer)
         if peer.PICKLED:
             tell(f"Files of {settings.peer} are pickles: loading one runs the code in it. Load only what you trust.")
@@ -112,18 +112,6 @@ def _original_form(model: nn.Module, trained: nn.Module) -> nn.Module:
     state = trained.state_dict()
     model.load_state_dict({name: state[name] for name in model.state_dict()})
     return model
-
-
-def _enter(settings: PeerFineTuning, folder: Path, *, restart: bool) -> bool:
-    """Write fine-tune.yaml; True if there is a checkpoint to resume from."""
-    path, document = folder / "fine-tune.yaml", settings.model_dump(mode="json")
-    if path.is_file():
-        if yaml.safe_load(path.read_text(encoding="utf-8")) != document:
-            raise ConfigError(f"`{folder}` holds a fine-tuning with other settings; choose another folder.")
-        if not restart:
-            raise ConfigError(f"`{folder}` holds this fine-tuning already: `--restart auto` resumes it.")
-    write_atomically(path, yaml.safe_dump(document, sort_keys=False).encode())
-    return (folder / "checkpoints" / "last.pt").is_file()
 
 
 def _data(settings: PeerFineTuning) -> tuple[list[Labelled], list[Labelled]]:
@@ -155,14 +143,8 @@ def _train(
 ) -> FitResult[nn.Module]:  # fmt: skip
     """Relax, train and project."""
     training, own = settings.training, settings.relaxation
-    if own.schedule != "off":
-        stream = generator(training.seed, "free maps")
-        try:
-            placement = relax_constraints(
-                model, where=own.where, initial_std=own.initial_std, generator=stream, kind=own.free_map, rank=own.rank
-            )
-        except ValueError as error:
-            raise ConfigError(f"`relaxation.where`: {error}") from error
+    placement = relax(model, own, seed=training.seed)
+    if placement is not None:
         tell(str(placement))
     weights = (settings.energy_weight, settings.forces_weight, settings.stress_weight)
     task = PeerTask(
@@ -198,7 +180,7 @@ def _finish(
         "before": _named(before), "after": _named(after), "proof": proof.to_dict(),
         "environment": environment(device=settings.training.device, seed=settings.training.seed),
     }  # fmt: skip
-    write_atomically(folder / "results.json", json.dumps(results, indent=2).encode())
+    write_atomically(folder / RESULTS, json.dumps(results, indent=2).encode())
     tell(_said("Fine-tuned, as loaded from its file", after))
     worst = [each.worst(reflections=proof.symmetry == "E(3)") for each in (original, projected)]
     who = f"{proof.symmetry} in {settings.peer}'s calculator"

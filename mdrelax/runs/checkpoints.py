@@ -22,7 +22,6 @@ from mdrelax.method.relaxation import set_theta
 from mdrelax.modelfile import save_model
 from mdrelax.runs.config import Config, load_config
 from mdrelax.runs.config_changes import read_saved
-from mdrelax.runs.experiment import RESULTS, relax
 from mdrelax.runs.inputs import load_parts
 from mdrelax.runs.network import NetworkFile, Networks, Untrained, read_network
 from mdrelax.runs.refused import cause_of_failure
@@ -35,6 +34,8 @@ from mdrelax.runs.train import (
 from mdrelax.runs.untrained import network_arguments, new_force_field
 from mdrelax.training.averages import Ema
 from mdrelax.training.checkpoint import CheckpointError, load_checkpoint
+from mdrelax.training.folders import RESULTS
+from mdrelax.training.settings import relax
 from mdrelax.training.trainer import CHECKPOINT_DEFAULTS, CHECKPOINT_KEYS, TrainingError
 
 __all__ = ["RunCheckpoint", "open_checkpoint", "project_checkpoint", "projection_gap"]

@@ -25,9 +25,10 @@ from mdrelax.engines.committee import model_files
 from mdrelax.forces.metrics import errors, load_predictions
 from mdrelax.forces.spread import calibration, mean_of
 from mdrelax.runs.config import Config
-from mdrelax.runs.experiment import RESULTS, write_results
+from mdrelax.runs.experiment import write_results
 from mdrelax.runs.inputs import IN_MEMORY, prepare_folder, resolve
 from mdrelax.runs.jobs import cores, run_side_by_side
+from mdrelax.training.folders import RESULTS
 
 __all__ = ["Committee", "errors_in_words", "run_committee", "train_committee"]
 

@@ -22,17 +22,15 @@ from mdrelax.base.ambient import default_float32, undisturbed
 from mdrelax.base.files import locked_folder, write_atomically
 from mdrelax.base.provenance import environment
 from mdrelax.base.sections import ConfigError, Section
-from mdrelax.base.seeds import generator
 from mdrelax.method.certificate import Certificate
-from mdrelax.method.relaxation import Placement, relax_constraints
-from mdrelax.runs.config_changes import changed_keys
+from mdrelax.method.controllers import Ace
+from mdrelax.training.folders import RESULTS, changed_keys
 from mdrelax.training.ranks import Ranks, joined, use_gpu
-from mdrelax.training.settings import OptimisationConfig, RelaxationConfig
+from mdrelax.training.settings import OptimisationConfig, RelaxationConfig, relax
 from mdrelax.training.trainer import FitResult, Progress, Task, Trainer
 
-__all__ = ["RESULTS", "Experiment", "Finished", "check_device", "relax", "run", "run_folder", "seeded", "write_results"]
+__all__ = ["Experiment", "Finished", "check_device", "run", "run_folder", "seeded", "write_results"]
 
-RESULTS = "results.json"
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -195,8 +193,8 @@ def _run_in(
     fit = trainer.run()
     n_free = 0 if placement is None else placement.n_free
     theta_at_end = trainer.controller.theta_at_end() if placement is not None else 0.0
-    if experiment.relaxation.controller == "ace" and placement is not None:
-        tell(f"ACE: the largest |gamma| was {theta_at_end:.3g} at the end, before it was set to 0 (equality form).")
+    if isinstance(trainer.controller, Ace):
+        tell(f"ACE: {trainer.controller.in_words()}.")
     facts = {
         "n_parameters": n_parameters, "n_free_parameters": n_free, "theta_at_end": theta_at_end, "ranks": ranks.size
     }  # fmt: skip
@@ -227,20 +225,6 @@ def seeded(build: Callable[[], Model], seed: int) -> Model:
     with torch.random.fork_rng(devices=[]), default_float32():
         torch.manual_seed(seed)
         return build()
-
-
-def relax(model: nn.Module, settings: RelaxationConfig, *, seed: int) -> Placement | None:
-    """Put free maps into a network where the schedule asks for them; None where it is off. Raises ``ConfigError``."""
-    if settings.schedule == "off":
-        return None
-    stream = generator(seed, "free maps")
-    try:
-        return relax_constraints(
-            model, where=settings.where, initial_std=settings.initial_std, generator=stream, kind=settings.free_map,
-            rank=settings.rank,
-        )  # fmt: skip
-    except ValueError as error:
-        raise ConfigError(f"`relaxation.where`: {error}") from error
 
 
 def check_device(device: str) -> None:

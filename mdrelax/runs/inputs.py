@@ -22,8 +22,9 @@ from mdrelax.datasets import Frames, LabelOptions, Split
 from mdrelax.forces.loader import Batch
 from mdrelax.forces.settings import STRESS_WEIGHT
 from mdrelax.runs.config import Config, DataConfig, load_config
-from mdrelax.runs.config_changes import changed_keys, read_saved, refuse_changes
+from mdrelax.runs.config_changes import read_saved
 from mdrelax.structures.graph import Graph
+from mdrelax.training.folders import begun_already, changed_keys, refuse_changes
 
 MOST_NEIGHBOURS = 1000  # per atom
 IN_MEMORY = "memory"  # `data.source` for structures passed in memory
@@ -127,9 +128,7 @@ def check_folder(config: Config, folder: Path, *, restart: bool) -> str | None:
     if not (saved.exists() and (has_checkpoint or has_model or any(folder.glob("member-*/checkpoints/last.pt")))):
         return None
     if not restart:
-        raise ConfigError(
-            f"`{folder}` already contains a run; add `--restart auto` to resume it, or choose another `--out`."
-        )
+        raise begun_already(folder)
     if has_model and not has_checkpoint:
         raise ConfigError(
             f"`{folder}` is finished, but has no checkpoint (`checkpoints/last.pt`) any more: training it again would "

@@ -5,16 +5,17 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from torch import nn
 
-from mdrelax.base.sections import Section
+from mdrelax.base.sections import ConfigError, Section
+from mdrelax.base.seeds import generator
 from mdrelax.method.controllers import Ace, AceForm, AceSettings, Controller, Scheduled
 from mdrelax.method.penalty import PenaltyKind
 from mdrelax.method.projection import ProjectionKind
-from mdrelax.method.relaxation import FreeKind
+from mdrelax.method.relaxation import FreeKind, Placement, relax_constraints
 from mdrelax.method.schedule import Schedule, ScheduleKind
 from mdrelax.training.optimizers import OptimizerKind
 from mdrelax.training.rates import LearningRate, LearningRateKind
 
-__all__ = ["OptimisationConfig", "RelaxationConfig", "Share", "make_controller", "refuse_keep"]
+__all__ = ["OptimisationConfig", "RelaxationConfig", "Share", "make_controller", "refuse_keep", "relax"]
 
 
 def _whole_or_below_1(value: int | float) -> int | float:
@@ -115,6 +116,20 @@ class RelaxationConfig(Section):
     def theta(self) -> Schedule:
         """theta as a function of the training time."""
         return Schedule(self.schedule, self.peak, self.ramp, self.end)
+
+
+def relax(model: nn.Module, settings: RelaxationConfig, *, seed: int) -> Placement | None:
+    """Put free maps into a network where the schedule asks for them; None where it is off. Raises ``ConfigError``."""
+    if settings.schedule == "off":
+        return None
+    stream = generator(seed, "free maps")
+    try:
+        return relax_constraints(
+            model, where=settings.where, initial_std=settings.initial_std, generator=stream, kind=settings.free_map,
+            rank=settings.rank,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ConfigError(f"`relaxation.where`: {error}") from error
 
 
 def make_controller(

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mdrelax.cli.ending import resumes
 from mdrelax.cli.output import keep_table, tell_table
 
 
@@ -30,6 +31,7 @@ def lammps(
     keep_table(table, out, work=work, name="lammps")
 
 
+@resumes
 def lammps_nve(
     out: Annotated[Path, typer.Option(help="Folder for states, energies and the table; a run in it resumes.")] = Path(
         "runs/lammps-nve"

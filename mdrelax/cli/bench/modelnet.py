@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from mdrelax.cli.bench.studies import say_validation, train_and_tell
+from mdrelax.cli.bench.studies import changes_of, report_pack_study, run_pack_study, say_validation
+from mdrelax.cli.ending import resumes
 from mdrelax.cli.options import (
     Jobs,
     Launcher,
@@ -26,6 +27,7 @@ QUICK = [  # in miniature: tiny networks and solids made here
 ]  # fmt: skip
 
 
+@resumes
 def modelnet(
     data: Annotated[
         str, typer.Option(help="modelnet:solids, a fetched name (modelnet:10, modelnet:40), a folder or a zip file.")
@@ -55,35 +57,28 @@ def modelnet(
 ) -> None:
     """Train vector-neuron networks on rotated shapes, standard and relaxed; write tables and figures."""
     from mdrelax.analysis.studies import modelnet as study
-    from mdrelax.base.provenance import command_line
     from mdrelax.packs.recipes import recipe as shipped
     from mdrelax.runs.inputs import whole_numbers
 
     if only_report:
-        train_and_tell(lambda: None, lambda: study.write_study(out), f"Runs in {out}", folder=out)
+        report_pack_study(study, out)
         return
     crew = workers(out, jobs=jobs, threads=threads, ranks=ranks, launcher=launcher, slurm=slurm)
     base = {**shipped("modelnet", network, recipe), "data": data, "protocol": protocol}
     numbers = whole_numbers("--seeds", seeds)
-    changes = [*(QUICK if quick else []), *([f"training.epochs={epochs}"] if epochs else []), *(override or [])]
+    changes = changes_of(QUICK if quick else [], epochs, override)
     if quick:
         numbers, arms = numbers[:1], "all"
     weights = [float(text) for text in lambdas.split(",")] if lambdas else [base["relaxation"]["weight"]]
     chosen = ABLATIONS if arms == "all" else arms
     runs = study.STUDY.plan(base, arms=chosen.split(","), seeds=numbers, levels={"penalty": weights}, overrides=changes)
-
-    def train() -> None:
-        study.STUDY.refuse_mixtures(runs, study.finished_runs(out)[0])
-        study.STUDY.run(runs, out, **crew._asdict(), tell=typer.echo)
-
-    train_and_tell(
-        train, lambda: study.write_study(out, command=command_line()), f"{len(runs)} runs in {out}", folder=out
-    )
+    run_pack_study(study, runs, out, crew)
 
 
+@resumes
 def modelnet_run(folder: Annotated[Path, typer.Argument(help="A prepared run folder with its run.yaml.")]) -> None:
     """One run of the ModelNet benchmark, from its folder's run.yaml."""
-    from mdrelax.packs.arm_runs import load_run
     from mdrelax.packs.modelnet.run import ModelNetRun, run_modelnet
+    from mdrelax.training.folders import load_run
 
     run_modelnet(load_run(ModelNetRun, folder), folder, listener=say_validation)

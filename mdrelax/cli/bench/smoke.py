@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mdrelax.cli.bench.studies import say_validation, train_and_tell
+from mdrelax.cli.bench.studies import changes_of, report_pack_study, run_pack_study, say_validation
+from mdrelax.cli.ending import resumes
 from mdrelax.cli.options import Jobs, Launcher, OnlyReport, Override, RanksOfRun, Seeds, Slurm, Threads, workers
 from mdrelax.cli.output import keep_table, tell_table
 
@@ -19,6 +20,7 @@ QUICK = [  # in miniature: the shipped set and tiny networks
 ]  # fmt: skip
 
 
+@resumes
 def smoke(
     data: Annotated[
         str, typer.Option(help="Comma-separated sets: files of `mdrelax data generate plume`, or published folders.")
@@ -46,29 +48,21 @@ def smoke(
 ) -> None:
     """Train networks to predict plumes; write tables, figures and animations."""
     from mdrelax.analysis.studies import smoke as study
-    from mdrelax.base.provenance import command_line
     from mdrelax.runs.inputs import whole_numbers
 
     if only_report:
-        train_and_tell(lambda: None, lambda: study.write_study(out), f"Runs in {out}", folder=out)
+        report_pack_study(study, out)
         return
     crew = workers(out, jobs=jobs, threads=threads, ranks=ranks, launcher=launcher, slurm=slurm)
     chosen = list(study.STUDY.arms) if arms == "all" or quick else (TABLE if arms == "table" else arms).split(",")
-    changes = [*(QUICK if quick else []), *([f"training.epochs={epochs}"] if epochs else []), *(override or [])]
+    changes = changes_of(QUICK if quick else [], epochs, override)
     numbers = whole_numbers("--seeds", seeds)[: 1 if quick else None]
     runs = [
         run
         for source in data.split(",")
         for run in _runs(source, chosen, numbers, whole_numbers("--levels", levels), recipe, changes)
     ]
-
-    def train() -> None:
-        study.STUDY.refuse_mixtures(runs, study.finished_runs(out)[0])
-        study.STUDY.run(runs, out, **crew._asdict(), tell=typer.echo)
-
-    train_and_tell(
-        train, lambda: study.write_study(out, command=command_line()), f"{len(runs)} runs in {out}", folder=out
-    )
+    run_pack_study(study, runs, out, crew)
 
 
 def _runs(
@@ -90,10 +84,11 @@ def _runs(
     return runs
 
 
+@resumes
 def smoke_run(folder: Annotated[Path, typer.Argument(help="A prepared run folder with its run.yaml.")]) -> None:
     """One run of the smoke benchmark, from its folder's run.yaml."""
-    from mdrelax.packs.arm_runs import load_run
     from mdrelax.packs.smoke.run import SmokeRun, run_smoke
+    from mdrelax.training.folders import load_run
 
     run_smoke(load_run(SmokeRun, folder), folder, listener=say_validation)
 

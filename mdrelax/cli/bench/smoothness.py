@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
+from mdrelax.cli.ending import resumes
 from mdrelax.cli.options import Jobs, Launcher, RanksOfRun, Seeds, Slurm, Threads, workers
 from mdrelax.cli.output import keep_table, tell_table
 
 
+@resumes
 def smoothness(
     out: Annotated[Path, typer.Option(help="Folder for the runs, smoothness.csv, .json and .png.")] = Path(
         "runs/smoothness"

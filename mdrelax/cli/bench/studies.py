@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mdrelax.cli.ending import resumes
 from mdrelax.cli.options import (
     Arms,
     Compile,
@@ -19,12 +20,15 @@ from mdrelax.cli.options import (
     Seeds,
     Slurm,
     Threads,
+    Workers,
     workers,
 )  # fmt: skip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mdrelax.analysis.studies.run_files import Run
+    from mdrelax.analysis.studies.study import PackStudy
     from mdrelax.training.trainer import Progress
 
 QUICK = [  # in miniature: eight short but meaningful runs, two minutes on two cores
@@ -33,6 +37,7 @@ QUICK = [  # in miniature: eight short but meaningful runs, two minutes on two c
 ]  # fmt: skip
 
 
+@resumes
 def nbody(
     out: Annotated[Path, typer.Option(help="Folder of the study: a folder per run, tables and figures.")] = Path(
         "runs/nbody"
@@ -60,32 +65,25 @@ def nbody(
 ) -> None:
     """Train standard and relaxed SEGNN on the N-body task; write tables, figures and statistics."""
     from mdrelax.analysis.studies import nbody as study
-    from mdrelax.base.provenance import command_line
     from mdrelax.runs.inputs import whole_numbers
 
     crew = workers(out, jobs=jobs, threads=threads, ranks=ranks, launcher=launcher, slurm=slurm)
     base: dict[str, Any] = {**study.recipe(recipe), "compile": _has_compiler() if compile is None else compile}
     numbers = whole_numbers("--seeds", seeds)
     levels = {"n_layers": whole_numbers("--layers", layers), "n_train": whole_numbers("--train-sizes", train_sizes)}
-    changes = [*(QUICK if quick else []), *([f"training.epochs={epochs}"] if epochs else []), *(override or [])]
+    changes = changes_of(QUICK if quick else [], epochs, override)
     if quick:
         base["compile"] = bool(compile)
         numbers, levels = numbers[:1], {"n_layers": [1, 2], "n_train": [200, 400]}
     runs = study.STUDY.plan(base, arms=arms.split(","), seeds=numbers, levels=levels, overrides=changes)
-
-    def train() -> None:
-        study.STUDY.refuse_mixtures(runs, study.finished_runs(out)[0])
-        study.STUDY.run(runs, out, **crew._asdict(), tell=typer.echo)
-
-    train_and_tell(
-        train, lambda: study.write_study(out, command=command_line()), f"{len(runs)} runs in {out}", folder=out
-    )
+    run_pack_study(study, runs, out, crew)
 
 
+@resumes
 def nbody_run(folder: Annotated[Path, typer.Argument(help="A prepared run folder with its run.yaml.")]) -> None:
     """One run of the N-body benchmark, from its folder's run.yaml."""
-    from mdrelax.packs.arm_runs import load_run
     from mdrelax.packs.nbody.run import NBodyRun, run_nbody
+    from mdrelax.training.folders import load_run
 
     run_nbody(load_run(NBodyRun, folder), folder, listener=say_validation)
 
@@ -115,6 +113,7 @@ def nbody_md(
         typer.echo(line)
 
 
+@resumes
 def rmd17(
     data: Annotated[
         Path | None,
@@ -161,6 +160,30 @@ def rmd17(
     train_and_tell(
         train, lambda: study.write_study(place), f"{len(runs)} runs in {out}, their results in {place}", folder=out
     )
+
+
+def changes_of(quick: list[str], epochs: int | None, override: list[str] | None) -> list[str]:
+    """The changes to a recipe, later ones win: those of ``--quick``, ``--epochs`` and ``-r``."""
+    return [*quick, *([f"training.epochs={epochs}"] if epochs else []), *(override or [])]
+
+
+def run_pack_study(study: "PackStudy", runs: "list[Run]", folder: Path, crew: Workers) -> None:
+    """Train the unfinished runs of a task pack's study in a folder, then write and print tables and figures."""
+    from mdrelax.base.provenance import command_line
+
+    def train() -> None:
+        study.STUDY.refuse_mixtures(runs, study.finished_runs(folder)[0])
+        study.STUDY.run(runs, folder, **crew._asdict(), tell=typer.echo)
+
+    def write() -> list[Path]:
+        return study.write_study(folder, command=command_line())
+
+    train_and_tell(train, write, f"{len(runs)} runs in {folder}", folder=folder)
+
+
+def report_pack_study(study: "PackStudy", folder: Path) -> None:
+    """Write and print tables and figures of the finished runs in a folder, without training any."""
+    train_and_tell(lambda: None, lambda: study.write_study(folder), f"Runs in {folder}", folder=folder)
 
 
 def train_and_tell(

@@ -21,11 +21,12 @@ from mdrelax.base.sections import Section
 from mdrelax.datasets.modelnet import load_modelnet
 from mdrelax.datasets.point_clouds import ModelNet, PointClouds, Protocol, protocol_poses
 from mdrelax.method.certificate import Certificate, EquivarianceError, certificate_of, require
-from mdrelax.packs.arm_runs import ACE, enter, run_arm, with_arm
+from mdrelax.packs.arm_runs import ACE, run_arm, symmetry_results, with_arm
 from mdrelax.packs.modelnet.model_file import save_network
 from mdrelax.packs.modelnet.sizes import COMPARATORS, NetworkName, Preset, build_network
 from mdrelax.packs.modelnet.task import Augmentation, Classification, Errors, errors_of, predict, score_error, shapes
 from mdrelax.runs.experiment import Finished, seeded
+from mdrelax.training.folders import enter
 from mdrelax.training.settings import OptimisationConfig, RelaxationConfig, refuse_keep
 from mdrelax.training.trainer import FitResult, Progress
 
@@ -155,9 +156,7 @@ class PointCloudExperiment:
             **_named("test", test),
             "confusion": test.confusion,
             "inference_ms": _inference_ms(fit.model, self.data.test.points[:TIMED_SHAPES].to(self.dtype)),
-            "layers": [record._asdict() for record in fit.layers],
-            "equivariance_error_float64": self.certificate.float64._asdict(),
-            "equivariance_error_float32": self.certificate.float32._asdict(),
+            **symmetry_results(self.certificate),
         }
 
     def export(self, folder: Path, finished: Finished[nn.Module]) -> None:

@@ -20,7 +20,7 @@ from mdrelax.base.names import nearest_name
 from mdrelax.base.sections import Section
 from mdrelax.datasets.nbody import load_nbody
 from mdrelax.method.certificate import Certificate, EquivarianceError, certificate_of, require
-from mdrelax.packs.arm_runs import ACE, enter, run_arm, with_arm
+from mdrelax.packs.arm_runs import ACE, run_arm, symmetry_results, with_arm
 from mdrelax.packs.nbody.egnn import EGNN
 from mdrelax.packs.nbody.networks import NBodySEGNN
 from mdrelax.packs.nbody.task import (
@@ -32,6 +32,7 @@ from mdrelax.packs.nbody.task import (
     prepare,
 )
 from mdrelax.runs.experiment import Finished, seeded
+from mdrelax.training.folders import enter
 from mdrelax.training.settings import OptimisationConfig, RelaxationConfig, refuse_keep
 from mdrelax.training.trainer import FitResult, Progress
 
@@ -139,9 +140,7 @@ class NBody:
             "run": self.settings.model_dump(mode="json"),
             **error_profile(fit.model, self.test),
             "validation_mse": mean_squared_error(fit.model, self.validation),
-            "layers": [record._asdict() for record in fit.layers],
-            "equivariance_error_float64": self.certificate.float64._asdict(),
-            "equivariance_error_float32": self.certificate.float32._asdict(),
+            **symmetry_results(self.certificate),
         }
 
     def export(self, folder: Path, finished: Finished[nn.Module]) -> None:

@@ -27,7 +27,7 @@ from mdrelax.datasets.plume import Indices, PlumeSet, PlumeSplit, Sampling, read
 from mdrelax.datasets.plume_files import open_plumes
 from mdrelax.method.certificate import Certificate, EquivarianceError, require
 from mdrelax.method.relaxation import is_relaxed
-from mdrelax.packs.arm_runs import ACE, enter, run_arm, with_arm
+from mdrelax.packs.arm_runs import ACE, run_arm, symmetry_results, with_arm
 from mdrelax.packs.smoke.model_file import FlowHeader, save_flow
 from mdrelax.packs.smoke.sizes import GroupName, NetworkName, Preset, build_network
 from mdrelax.packs.smoke.task import (
@@ -40,6 +40,7 @@ from mdrelax.packs.smoke.task import (
     symmetry_error,
 )
 from mdrelax.runs.experiment import Finished, seeded
+from mdrelax.training.folders import enter
 from mdrelax.training.settings import OptimisationConfig, RelaxationConfig
 from mdrelax.training.trainer import FitResult, Progress
 
@@ -210,9 +211,7 @@ class PlumeExperiment:
             "symmetry_error": None if data.plumes.kind == "scale" else symmetry_error(fit.model, self._inputs()),
             "data_symmetry_error": _mean_of_finite(known),
             "inference_ms": 1e3 * seconds / n_frames,
-            "layers": [record._asdict() for record in fit.layers],
-            "equivariance_error_float64": self.certificate.float64._asdict(),
-            "equivariance_error_float32": self.certificate.float32._asdict(),
+            **symmetry_results(self.certificate),
         }
 
     def export(self, folder: Path, finished: Finished[nn.Module]) -> None:

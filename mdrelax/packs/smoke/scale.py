@@ -18,7 +18,6 @@ equal scales only.
 """
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -27,7 +26,8 @@ from numpy.polynomial.hermite_e import hermeval
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mdrelax.method.free_maps import FreeMap, ImageView, Sample, Terms, some_of_each
+from mdrelax.method.free_conv import FreeKernel
+from mdrelax.method.free_maps import ImageView
 from mdrelax.method.groups import FiniteRepresentation, Representation
 from mdrelax.method.sites import Site
 from mdrelax.packs.smoke.convolution import KernelConv, initial_std
@@ -86,38 +86,27 @@ class Scaled(NamedTuple):
         return std * torch.randn(*shape, len(self.basis), self.c_out, self.c_in)
 
 
-class FreeScaleConv(FreeMap):
+class FreeScaleConv(FreeKernel):
     """A free kernel next to a scale-steerable one; P(W) is its part of that form.
 
     Its commutator is sqrt(2) (W - P(W)), so that the sum of squares bounds the distance as that of a group does.
     """
 
     def __init__(self, source: Representation, output: Representation, *, form: Scaled, groups: int) -> None:
-        super().__init__()
-        self.source, self.output, self.form, self.groups = source, output, form, groups
-        self.weight = nn.Parameter(torch.zeros(output.dim, form.c_in, *form.basis.shape[2:], dtype=torch.float32))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, at least dim_in, H, W) to (B, dim_out, H, W)."""
-        return self._convolve(x, self.weight, self.groups)
+        super().__init__(source, output, kernel_size=form.basis.shape[-1], groups=groups)
+        self.form = form
 
     def joins(self, layer: nn.Module) -> bool:
         """Always: it stands next to a layer of this module."""
         return True
 
-    def penalty_terms(self, inputs: Sequence[Tensor] | None = None, *, rows: int | Sample | None = None) -> Terms:
-        """A row is an image; the means are over images and over the pixels of the result."""
-        change = self.commutators()[0]
-        if inputs is None:
-            return Terms(change.square().sum(), self.weight.square().sum())
-        images = torch.cat(list(some_of_each(inputs, rows)))
-        terms = [self._convolve(images, kernel, self.groups) for kernel in (change, self.weight)]
-        n_pixels = max(terms[0][:, 0].numel(), 1)
-        return Terms(*(term.square().sum() / n_pixels for term in terms))
+    def convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """Images with at least dim_in channels, of which the first are read; results have their size."""
+        return functional.conv2d(x[:, : self.source.dim], kernel, padding=kernel.shape[-1] // 2, groups=self.groups)
 
-    def n_rows(self, inputs: Sequence[Tensor]) -> int:
-        """The number of images."""
-        return sum(map(len, inputs))
+    def convolve_all(self, x: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
+        """One by one: the channels of a grouped convolution belong to its groups."""
+        return self.convolve(x, self.weight), torch.cat([self.convolve(x, change) for change in changes], dim=1)
 
     def commutators(self) -> Tensor:
         """(1, *weight.shape)."""
@@ -135,23 +124,35 @@ class FreeScaleConv(FreeMap):
     @torch.no_grad()
     def fold_into(self, layer: nn.Module, theta: float) -> bool:
         """By the layer's ``fold``."""
-        if not isinstance(layer, ScaleConv | RelaxedScaleConv):
+        if not isinstance(layer, RelaxableScaleLayer):
             return False
         layer.fold(theta * self.weight)
         return True
 
-    def _convolve(self, x: Tensor, kernel: Tensor, groups: int) -> Tensor:
-        read = x[:, : groups * kernel.shape[1]]
-        return functional.conv2d(read, kernel, padding=kernel.shape[-1] // 2, groups=groups)
-
 
 class ScaleLayer(KernelConv):
-    """What the three layers share: their form, their bias, and that they read the smallest scales of what they get."""
+    """The base of the three layers; each reads the smallest scales of its input.
 
-    def __init__(self, c_in: int, c_out: int, scales: tuple[float, ...], kernel_size: int, *, lifts: bool) -> None:
+    Args:
+        c_in: Input channels, at each scale.
+        c_out: Output channels, at each scale.
+        scales: The scales of the result.
+        kernel_size: Pixels along a side, odd.
+        lifts: Whether the input is a field without scales, which all scales of the result read.
+        before_relu: Whether a ReLU follows, which decides the size of the initial weights.
+    """
+
+    varies = False  # whether the weights differ between the points of the kernel
+
+    def __init__(
+        self, c_in: int, c_out: int, scales: tuple[float, ...], kernel_size: int, *, lifts: bool = False,
+        before_relu: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__(kernel_size, groups=1 if lifts else len(scales))
         self.form = Scaled(scale_basis(scales, kernel_size), c_out, c_in)
         self.bias = nn.Parameter(torch.zeros(c_out))
+        points = (kernel_size**2,) if self.varies else ()
+        self.weight = nn.Parameter(self.form.initial(*points, before_relu=before_relu))  # ([k k,] K, C_out, C_in)
 
     @property
     def n_out(self) -> int:
@@ -166,35 +167,28 @@ class ScaleLayer(KernelConv):
         """Images with at least the scales of this layer."""
         return super().forward(x[:, : self.groups * self.form.c_in], free=free)
 
-    def site(self) -> Site:
+    def kernel(self) -> Tensor:
+        """sum_b w_b psi_b, where w_b may depend on the point."""
+        return self.form.spread(self.weight if self.varies else self.weight.unsqueeze(0))
+
+
+class RelaxableScaleLayer(ScaleLayer):
+    """A layer next to which a free kernel is put, and that takes up its part of the layer's form."""
+
+    def relaxable(self) -> Site:
         """A free kernel between the same channels."""
         one = torch.ones(1, 1, 1)
         source = FiniteRepresentation(one, self.groups * self.form.c_in, ())
         make = partial(FreeScaleConv, form=self.form, groups=self.groups)
         return Site(source, FiniteRepresentation(one, self.n_out, ()), view=ImageView(), make_free=make)
 
-
-class ScaleConv(ScaleLayer):
-    """One set of weights for all scales."""
-
-    def __init__(
-        self, c_in: int, c_out: int, scales: tuple[float, ...], kernel_size: int, *, lifts: bool = False,
-        before_relu: bool = True,
-    ) -> None:  # fmt: skip
-        super().__init__(c_in, c_out, scales, kernel_size, lifts=lifts)
-        self.weight = nn.Parameter(self.form.initial(before_relu=before_relu))  # (K, C_out, C_in)
-
-    def kernel(self) -> Tensor:
-        """sum_b w_b psi_b."""
-        return self.form.spread(self.weight.unsqueeze(0))
-
-    def relaxable(self) -> Site:
-        """See ``ScaleLayer.site``."""
-        return self.site()
-
     def fold(self, kernel: Tensor) -> None:
-        """Take up the part of a kernel that has the layer's form."""
+        """Take up the part of a kernel that has the layer's form, at all points alike."""
         self.weight.add_(self.form.coefficients(kernel))
+
+
+class ScaleConv(RelaxableScaleLayer):
+    """One set of weights for all scales."""
 
 
 class ResidualScaleConv(ScaleLayer):
@@ -204,44 +198,26 @@ class ResidualScaleConv(ScaleLayer):
         self, c_in: int, c_out: int, scales: tuple[float, ...], kernel_size: int, *, lifts: bool = False,
         before_relu: bool = True,
     ) -> None:  # fmt: skip
-        super().__init__(c_in, c_out, scales, kernel_size, lifts=lifts)
-        self.weight = nn.Parameter(self.form.initial(before_relu=before_relu))  # (K, C_out, C_in)
+        super().__init__(c_in, c_out, scales, kernel_size, lifts=lifts, before_relu=before_relu)
         std = initial_std(c_in * kernel_size**2, before_relu=before_relu) / 3  # as of torch's own convolutions
         self.residual = nn.Parameter(std * torch.randn(self.n_out, c_in, kernel_size, kernel_size))
 
     def kernel(self) -> Tensor:
         """The sum of both kernels."""
-        return self.form.spread(self.weight.unsqueeze(0)) + self.residual
+        return super().kernel() + self.residual
 
     def constraint(self) -> Tensor:
         """The squared norm of the residual, as published."""
         return self.residual.square().sum()
 
 
-class RelaxedScaleConv(ScaleLayer):
+class RelaxedScaleConv(RelaxableScaleLayer):
     """Weights that vary over the kernel."""
 
-    def __init__(
-        self, c_in: int, c_out: int, scales: tuple[float, ...], kernel_size: int, *, lifts: bool = False,
-        before_relu: bool = True,
-    ) -> None:  # fmt: skip
-        super().__init__(c_in, c_out, scales, kernel_size, lifts=lifts)
-        self.weight = nn.Parameter(self.form.initial(kernel_size**2, before_relu=before_relu))  # (k k, K, C_out, C_in)
-
-    def kernel(self) -> Tensor:
-        """sum_b w_b(x) psi_b(x)."""
-        return self.form.spread(self.weight)
+    varies = True
 
     def constraint(self) -> Tensor:
         """The mean difference of the weights between diagonal neighbours in the kernel, as published."""
         k = self.kernel_size
         weights = self.weight.unflatten(0, (k, k))
         return (weights.roll((1, 1), (0, 1)) - weights).abs().mean()
-
-    def relaxable(self) -> Site:
-        """See ``ScaleLayer.site``."""
-        return self.site()
-
-    def fold(self, kernel: Tensor) -> None:
-        """Take up the part of a kernel that has the layer's form, at all points alike."""
-        self.weight.add_(self.form.coefficients(kernel))
