@@ -1,9 +1,11 @@
 """LAMMPS: cost of a step with a model for boxes of water on several ranks, and its energy drift next to ASE's.
 
-The network is an untrained `tiny` Equiformer, whose cost is that of a trained one, unless a model file is named.
+Costs are those of an untrained `tiny` Equiformer, which cost what a trained one costs; drifts are those of a much
+smaller one, unless a model file is named.
 Everything runs in processes of its own, as a user would start it.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -34,7 +36,9 @@ from mdrelax.structures.neighbors import build_graph
 
 __all__ = ["costs", "drifts", "on_paper", "untrained_model", "write_water"]
 
-FEMTOSECONDS = 0.5
+FEMTOSECONDS = 1.0  # untrained networks have no stiff bonds
+MINIATURE: dict[str, Any] = {"irreps": "8x0e+4x1o", "n_features": 8, "n_basis": 4}
+NEAR = 3.0  # Angstrom, its cut-off: about a dozen neighbours
 TEMPERATURE = 300.0  # K
 SCALE = 0.1  # eV: forces of an untrained network near those at room temperature
 INPUT = """\
@@ -44,7 +48,7 @@ atom_style atomic
 neighbor {skin} bin
 fix mdrelax all external pf/callback 1 1
 fix move all nve
-timestep 0.0005
+timestep {picoseconds}
 thermo_style custom step pe ke etotal temp
 thermo_modify format float %.12g norm no
 thermo {every}
@@ -53,9 +57,13 @@ run {steps}
 SKIN = 0.5  # Angstrom: fewer ghosts than with LAMMPS' default of 2, lists are made every 10 or 20 steps
 
 
-def untrained_model(path: Path, elements: Sequence[int] = (1, 8), *, cutoff: float = 5.0) -> Path:
-    """A model file of a seeded `tiny` Equiformer; raises ``OSError`` if it cannot be written."""
-    arguments = {**preset("equiformer", "tiny"), "cutoff": cutoff, "average_neighbors": 50.0}
+def _input(start: str, *, every: int, steps: int) -> str:
+    return INPUT.format(start=start, skin=SKIN, picoseconds=FEMTOSECONDS / 1000, every=every, steps=steps)
+
+
+def untrained_model(path: Path, elements: Sequence[int] = (1, 8), *, cutoff: float = 5.0, **changes: Any) -> Path:
+    """A model file of a seeded `tiny` Equiformer, with ``changes``; raises ``OSError`` if it cannot be written."""
+    arguments = {**preset("equiformer", "tiny"), "cutoff": cutoff, "average_neighbors": 50.0, **changes}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = build_potential("equiformer", len(elements), arguments)
@@ -107,7 +115,7 @@ def costs(
     for side in sides:
         write_water(folder / f"water-{side}.data", side)
         for n in ranks:
-            text = INPUT.format(start=f"read_data water-{side}.data", skin=SKIN, every=steps, steps=steps)
+            text = _input(f"read_data water-{side}.data", every=steps, steps=steps)
             report = _run(folder, text, model, n, options)
             rows.append({"atoms": 3 * side**3, "ranks": n, **_row(report["ranks"])})
             tell(", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
@@ -181,10 +189,13 @@ def drifts(
     """NVE of a box of water in LAMMPS and in ASE from the same start; energies are kept every 10 steps.
 
     Both go on from where an earlier call in this folder was stopped, at most ``chunk`` steps before. A row per engine:
-    drift in meV/atom/ps, and the largest deviation from the first total energy in meV/atom.
+    drift in meV/atom/ps, and the largest deviation from the first total energy in meV/atom. Raises ``ValueError`` in a
+    folder with states of another box, network or precision.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model = model or untrained_model(folder / "tiny.safetensors")
+    model = model or untrained_model(folder / "miniature.safetensors", cutoff=NEAR, **MINIATURE)
+    settings = {"side": side, "dtype": dtype, "model": hashlib.sha256(model.read_bytes()).hexdigest()}
+    _refuse_others(folder / "settings.json", settings)
     atoms = write_water(folder / "water.data", side)
     steps = round(picoseconds * 1000 / FEMTOSECONDS)
     rows = []
@@ -204,6 +215,20 @@ def drifts(
     return pd.DataFrame(rows)
 
 
+def _refuse_others(path: Path, settings: dict[str, Any]) -> None:
+    """Raise ``ValueError`` if the states beside ``path`` are of other settings; write them if there are none."""
+    if not path.is_file():
+        write_atomically(path, json.dumps(settings).encode())
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    changed = [name for name, value in settings.items() if before.get(name) != value]
+    if changed:
+        raise ValueError(
+            f"`{path.parent}` has states of another {' and '.join(changed)}; give the same options as before, or "
+            "another `--out`."
+        )
+
+
 def _done(log: Path) -> int:
     return int(pd.read_csv(log).step.max()) if log.exists() else 0
 
@@ -213,7 +238,7 @@ def _advance_lammps(
 ) -> pd.DataFrame:
     """``steps`` steps from the restart file of step ``done``."""
     start = f"read_restart at-{done}.restart" if done else "read_data water.data"
-    text = INPUT.format(start=start, skin=SKIN, every=10, steps=steps) + f"write_restart at-{done + steps}.restart\n"
+    text = _input(start, every=10, steps=steps) + f"write_restart at-{done + steps}.restart\n"
     _run(folder, text, model, ranks, ["--dtype", dtype])
     rows = []
     for line in (folder / "log.lammps").read_text(encoding="utf-8").splitlines():

@@ -40,7 +40,7 @@ def lammps_nve(
     ranks: Annotated[int, typer.Option(min=1, help="MPI ranks of the LAMMPS run.")] = 2,
     picoseconds: Annotated[float, typer.Option("--ps", help="Length of each run.")] = 2.0,
     chunk: Annotated[int, typer.Option(min=10, help="Steps between stored states, a multiple of 10.")] = 200,
-    model: Annotated[Path | None, typer.Option(help="A model of H and O; default: an untrained `tiny`.")] = None,
+    model: Annotated[Path | None, typer.Option(help="A model of H and O; default: a small untrained one.")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
 ) -> None:
     """Compare the energy drift of an NVE run of water in LAMMPS with that in ASE, from the same start."""
@@ -53,7 +53,7 @@ def lammps_nve(
         side, out, ranks=ranks, picoseconds=picoseconds, chunk=chunk, model=model, dtype=dtype, tell=typer.echo
     )
     tell_table(table, ".4g")
-    keep_table(table, out, work=f"NVE of water, {dtype}, 0.5 fs, from lattice positions at 300 K", name="lammps-nve")
+    keep_table(table, out, work=f"NVE of water, {dtype}, 1 fs, from lattice positions at 300 K", name="lammps-nve")
 
 
 def torch_sim(

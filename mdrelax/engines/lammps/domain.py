@@ -48,6 +48,18 @@ class Atoms(NamedTuple):
     numbers: Ids  # (N,) atomic numbers
     n_local: int
     box: Array  # (4, 3) the origin and, in rows, the lattice vectors; a unit vector where not periodic
+    step: int
+    n_lists: int  # how often LAMMPS has chosen ghosts in this run, without its start
+
+
+def _ghosts_are_new(last: Atoms | None, atoms: Atoms) -> bool:
+    """Whether LAMMPS has chosen ghosts since ``last``; in a small box they may be the same ones again.
+
+    It does so at the start of each run, which repeats the last step.
+    """
+    if last is None or atoms.n_lists != last.n_lists or not np.array_equal(last.ids, atoms.ids):
+        return True
+    return atoms.n_lists == 0 and atoms.step == last.step
 
 
 class Result(NamedTuple):
@@ -119,11 +131,11 @@ class Domain:
         return result
 
     def _follow(self, atoms: Atoms) -> None:
-        """Look up the owners of the ghosts if those of any rank have changed; raises if an atom moved too far."""
+        """Look up the owners of the ghosts if those of any rank are new; raises if an atom moved too far."""
         from mpi4py import MPI
 
         last = self._followed
-        changed = last is None or not np.array_equal(last.ids, atoms.ids)
+        changed = _ghosts_are_new(last, atoms)
         moved = 0.0 if last is None or changed else _approach(last, atoms, halo_width(self.force_field, self.halo))
         largest = np.empty(2)
         self.comm.Allreduce(np.array([float(changed), moved]), largest, MPI.MAX)

@@ -86,15 +86,15 @@ class Driver:
     def _callback(self, _: Any, step: int, n_local: int, ids: Any, positions: Any, forces: Any) -> None:
         """Fill ``forces`` of the local atoms. A failure here cannot be raised through LAMMPS, so it ends all ranks."""
         try:
-            self._evaluate(n_local, forces)
+            self._evaluate(step, n_local, forces)
         except BaseException as error:
             self.failure = error
             abort(self.domain.comm, error, f"in step {step}")
 
-    def _evaluate(self, n_local: int, forces: Any) -> None:
+    def _evaluate(self, step: int, n_local: int, forces: Any) -> None:
         if self.lammps.extract_global("respa_levels") is not None:
             raise ScriptError("`run_style respa` never asks `fix external` for forces; use `run_style verlet`.")
-        result = self.domain.evaluate(self._atoms(n_local))
+        result = self.domain.evaluate(self._atoms(step, n_local))
         energies, virials = result.energies / self.energy_unit, result.virials / self.energy_unit
         if n_local:
             forces[:] = result.forces / self.energy_unit
@@ -110,16 +110,16 @@ class Driver:
         if self._start is None:
             self._start = self._end, _times(self.domain)
 
-    def _atoms(self, n_local: int) -> Atoms:
-        n_all = self.lammps.extract_setting("nall")
+    def _atoms(self, step: int, n_local: int) -> Atoms:
+        n_all, n_lists = self.lammps.extract_setting("nall"), int(self.lammps.get_thermo("nbuild"))
         if not n_all:
             nothing = np.empty(0, np.int64)
-            return Atoms(np.empty((0, 3)), nothing, nothing, 0, self._box())
+            return Atoms(np.empty((0, 3)), nothing, nothing, 0, self._box(), step, n_lists)
         extract = self.lammps.numpy.extract_atom
         positions = np.array(extract("x", nelem=n_all, dim=3))
         ids = np.array(extract("id", nelem=n_all), dtype=np.int64).reshape(-1)
         types = np.array(extract("type", nelem=n_all)).reshape(-1)
-        return Atoms(positions, ids, self.number_of[types], n_local, self._box())
+        return Atoms(positions, ids, self.number_of[types], n_local, self._box(), step, n_lists)
 
     def _box(self) -> Any:
         """See ``Atoms.box``."""
