@@ -302,3 +302,27 @@ def test_the_rmd17_page_has_the_runs_with_the_joint_norm():
             [f"{run[key]:.2f}" for run in (new, old)] for key in ("forces_mae_meV_per_A", "energy_mae_meV")
         )
         assert f"| {path.name.partition('-')[0]} | {' | '.join([*forces, *energies])} |" in text
+
+
+def test_the_page_on_scale_repeats_the_costs_of_lammps():
+    """All rows of the stored table, rounded as printed."""
+    table = pd.read_csv(ROOT / "docs/results/speed/lammps/lammps.csv")
+    found = {
+        (
+            f"{row.atoms:,.0f}", f"{row.ranks:.0f}", f"{row.us_per_atom_step / 1000:.2f}",
+            f"{row['outside_network_%']:.1f}", f"{row['exchange_%']:.1f}", f"{row['neighbours_%']:.1f}",
+            f"{row.ghosts_per_atom:.2f}", f"{row.memory_GiB:.1f}",
+        )
+        for _, row in table.iterrows()
+    }  # fmt: skip
+    page = {row[1:-1] for row in rows_of((ROOT / "docs/scale.md").read_text())}
+    assert len(found) == 10
+    assert found <= page
+
+
+def test_the_page_on_scale_repeats_the_speed_up_of_ranks():
+    """Median, smallest and largest of the rounds."""
+    *_, two = json.loads((ROOT / "docs/results/speed/ranks/ranks.json").read_text())["rows"]
+    text = (ROOT / "docs/scale.md").read_text().replace("\n", " ")
+    assert f"{two['speed_up']:.2f} times as fast" in text
+    assert f"from {two['speed_up_smallest']:.2f} to {two['speed_up_largest']:.2f}" in text
