@@ -1,0 +1,285 @@
+"""Trial: mutations of every file that is read back, in one process, thousands a minute.
+
+    python tests/trials/mutations.py --n 100000
+    python tests/trials/mutations.py --minutes 10 --seed 3 --out docs/results/trials/mutations.json
+
+Model files of every kind, checkpoints, run folders and compiled packages (the golden files of this version) are
+changed as in ``mutated``. A mutant must be refused in one sentence by an error of ours, or load to exactly the numbers
+that it stated before (of a forgery: that it states), within bounded time and memory; and nothing in it may run.
+Mutant k of a seed is always the same: `--first k --n 1` makes it again.
+"""
+
+import argparse
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[k]) for k in (1, 2)]
+
+import torch
+from torch import Tensor
+
+from hostile import is_one_sentence
+from mdrelax import potentials
+from mdrelax.base.containers import ModelFileError
+from mdrelax.compiled import files as compiled_files
+from mdrelax.compiled import load_compiled
+from mdrelax.method.certificate import CertificateError
+from mdrelax.modelfile import load_model
+from mdrelax.packs.modelnet.model_file import load_network
+from mdrelax.packs.smoke.model_file import load_flow
+from mdrelax.runs.checkpoints import open_checkpoint
+from mdrelax.runs.network import read_network
+from mdrelax.training.checkpoint import CheckpointError, load_checkpoint
+from mdrelax.training.trainer import CHECKPOINT_DEFAULTS, CHECKPOINT_KEYS, PRIMITIVES, STATES, TrainingError
+from toy_regression import trainer
+from trials import mutated
+from trials.mutated import CANARY, Mutate
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "2026-11"
+OURS = (ModelFileError, CertificateError, CheckpointError, TrainingError)
+SECONDS = 10.0  # a mutant may take, on a busy machine
+MEGABYTES = 300  # a mutant may add to the peak
+RUNS = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "subprocess.Popen",
+    "os.mkdir",
+    "os.rename",
+    "socket.connect",
+)
+
+
+class Specimen(NamedTuple):
+    """A file that is mutated, and what reading it gives."""
+
+    name: str
+    path: Path  # where mutants are put
+    original: bytes
+    read: Callable[[Path], Any]  # numbers, in the form of ``Mutant.states``
+    mutations: tuple[Mutate, ...]
+
+
+class Finding(NamedTuple):
+    """A mutant that was neither refused in one sentence nor harmless."""
+
+    number: int
+    specimen: str
+    change: str
+    what: str
+
+
+class TooSlowError(BaseException):
+    """A mutant was read for longer than it may be."""
+
+
+# --- what is read ---
+
+
+def _of_container(load: Callable[[Path], Any], network: str) -> Callable[[Path], Any]:
+    def read(path: Path) -> Any:
+        loaded = load(path)
+        return {"header": loaded.header, "tensors": dict(getattr(loaded, network).state_dict())}
+
+    return read
+
+
+def _of_package(path: Path) -> Any:
+    ran: list[Path] = []
+    with (
+        mock.patch.object(compiled_files, "this_machine", return_value={"torch": "golden"}),
+        mock.patch.object(compiled_files, "load_library", side_effect=ran.append),
+    ):
+        header = load_compiled(path).header
+    with zipfile.ZipFile(path) as archive:
+        (code,) = [name for name in archive.namelist() if name.endswith(".so")]
+        return {"header": header, "code": archive.read(code)}
+
+
+def _of_run(path: Path) -> Any:
+    """Both networks in a run folder, whatever file of it was changed."""
+    folder = path.parent.parent if path.suffix == ".pt" else path.parent
+    best, layers = open_checkpoint(folder, potentials).best()
+    best_state = {name: tensor.clone() for name, tensor in best.state_dict().items()}
+    run = open_checkpoint(folder, potentials)
+    free = run.unprojected()
+    definition = read_network(folder)
+    assert definition is not None
+    return {
+        "best": best_state, "layers": [tuple(layer) for layer in layers], "free": dict(free.state_dict()),
+        "definition": {**definition._asdict(), "structures": [s.pos.tolist() for s in definition.structures]},
+    }  # fmt: skip
+
+
+def _of_resumed(path: Path) -> Any:
+    """The state of a trainer that resumes; a network of a few numbers."""
+    resumed = trainer(path.parent.parent)
+    resumed.resume()
+    return {**{name: getattr(resumed, name) for name in PRIMITIVES},
+            **{name: getattr(resumed, name).state_dict() for name in STATES}}  # fmt: skip
+
+
+def _of_checkpoint(path: Path) -> Any:
+    return load_checkpoint(path, keys=CHECKPOINT_KEYS, defaults=CHECKPOINT_DEFAULTS)
+
+
+def specimens(scratch: Path) -> Iterator[Specimen]:
+    """Every file that is mutated, in folders of their own below ``scratch``."""
+    models = {"force-field-equiformer": (load_model, "force_field"), "force-field-segnn": (load_model, "force_field"),
+              "point-clouds": (load_network, "network"), "flow-exact": (load_flow, "network"),
+              "flow-kept": (load_flow, "network")}  # fmt: skip
+    for name, (load, network) in models.items():
+        original = (GOLDEN / f"{name}.safetensors").read_bytes()
+        yield Specimen(name, scratch / f"{name}.safetensors", original, _of_container(load, network), mutated.MODEL)
+    package = scratch / "compiled.pt2"
+    yield Specimen("compiled", package, (GOLDEN / package.name).read_bytes(), _of_package, mutated.PACKAGE)
+    for name, file, mutations in (
+        ("run", "checkpoints/last.pt", mutated.BYTES + mutated.CHECKPOINT[-4:-2]),
+        ("definition", "network.json", mutated.TEXT),
+    ):
+        folder = shutil.copytree(GOLDEN / "relaxed", scratch / name)
+        yield Specimen(name, folder / file, (folder / file).read_bytes(), _of_run, mutations)
+    nbody = scratch / "nbody" / "last.pt"
+    nbody.parent.mkdir()
+    original = (GOLDEN / "nbody" / "checkpoints" / "last.pt").read_bytes()
+    yield Specimen("nbody", nbody, original, _of_checkpoint, mutated.BYTES + mutated.CHECKPOINT[-4:-2])
+    trainer(scratch / "resumed").run()
+    resumed = scratch / "resumed" / "checkpoints" / "last.pt"
+    yield Specimen("resumed", resumed, resumed.read_bytes(), _of_resumed, mutated.CHECKPOINT)
+
+
+# --- judgement ---
+
+
+def same(a: Any, b: Any) -> bool:
+    """Two nests of numbers are the same, bit for bit and in their types."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(type(a) is type(b) and (a == b or (a != a and b != b)))
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    def stop(signum: int, frame: Any) -> None:
+        raise TooSlowError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class Watch:
+    """Sees what a process does while a file is read: an audit hook, which stays for the life of the process."""
+
+    def __init__(self) -> None:
+        self.on, self.seen = False, ""
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.on and event in RUNS:
+            self.seen = event
+
+
+def judged(specimen: Specimen, mutant: mutated.Mutant, right: Any, watch: Watch) -> tuple[str, str | None]:
+    """The outcome (refused or same), and what is wrong with it, if anything."""
+    specimen.path.write_bytes(mutant.content)
+    peak, watch.on, watch.seen = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, True, ""
+    try:
+        with _limited(SECONDS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            outcome, wrong = _read(specimen, right if mutant.states is None else mutant.states)
+    except TooSlowError:
+        outcome, wrong = "neither", f"took more than {SECONDS:g} s"
+    finally:
+        watch.on = False
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
+    if grown > MEGABYTES:
+        wrong = f"took {grown:.0f} MB"
+    if watch.seen or CANARY.exists():
+        wrong = f"ran something ({watch.seen})"
+    return outcome, wrong
+
+
+def _read(specimen: Specimen, right: Any) -> tuple[str, str | None]:
+    try:
+        found = specimen.read(specimen.path)
+    except OURS as error:
+        fine = is_one_sentence(error) and str(error).isprintable()
+        return "refused", None if fine else f"no sentence: {str(error)!r:.300}"
+    except Exception as error:
+        return "neither", f"raw {type(error).__name__}: {error!s:.200}"
+    if specimen.name == "resumed" and isinstance(right, dict):
+        right = {**CHECKPOINT_DEFAULTS, **right}
+    return "same", None if same(found, right) else "loaded with other numbers"
+
+
+def trial(*, n: int | None, minutes: float | None, seed: int, first: int = 0) -> dict[str, Any]:
+    """Mutants ``first``, ``first + 1``, ... of a seed, up to a number or for a time: counts and findings."""
+    watch, counts, findings = Watch(), Counter[str](), list[Finding]()
+    started, slowest, k = time.monotonic(), 0.0, first
+    with tempfile.TemporaryDirectory(prefix="mdrelax-trial-") as scratch:
+        known = list(specimens(Path(scratch)))
+        right = {}
+        for each in known:
+            each.path.write_bytes(each.original)
+            right[each.name] = each.read(each.path)
+        while (n is None or k - first < n) and (minutes is None or time.monotonic() - started < 60 * minutes):
+            draw = random.Random(f"{seed} {k}")
+            specimen = known[k % len(known)]
+            mutant = draw.choice(specimen.mutations)(specimen.original, draw)
+            began = time.monotonic()
+            outcome, wrong = judged(specimen, mutant, right[specimen.name], watch)
+            slowest = max(slowest, time.monotonic() - began)
+            counts[f"{specimen.name}: {outcome}"] += 1
+            if wrong is not None:
+                findings.append(Finding(k, specimen.name, mutant.change, wrong))
+                CANARY.exists() and CANARY.rmdir()
+            k += 1
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"mutants": k - first, "outcomes": dict(sorted(counts.items())), "slowest_s": round(slowest, 2),
+            "peak_MB": round(peak), "findings": findings}  # fmt: skip
+
+
+def main(words: list[str]) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--n", type=int, help="number of mutants")
+    parser.add_argument("--minutes", type=float, help="for how long")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first mutant")
+    parser.add_argument("--out", type=Path, help="JSON file for the result")
+    given = parser.parse_args(words)
+    if given.n is None and given.minutes is None:
+        parser.error("say how many (--n) or for how long (--minutes)")
+    torch.set_num_threads(1)
+    found = trial(n=given.n, minutes=given.minutes, seed=given.seed, first=given.first)
+    for finding in found["findings"][:200]:
+        print(f"{finding.number} {finding.specimen}: {finding.change[:150]}\n    -> {finding.what}")
+    print({name: value for name, value in found.items() if name != "findings"}, len(found["findings"]), "findings")
+    return 1 if found["findings"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
