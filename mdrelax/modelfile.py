@@ -175,6 +175,7 @@ def load_model(path: str | Path, *, certified: bool = True) -> LoadedModel:
     path = Path(path)
     header, tensors = read_container(path, refuse=_refuse_others)
     check_header(path, header, _Header)
+    may_lack = () if header["format_version"] >= 3 else ("binding",)  # which was zero
     header = _migrate(header)
     if header["coupling_fingerprint"] != coupling_fingerprint():
         raise ModelFileError(
@@ -183,7 +184,7 @@ def load_model(path: str | Path, *, certified: bool = True) -> LoadedModel:
         )
     with rebuilt(path, header["potential"]["arguments"], tensors):
         force_field = _build(header)
-        load_exactly(force_field, tensors)
+        load_exactly(force_field, tensors, may_lack=may_lack)
         certificate = Certificate.from_dict(header["certificate"])
         if certificate.symmetry != force_field.potential.symmetry:
             raise ValueError(

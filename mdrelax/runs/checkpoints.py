@@ -54,7 +54,7 @@ class RunCheckpoint(NamedTuple):
         relax(self.begun.force_field, self.config.relaxation, seed=self.config.training.seed)
         average = Ema(self.begun.force_field, decay=self.config.training.ema)
         try:
-            load_exactly(self.begun.force_field, self.state["model"])
+            load_exactly(self.begun.force_field, self.state["model"], may_lack=None)
             average.load_state_dict(self.state["ema"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"`{self.path}` belongs to another network than `network.json`.") from error
@@ -67,7 +67,7 @@ class RunCheckpoint(NamedTuple):
         if not best["state"]:
             raise TrainingError(f"No validation of `{self.path}` gave a finite error, so there is no best network.")
         try:
-            load_exactly(self.begun.force_field, best["state"])
+            load_exactly(self.begun.force_field, best["state"], may_lack=None)
             layers = [LayerRecord(**record) for record in best["layers"]]
         except (TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"`{self.path}` belongs to another network than `network.json`.") from error

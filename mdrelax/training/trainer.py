@@ -346,7 +346,7 @@ class Trainer(Generic[Model]):
         state = self.ranks.share(loaded)
         refuse_impossible(state, path, n_steps=self.n_steps)
         try:
-            load_exactly(self.model, state["model"])
+            load_exactly(self.model, state["model"], may_lack=None)
             for name in STATES[1:]:
                 getattr(self, name).load_state_dict(state[name])
         except Exception as error:  # optimisers raise anything for a state that is none of theirs

@@ -376,6 +376,7 @@ BYTES: tuple[Mutate, ...] = (flipped, flipped, flipped, truncated, lengthened, b
 MODEL: tuple[Mutate, ...] = (
     *BYTES, length_changed, layout_changed, layout_changed, text_changed, forged_header, forged_header, forged_tensors,
 )  # fmt: skip
-CHECKPOINT: tuple[Mutate, ...] = (*BYTES, member_changed, checksum_changed, forged_state, forged_state)
+ARCHIVE: tuple[Mutate, ...] = (*BYTES, member_changed, checksum_changed)
+CHECKPOINT: tuple[Mutate, ...] = (*ARCHIVE, forged_state, forged_state, forged_state)
 PACKAGE: tuple[Mutate, ...] = (*BYTES, digit_changed, member_changed, checksum_changed, forged_package, forged_package)
 TEXT: tuple[Mutate, ...] = (*BYTES, digit_changed, digit_changed, digit_changed)

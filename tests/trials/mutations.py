@@ -72,6 +72,7 @@ class Specimen(NamedTuple):
     original: bytes
     read: Callable[[Path], Any]  # numbers, in the form of ``Mutant.states``
     mutations: tuple[Mutate, ...]
+    stated: Callable[[Any], Any] = lambda states: states  # what reading a forgery has to give
 
 
 class Finding(NamedTuple):
@@ -111,18 +112,23 @@ def _of_package(path: Path) -> Any:
 
 
 def _of_run(path: Path) -> Any:
-    """Both networks in a run folder, whatever file of it was changed."""
-    folder = path.parent.parent if path.suffix == ".pt" else path.parent
-    best, layers = open_checkpoint(folder, potentials).best()
-    best_state = {name: tensor.clone() for name, tensor in best.state_dict().items()}
-    run = open_checkpoint(folder, potentials)
-    free = run.unprojected()
-    definition = read_network(folder)
+    """The best network in a run's checkpoint, which `mdrelax project` would certify and save."""
+    run = open_checkpoint(path.parent.parent, potentials)
+    network, layers = run.best()
+    return {"best": dict(network.state_dict()), "layers": [layer._asdict() for layer in layers]}
+
+
+def _stated_by_run(state: Any) -> Any:
+    best = state.get("best")
+    return {"best": best.get("state"), "layers": best.get("layers")} if isinstance(best, dict) else None
+
+
+def _of_definition(path: Path) -> Any:
+    """The network in network.json, and the averages with its free maps."""
+    definition, network = read_network(path.parent), open_checkpoint(path.parent, potentials).unprojected()
     assert definition is not None
-    return {
-        "best": best_state, "layers": [tuple(layer) for layer in layers], "free": dict(free.state_dict()),
-        "definition": {**definition._asdict(), "structures": [s.pos.tolist() for s in definition.structures]},
-    }  # fmt: skip
+    structures = [structure.pos.tolist() for structure in definition.structures]
+    return {"averages": dict(network.state_dict()), **definition._asdict(), "structures": structures}
 
 
 def _of_resumed(path: Path) -> Any:
@@ -147,32 +153,31 @@ def specimens(scratch: Path) -> Iterator[Specimen]:
         yield Specimen(name, scratch / f"{name}.safetensors", original, _of_container(load, network), mutated.MODEL)
     package = scratch / "compiled.pt2"
     yield Specimen("compiled", package, (GOLDEN / package.name).read_bytes(), _of_package, mutated.PACKAGE)
-    for name, file, mutations in (
-        ("run", "checkpoints/last.pt", mutated.BYTES + mutated.CHECKPOINT[-4:-2]),
-        ("definition", "network.json", mutated.TEXT),
-    ):
-        folder = shutil.copytree(GOLDEN / "relaxed", scratch / name)
-        yield Specimen(name, folder / file, (folder / file).read_bytes(), _of_run, mutations)
+    run, definition = (shutil.copytree(GOLDEN / "relaxed", scratch / name) for name in ("run", "definition"))
+    checkpoint, document = run / "checkpoints" / "last.pt", definition / "network.json"
+    yield Specimen("run", checkpoint, checkpoint.read_bytes(), _of_run, mutated.CHECKPOINT, _stated_by_run)
+    yield Specimen("definition", document, document.read_bytes(), _of_definition, mutated.TEXT)
     nbody = scratch / "nbody" / "last.pt"
     nbody.parent.mkdir()
     original = (GOLDEN / "nbody" / "checkpoints" / "last.pt").read_bytes()
-    yield Specimen("nbody", nbody, original, _of_checkpoint, mutated.BYTES + mutated.CHECKPOINT[-4:-2])
+    yield Specimen("nbody", nbody, original, _of_checkpoint, mutated.ARCHIVE)
     trainer(scratch / "resumed").run()
     resumed = scratch / "resumed" / "checkpoints" / "last.pt"
-    yield Specimen("resumed", resumed, resumed.read_bytes(), _of_resumed, mutated.CHECKPOINT)
+    yield Specimen("resumed", resumed, resumed.read_bytes(), _of_resumed, mutated.CHECKPOINT,
+                   lambda state: {**CHECKPOINT_DEFAULTS, **state})  # fmt: skip
 
 
 # --- judgement ---
 
 
-def same(a: Any, b: Any) -> bool:
-    """Two nests of numbers are the same, bit for bit and in their types."""
+def same(a: Any, b: Any, *, more: bool = False) -> bool:
+    """Two nests of numbers are the same, bit for bit and in their types; with ``more``, ``a`` may hold defaults too."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return (a.keys() >= b.keys() if more else a.keys() == b.keys()) and all(same(a[k], b[k], more=more) for k in b)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(same(x, y, more=more) for x, y in zip(a, b, strict=True))
     return bool(type(a) is type(b) and (a == b or (a != a and b != b)))
 
 
@@ -209,7 +214,7 @@ def judged(specimen: Specimen, mutant: mutated.Mutant, right: Any, watch: Watch)
     try:
         with _limited(SECONDS), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            outcome, wrong = _read(specimen, right if mutant.states is None else mutant.states)
+            outcome, wrong = _read(specimen, mutant, right)
     except TooSlowError:
         outcome, wrong = "neither", f"took more than {SECONDS:g} s"
     finally:
@@ -222,7 +227,7 @@ def judged(specimen: Specimen, mutant: mutated.Mutant, right: Any, watch: Watch)
     return outcome, wrong
 
 
-def _read(specimen: Specimen, right: Any) -> tuple[str, str | None]:
+def _read(specimen: Specimen, mutant: mutated.Mutant, right: Any) -> tuple[str, str | None]:
     try:
         found = specimen.read(specimen.path)
     except OURS as error:
@@ -230,9 +235,9 @@ def _read(specimen: Specimen, right: Any) -> tuple[str, str | None]:
         return "refused", None if fine else f"no sentence: {str(error)!r:.300}"
     except Exception as error:
         return "neither", f"raw {type(error).__name__}: {error!s:.200}"
-    if specimen.name == "resumed" and isinstance(right, dict):
-        right = {**CHECKPOINT_DEFAULTS, **right}
-    return "same", None if same(found, right) else "loaded with other numbers"
+    forged = mutant.states is not None
+    fine = same(found, specimen.stated(mutant.states) if forged else right, more=forged and specimen.name == "resumed")
+    return "same", None if fine else "loaded with other numbers"
 
 
 def trial(*, n: int | None, minutes: float | None, seed: int, first: int = 0) -> dict[str, Any]:
