@@ -12,6 +12,7 @@ Mutant k of a seed is always the same: `--first k --n 1` makes it again.
 import argparse
 import random
 import resource
+import shlex
 import shutil
 import signal
 import sys
@@ -34,6 +35,7 @@ from torch import Tensor
 from hostile import is_one_sentence
 from mdrelax import potentials
 from mdrelax.base.containers import ModelFileError
+from mdrelax.base.names import printable
 from mdrelax.compiled import files as compiled_files
 from mdrelax.compiled import load_compiled
 from mdrelax.method.certificate import CertificateError
@@ -47,6 +49,7 @@ from mdrelax.training.trainer import CHECKPOINT_DEFAULTS, CHECKPOINT_KEYS, PRIMI
 from toy_regression import trainer
 from trials import mutated
 from trials.mutated import CANARY, Mutate
+from trials.table import write
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "2026-11"
 OURS = (ModelFileError, CertificateError, CheckpointError, TrainingError)
@@ -263,8 +266,11 @@ def trial(*, n: int | None, minutes: float | None, seed: int, first: int = 0) ->
                 CANARY.exists() and CANARY.rmdir()
             k += 1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"mutants": k - first, "outcomes": dict(sorted(counts.items())), "slowest_s": round(slowest, 2),
-            "peak_MB": round(peak), "findings": findings}  # fmt: skip
+    seconds = time.monotonic() - started
+    return {
+        "mutants": k - first, "seconds": seconds, "outcomes": dict(sorted(counts.items())),
+        "slowest_s": round(slowest, 2), "peak_MB": round(peak), "findings": findings,
+    }  # fmt: skip
 
 
 def main(words: list[str]) -> int:
@@ -281,8 +287,20 @@ def main(words: list[str]) -> int:
     torch.set_num_threads(1)
     found = trial(n=given.n, minutes=given.minutes, seed=given.seed, first=given.first)
     for finding in found["findings"][:200]:
-        print(f"{finding.number} {finding.specimen}: {finding.change[:150]}\n    -> {finding.what}")
-    print({name: value for name, value in found.items() if name != "findings"}, len(found["findings"]), "findings")
+        print(printable(f"{finding.number} {finding.specimen}: {finding.change:.150} -> {finding.what}"))
+    outcomes = Counter[str]()
+    for name, number in found["outcomes"].items():
+        outcomes[name.rpartition(": ")[2]] += number
+    figures = {
+        "mutants": found["mutants"], "a minute": round(60 * found["mutants"] / found["seconds"]),
+        "refused": outcomes["refused"], "unchanged": outcomes["same"], "slowest": f"{found['slowest_s']} s",
+        "peak": f"{found['peak_MB']} MB",
+    }  # fmt: skip
+    print("; ".join(f"{name} {value}" for name, value in figures.items()), f"; findings {len(found['findings'])}")
+    if given.out is not None:
+        findings = [finding._asdict() for finding in found["findings"]]
+        command = shlex.join(["python", "tests/trials/mutations.py", *words])
+        write(given.out, command, figures, findings, outcomes=found["outcomes"], seed=given.seed)
     return 1 if found["findings"] else 0
 
 

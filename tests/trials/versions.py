@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,10 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[k]) for k in (1, 2)]
+
+from trials.table import write
 
 ROOT = Path(__file__).resolve().parents[2]
 LOWEST = ROOT / "constraints-lowest.txt"
@@ -122,7 +127,20 @@ def main(words: list[str]) -> int:
             for number, python in enumerate(given.python)
         ]
     print(json.dumps(found, indent=1))
-    return 1 if any(each.get("findings") for each in found) else 0
+    findings = [finding for each in found for finding in each.get("findings", [])]
+    if given.out is not None:
+        command = shlex.join(["python", "tests/trials/versions.py", *words])
+        write(given.out, command, figures(found), findings, environments=found)
+    return 1 if findings else 0
+
+
+def figures(found: list[dict[str, Any]]) -> dict[str, str]:
+    """What the table says of each Python."""
+    return {
+        f"Python {each['python']}": "not tried (no torch)" if "not_tried" in each
+        else ", ".join(f"{number} {word}" for word, number in each.get("tests", {}).items()) or "not installed"
+        for each in found
+    }  # fmt: skip
 
 
 if __name__ == "__main__":
