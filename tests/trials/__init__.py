@@ -1,0 +1,1 @@
+"""Trials: what users, disks and attackers do to mdrelax, as commands that run for as long as you like."""

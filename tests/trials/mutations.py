@@ -3,13 +3,14 @@
     python tests/trials/mutations.py --n 100000
     python tests/trials/mutations.py --minutes 10 --seed 3 --out docs/results/trials/mutations.json
 
-Model files of every kind, checkpoints, run folders and compiled packages (the golden files of this version) are
+Model files of every kind, checkpoints, journals, states and compiled packages (the golden files of this version) are
 changed as in ``mutated``. A mutant must be refused in one sentence by an error of ours, or load to exactly the numbers
 that it stated before (of a forgery: that it states), within bounded time and memory; and nothing in it may run.
 Mutant k of a seed is always the same: `--first k --n 1` makes it again.
 """
 
 import argparse
+import json
 import random
 import resource
 import shlex
@@ -36,8 +37,12 @@ from hostile import is_one_sentence
 from mdrelax import potentials
 from mdrelax.base.containers import ModelFileError
 from mdrelax.base.names import printable
+from mdrelax.base.sealed import unseal
+from mdrelax.cli import is_sentence
 from mdrelax.compiled import files as compiled_files
 from mdrelax.compiled import load_compiled
+from mdrelax.datasets.journal import Journal
+from mdrelax.engines.md_files import read_state
 from mdrelax.method.certificate import CertificateError
 from mdrelax.modelfile import load_model
 from mdrelax.packs.modelnet.model_file import load_network
@@ -142,6 +147,18 @@ def _of_resumed(path: Path) -> Any:
             **{name: getattr(resumed, name).state_dict() for name in STATES}}  # fmt: skip
 
 
+def _of_state(path: Path) -> Any:
+    """The state from which a simulation is continued."""
+    return read_state(path, json.loads((GOLDEN / path.name).read_text(encoding="utf-8"))["settings"])
+
+
+def _of_journal(path: Path) -> Any:
+    """The rows of an interrupted job; missing ones are made again, and would be those of the golden file."""
+    whole = [unseal(json.loads(line)) for line in (GOLDEN / path.name).read_text(encoding="utf-8").splitlines()]
+    lines = Journal(path, {name: value for name, value in whole[0].items() if name != "kind"}).lines
+    return lines + whole[len(lines) :]
+
+
 def _of_checkpoint(path: Path) -> Any:
     return load_checkpoint(path, keys=CHECKPOINT_KEYS, defaults=CHECKPOINT_DEFAULTS)
 
@@ -160,6 +177,8 @@ def specimens(scratch: Path) -> Iterator[Specimen]:
     checkpoint, document = run / "checkpoints" / "last.pt", definition / "network.json"
     yield Specimen("run", checkpoint, checkpoint.read_bytes(), _of_run, mutated.CHECKPOINT, _stated_by_run)
     yield Specimen("definition", document, document.read_bytes(), _of_definition, mutated.TEXT)
+    for name, read in (("md.restart", _of_state), ("hydrogen.extxyz.journal", _of_journal)):
+        yield Specimen(name, scratch / name, (GOLDEN / name).read_bytes(), read, mutated.TEXT)
     nbody = scratch / "nbody" / "last.pt"
     nbody.parent.mkdir()
     original = (GOLDEN / "nbody" / "checkpoints" / "last.pt").read_bytes()
@@ -233,11 +252,11 @@ def judged(specimen: Specimen, mutant: mutated.Mutant, right: Any, watch: Watch)
 def _read(specimen: Specimen, mutant: mutated.Mutant, right: Any) -> tuple[str, str | None]:
     try:
         found = specimen.read(specimen.path)
-    except OURS as error:
+    except Exception as error:
+        if not (isinstance(error, OURS) or (isinstance(error, ValueError) and is_sentence(error))):
+            return "neither", f"raw {type(error).__name__}: {error!s:.200}"
         fine = is_one_sentence(error) and str(error).isprintable()
         return "refused", None if fine else f"no sentence: {str(error)!r:.300}"
-    except Exception as error:
-        return "neither", f"raw {type(error).__name__}: {error!s:.200}"
     forged = mutant.states is not None
     fine = same(found, specimen.stated(mutant.states) if forged else right, more=forged and specimen.name == "resumed")
     return "same", None if fine else "loaded with other numbers"
