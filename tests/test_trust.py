@@ -9,6 +9,7 @@ import pytest
 from blueprint import ROOT
 from mdrelax.cli import CERTIFICATE, CONFIG, DATA, OTHER
 from trials import table
+from trials.findings import Findings
 
 PAGE = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
 RESULTS = sorted(table.RESULTS.glob("*.json"))
@@ -28,17 +29,24 @@ def test_stored_trials_tell_their_command_versions_machine_and_date(path: Path) 
     assert {"date", "python", "torch", "processor", "cpu_count"} <= document["environment"].keys()
     script = document["command"].split()[1]
     assert (ROOT / script).is_file()
-    assert document["figures"]
+    assert document["cases"] > 0
     assert document["findings"] == []
 
 
-def test_the_table_shows_every_figure(tmp_path: Path) -> None:
-    """And the number of findings."""
-    table.write(tmp_path / "kills.json", "python tests/trials/kills.py --n 3", {"kills": 1234, "lost": 0}, ["one"])
-    last = table.table(tmp_path).splitlines()[-1]
-    assert last.startswith(
-        "| [kills](results/trials/kills.json) | `python tests/trials/kills.py --n 3` | kills 1,234; lost 0 | 1 | 20"
-    )
+def test_the_table_shows_cases_and_findings(tmp_path: Path) -> None:
+    """Each kind, as long as there are few."""
+    found = Findings("kills", seed=0)
+    found.count("train", 1234)
+    found.count("md", 2)
+    found.report("md", "A frame is lost.", "python tests/trials/kills.py --seed 0")
+    found.finish(tmp_path / "kills.json")
+    cells = [cell.strip() for cell in table.table(tmp_path).splitlines()[-1].split("|")]
+    assert cells[1] == "[kills](results/trials/kills.json)"
+    assert cells[3:6] == ["1,236: md 2, train 1,234", "1", "0.0"]
+    for k in range(7):
+        found.count(f"kind {k}")
+    found.finish(tmp_path / "kills.json")
+    assert "| 1,243: of 9 kinds |" in table.table(tmp_path)
 
 
 def test_the_exit_codes_of_the_page_are_those_of_the_command_line() -> None:

@@ -1,1 +1,1 @@
-"""Trials: what users, disks and attackers do to mdrelax, as commands that run for as long as you like."""
+"""Hard trials as commands: each runs for as long as it is told to, and stores what it found."""

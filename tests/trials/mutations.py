@@ -9,11 +9,10 @@ that it stated before (of a forgery: that it states), within bounded time and me
 Mutant k of a seed is always the same: `--first k --n 1` makes it again.
 """
 
-import argparse
 import json
+import math
 import random
 import resource
-import shlex
 import shutil
 import signal
 import sys
@@ -53,8 +52,8 @@ from mdrelax.training.checkpoint import CheckpointError, load_checkpoint
 from mdrelax.training.trainer import CHECKPOINT_DEFAULTS, CHECKPOINT_KEYS, PRIMITIVES, STATES, TrainingError
 from toy_regression import trainer
 from trials import mutated
+from trials.findings import Deadline, Findings, options_of, parser_of
 from trials.mutated import CANARY, Mutate
-from trials.table import write
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "2026-11"
 OURS = (ModelFileError, CertificateError, CheckpointError, TrainingError)
@@ -81,15 +80,6 @@ class Specimen(NamedTuple):
     read: Callable[[Path], Any]  # numbers, in the form of ``Mutant.states``
     mutations: tuple[Mutate, ...]
     stated: Callable[[Any], Any] = lambda states: states  # what reading a forgery has to give
-
-
-class Finding(NamedTuple):
-    """A mutant that was neither refused in one sentence nor harmless."""
-
-    number: int
-    specimen: str
-    change: str
-    what: str
 
 
 class TooSlowError(BaseException):
@@ -262,66 +252,46 @@ def _read(specimen: Specimen, mutant: mutated.Mutant, right: Any) -> tuple[str, 
     return "same", None if fine else "loaded with other numbers"
 
 
-def trial(*, n: int | None, minutes: float | None, seed: int, first: int = 0) -> dict[str, Any]:
-    """Mutants ``first``, ``first + 1``, ... of a seed, up to a number or for a time: counts and findings."""
-    watch, counts, findings = Watch(), Counter[str](), list[Finding]()
-    started, slowest, k = time.monotonic(), 0.0, first
+def trial(*, seed: int, minutes: float = math.inf, n: int | None = None, first: int = 0) -> Findings:
+    """Mutants ``first``, ``first + 1``, ... of a seed, up to a number of them or for a time."""
+    watch, found, deadline, outcomes = Watch(), Findings("mutations", seed), Deadline(minutes), Counter[str]()
+    slowest, k = 0.0, first
     with tempfile.TemporaryDirectory(prefix="mdrelax-trial-") as scratch:
         known = list(specimens(Path(scratch)))
         right = {}
         for each in known:
             each.path.write_bytes(each.original)
             right[each.name] = each.read(each.path)
-        while (n is None or k - first < n) and (minutes is None or time.monotonic() - started < 60 * minutes):
+        while (n is None or k - first < n) and not deadline.is_over():
             draw = random.Random(f"{seed} {k}")
             specimen = known[k % len(known)]
-            mutant = draw.choice(specimen.mutations)(specimen.original, draw)
-            began = time.monotonic()
+            mutant, began = draw.choice(specimen.mutations)(specimen.original, draw), time.monotonic()
             outcome, wrong = judged(specimen, mutant, right[specimen.name], watch)
             slowest = max(slowest, time.monotonic() - began)
-            counts[f"{specimen.name}: {outcome}"] += 1
+            found.count(specimen.name)
+            outcomes[outcome] += 1
             if wrong is not None:
-                findings.append(Finding(k, specimen.name, mutant.change, wrong))
+                again = f"python tests/trials/mutations.py --seed {seed} --first {k} --n 1"
+                found.report(specimen.name, printable(f"{mutant.change:.200}: {wrong}"), again)
                 CANARY.exists() and CANARY.rmdir()
             k += 1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    seconds = time.monotonic() - started
-    return {
-        "mutants": k - first, "seconds": seconds, "outcomes": dict(sorted(counts.items())),
-        "slowest_s": round(slowest, 2), "peak_MB": round(peak), "findings": findings,
-    }  # fmt: skip
+    found.notes = {"outcomes": dict(outcomes), "slowest_s": round(slowest, 2), "peak_MB": round(peak)}
+    return found
 
 
-def main(words: list[str]) -> int:
+def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--n", type=int, help="number of mutants")
-    parser.add_argument("--minutes", type=float, help="for how long")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = parser_of("mutations", (__doc__ or "").partition("\n")[0])
+    parser.add_argument("--n", type=int, help="end after so many mutants, whatever --minutes says")
     parser.add_argument("--first", type=int, default=0, help="number of the first mutant")
-    parser.add_argument("--out", type=Path, help="JSON file for the result")
-    given = parser.parse_args(words)
-    if given.n is None and given.minutes is None:
-        parser.error("say how many (--n) or for how long (--minutes)")
+    given = options_of(parser)
     torch.set_num_threads(1)
-    found = trial(n=given.n, minutes=given.minutes, seed=given.seed, first=given.first)
-    for finding in found["findings"][:200]:
-        print(printable(f"{finding.number} {finding.specimen}: {finding.change:.150} -> {finding.what}"))
-    outcomes = Counter[str]()
-    for name, number in found["outcomes"].items():
-        outcomes[name.rpartition(": ")[2]] += number
-    figures = {
-        "mutants": found["mutants"], "a minute": round(60 * found["mutants"] / found["seconds"]),
-        "refused": outcomes["refused"], "unchanged": outcomes["same"], "slowest": f"{found['slowest_s']} s",
-        "peak": f"{found['peak_MB']} MB",
-    }  # fmt: skip
-    print("; ".join(f"{name} {value}" for name, value in figures.items()), f"; findings {len(found['findings'])}")
-    if given.out is not None:
-        findings = [finding._asdict() for finding in found["findings"]]
-        command = shlex.join(["python", "tests/trials/mutations.py", *words])
-        write(given.out, command, figures, findings, outcomes=found["outcomes"], seed=given.seed)
-    return 1 if found["findings"] else 0
+    minutes = given.minutes if given.n is None else math.inf
+    found = trial(seed=given.seed, minutes=minutes, n=given.n, first=given.first)
+    print(found.notes)
+    return found.finish(given.out)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[k]) for k in (1, 2)]
 
-from trials.table import write
+from trials.findings import Findings
 
 ROOT = Path(__file__).resolve().parents[2]
 LOWEST = ROOT / "constraints-lowest.txt"
@@ -112,36 +111,35 @@ def _last(said: str) -> str:
     return (said.strip().splitlines() or ["nothing was said"])[-1][:300]
 
 
-def main(words: list[str]) -> int:
+def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--python", nargs="+", default=[sys.executable], help="interpreters, an environment for each")
     parser.add_argument("--local-torch", action="store_true", help="take torch from pip's folders of wheels only")
     parser.add_argument("--folder", type=Path, help="where to make environments that are kept")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
-    given = parser.parse_args(words)
+    given = parser.parse_args()
+    found = Findings("versions", seed=0)
+    found.notes["environments"] = environments = []
     with tempfile.TemporaryDirectory(prefix="mdrelax-lowest-") as scratch:
-        place = given.folder or Path(scratch)
-        found = [
-            trial(python, place / f"venv-{number}", local_torch=given.local_torch)
-            for number, python in enumerate(given.python)
-        ]
-    print(json.dumps(found, indent=1))
-    findings = [finding for each in found for finding in each.get("findings", [])]
-    if given.out is not None:
-        command = shlex.join(["python", "tests/trials/versions.py", *words])
-        write(given.out, command, figures(found), findings, environments=found)
-    return 1 if findings else 0
+        for number, python in enumerate(given.python):
+            place = (given.folder or Path(scratch)) / f"venv-{number}"
+            environments.append(trial(python, place, local_torch=given.local_torch))
+            record(found, environments[-1])
+    print(json.dumps(environments, indent=1))
+    return found.finish(given.out)
 
 
-def figures(found: list[dict[str, Any]]) -> dict[str, str]:
-    """What the table says of each Python."""
-    return {
-        f"Python {each['python']}": "not tried (no torch)" if "not_tried" in each
-        else ", ".join(f"{number} {word}" for word, number in each.get("tests", {}).items()) or "not installed"
-        for each in found
-    }  # fmt: skip
+def record(found: Findings, result: dict[str, Any]) -> None:
+    """Count the tests of an environment, and report what failed in it."""
+    kind = f"Python {result['python']}"
+    if "not_tried" in result:
+        found.count(f"{kind} (not tried: no torch)", 0)
+    for word, number in result.get("tests", {}).items():
+        found.count(f"{kind} {word}", number)
+    for finding in result.get("findings", []):
+        found.report(kind, finding, f"python tests/trials/versions.py --python python{result['python']}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
