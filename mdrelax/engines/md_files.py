@@ -19,6 +19,7 @@ from ase.io import write
 from ase.io.trajectory import Trajectory
 
 from mdrelax.base.files import locked_file, write_atomically
+from mdrelax.base.names import printable
 from mdrelax.base.sealed import SEAL, seal, unseal
 
 __all__ = ["LOG_COLUMNS", "State", "Writer", "read_state", "rounded"]
@@ -82,9 +83,10 @@ def read_state(path: Path, settings: Mapping[str, Any]) -> State | None:
     given = json.loads(json.dumps(dict(settings)))
     for name in sorted({*given, *state.settings}):
         if given.get(name) != state.settings.get(name):
+            before = printable(f"another `{name:.60}` ({state.settings.get(name)!s:.60}, now")
             raise ValueError(
-                f"`{path}` belongs to a run with another `{name}` ({state.settings.get(name)!s:.60}, now "
-                f"{given.get(name)!s:.60}); continue it with the same settings, or name other outputs."
+                f"`{path}` belongs to a run with {before} {given.get(name)!s:.60}); continue it with the same settings, "
+                "or name other outputs."
             )
     return state
 
