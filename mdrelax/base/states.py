@@ -1,10 +1,11 @@
-"""States: the tensors of a network, which another one takes as they are or not at all."""
+"""States: the tensors of a network or an optimiser, which another one takes as they are or not at all."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["load_exactly"]
+__all__ = ["load_exactly", "refuse_other_forms"]
 
 
 def load_exactly(model: nn.Module, state: Mapping[str, Tensor], *, may_lack: Collection[str] | None = ()) -> None:
@@ -23,3 +24,19 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], *, may_lack: Col
             found, right = (f"{str(each.dtype).removeprefix('torch.')} {tuple(each.shape)}" for each in (given, own))
             raise ValueError(f"its `{name:.60}` is {found:.60}, where the network has {right}")
     model.load_state_dict(state)
+
+
+def refuse_other_forms(given: Any, taken: Any) -> None:
+    """Raise ``ValueError`` if a tensor in a nest was ``given`` in another dtype or shape than it was ``taken`` in.
+
+    Optimisers cast their state to the dtype of the parameters without a word.
+    """
+    if isinstance(given, Tensor) and isinstance(taken, Tensor):
+        if (given.dtype, given.shape) != (taken.dtype, taken.shape):
+            raise ValueError(f"a tensor of its state is {given.dtype} {tuple(given.shape)!s:.60}")
+    elif isinstance(given, Mapping) and isinstance(taken, Mapping):
+        for key in given.keys() & taken.keys():
+            refuse_other_forms(given[key], taken[key])
+    elif isinstance(given, list | tuple) and isinstance(taken, list | tuple):
+        for one, other in zip(given, taken, strict=False):
+            refuse_other_forms(one, other)

@@ -85,8 +85,8 @@ def read_state(path: Path, settings: Mapping[str, Any]) -> State | None:
         if given.get(name) != state.settings.get(name):
             before = printable(f"another `{name:.60}` ({state.settings.get(name)!s:.60}, now")
             raise ValueError(
-                f"`{path}` belongs to a run with {before} {given.get(name)!s:.60}); continue it with the same settings, "
-                "or name other outputs."
+                f"`{path}` belongs to a run with {before} {given.get(name)!s:.60}); continue it with the same "
+                "settings, or name other outputs."
             )
     return state
 

@@ -145,8 +145,9 @@ def _of_state(path: Path) -> Any:
 def _of_journal(path: Path) -> Any:
     """The rows of an interrupted job; missing ones are made again, and would be those of the golden file."""
     whole = [unseal(json.loads(line)) for line in (GOLDEN / path.name).read_text(encoding="utf-8").splitlines()]
-    lines = Journal(path, {name: value for name, value in whole[0].items() if name != "kind"}).lines
-    return lines + whole[len(lines) :]
+    journal = Journal(path, {name: value for name, value in whole[0].items() if name != "kind"})
+    right = {kind: [row for row in whole if row["kind"] == kind] for kind in ("frame", "label")}
+    return {kind: (rows := journal.rows(kind)) + right[kind][len(rows) :] for kind in right}
 
 
 def _of_checkpoint(path: Path) -> Any:
