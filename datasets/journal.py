@@ -1,9 +1,15 @@
-"""Journal: an append-only file of JSON lines, so that an interrupted job resumes where it stopped."""
+"""Journal: an append-only file of JSON lines, so that an interrupted job resumes where it stopped.
+
+Each line holds the SHA-256 of its content: a flipped bit in a number would be another label. Journals of older versions
+have no hashes, and are continued without.
+"""
 
 import json
 import os
 from pathlib import Path
 from typing import Any
+
+from mdrelax.base.sealed import SEAL, seal, unseal
 
 __all__ = ["Journal"]
 
@@ -18,7 +24,7 @@ class Journal:
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         self.path = path
         first = {"kind": "header", **json.loads(json.dumps(header))}
-        self.lines = _whole_lines(path)
+        self.lines, self.sealed = _whole_lines(path)
         if not self.lines:
             self.add(first)
         elif self.lines[0] != first:
@@ -39,16 +45,16 @@ class Journal:
     def add(self, row: dict[str, Any]) -> None:
         """Append a row and force it to disk."""
         with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(seal(row) if self.sealed else row) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self.lines.append(row)
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete rows of a journal; an incomplete last one is cut off the file."""
+def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """The complete rows of a journal, and whether they are sealed; an incomplete last one is cut off the file."""
     if not path.exists():
-        return []
+        return [], True
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
@@ -62,4 +68,15 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
         ) from error
     if not all(isinstance(line, dict) for line in lines):
         raise ValueError(f"`{path}` is not a journal of mdrelax: a line is no object; delete it to start again.")
-    return lines
+    sealed = not lines or any(SEAL in line for line in lines)
+    return ([_opened(path, number, line) for number, line in enumerate(lines, start=1)] if sealed else lines), sealed
+
+
+def _opened(path: Path, number: int, line: dict[str, Any]) -> dict[str, Any]:
+    """The row in a sealed line."""
+    try:
+        return unseal(line)
+    except ValueError as error:
+        raise ValueError(
+            f"Line {number} of `{path}` has changed since it was written ({error}); delete the journal to start again."
+        ) from error

@@ -27,10 +27,18 @@ from pydantic import BaseModel, ConfigDict, Field
 import mdrelax.potentials as networks
 from mdrelax.base import o3
 from mdrelax.base.ambient import out_of_inference_mode
-from mdrelax.base.containers import ModelFileError, check_header, read_container, rebuilt, write_container
+from mdrelax.base.containers import (
+    ModelFileError,
+    check_header,
+    read_container,
+    rebuilt,
+    refuse_versions,
+    write_container,
+)
 from mdrelax.base.migrations import with_published_norm
 from mdrelax.base.names import nearest_name
 from mdrelax.base.provenance import software_versions
+from mdrelax.base.states import load_exactly
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.physics import LEARNT_ALONE, Physics, PhysicsForm
 from mdrelax.method.certificate import Certificate, require
@@ -167,6 +175,7 @@ def load_model(path: str | Path, *, certified: bool = True) -> LoadedModel:
     path = Path(path)
     header, tensors = read_container(path, refuse=_refuse_others)
     check_header(path, header, _Header)
+    may_lack = () if header["format_version"] >= 3 else ("binding",)  # which was zero
     header = _migrate(header)
     if header["coupling_fingerprint"] != coupling_fingerprint():
         raise ModelFileError(
@@ -175,7 +184,7 @@ def load_model(path: str | Path, *, certified: bool = True) -> LoadedModel:
         )
     with rebuilt(path, header["potential"]["arguments"], tensors):
         force_field = _build(header)
-        force_field.load_state_dict(tensors)
+        load_exactly(force_field, tensors, may_lack=may_lack)
         certificate = Certificate.from_dict(header["certificate"])
         if certificate.symmetry != force_field.potential.symmetry:
             raise ValueError(
@@ -208,13 +217,7 @@ def _refuse_others(path: Path, header: dict[str, Any]) -> None:
         raise ModelFileError(
             f"`{path}` holds {header['kind']!s:.60}, not a force field; its pack has a `load_network`."
         )
-    version = header.get("format_version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < FORMAT_VERSION - len(MIGRATIONS):
-        raise ModelFileError(f"The header of `{path}` is damaged: `format_version` is {version!r:.40}.")
-    if version > FORMAT_VERSION:
-        raise ModelFileError(
-            f"`{path}` has format version {version!s:.20}; this mdrelax reads up to {FORMAT_VERSION}: upgrade mdrelax."
-        )
+    refuse_versions(path, header, oldest=FORMAT_VERSION - len(MIGRATIONS), newest=FORMAT_VERSION)
 
 
 def _migrate(header: dict[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def test_importing_the_package_loads_nothing_else() -> None:
 @pytest.mark.peer
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_method_runs_with_older_e3nn_and_nothing_of_ours(version: str) -> None:
-    """0.4.4 has no ``so3_generators`` and a table that torch refuses to load; 0.5.6 is the oldest that we install."""
+    """0.4.4 has no ``so3_generators`` and a table that torch refuses to load; 0.5.6 is older than what we install."""
     python = ENVIRONMENTS / version / "bin" / "python"
     if not python.exists():
         pytest.skip(f"{version} is not installed: make peers")

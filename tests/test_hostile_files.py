@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import toy_regression
 from hostile import VALUES, changed, forged, forged_compiled, is_one_sentence, places, refusal
 from mdrelax.base.budget import BudgetError, within_budget
 from mdrelax.base.containers import read_container
@@ -20,12 +21,14 @@ from mdrelax.compiled.files import DOCUMENT
 from mdrelax.forces.physics import LEARNT_ALONE
 from mdrelax.method.certificate import Certificate, EquivarianceError
 from mdrelax.modelfile import ModelFileError, load_model
+from mdrelax.packs.modelnet.model_file import load_network
 from mdrelax.packs.smoke.model_file import FlowHeader, load_flow, save_flow
 from mdrelax.packs.smoke.sizes import build_network
 from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from untrained_models import saved
 
 Model = tuple[dict[str, Any], dict[str, Tensor]]
+GOLDEN = Path(__file__).parent / "golden" / "2026-11"
 FREE = {"card", "citation", "units", "content"}  # words for a reader, which loading does not need
 
 
@@ -102,6 +105,49 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, model: Model, n
         load_model(forged(tmp_path / "m.safetensors", header, broken))
 
 
+def _other_dtype(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float64 if tensor.dtype == torch.float32 else torch.float32)
+
+
+@pytest.mark.parametrize("change", [_other_dtype, lambda tensor: None, lambda tensor: tensor.reshape(*tensor.shape, 1)])
+@pytest.mark.parametrize(("kind", "load"), [
+    ("force-field-segnn", load_model), ("point-clouds", load_network), ("flow-kept", load_flow),
+])  # fmt: skip
+def test_tensors_are_taken_as_they_are_or_not_at_all(tmp_path: Path, kind: str, load: Any, change: Any) -> None:
+    """Torch rounds another dtype, reshapes a counter and fills in one that is missing, without a word."""
+    header, tensors = read_container(GOLDEN / f"{kind}.safetensors")
+    for name in (next(iter(tensors)), *(name for name in tensors if name.endswith(("batches_tracked", "binding")))):
+        others = {**tensors, name: change(tensors[name])}
+        given = {key: tensor for key, tensor in others.items() if tensor is not None}
+        with pytest.raises(ModelFileError, match=r"is missing|where the network has") as caught:
+            load(forged(tmp_path / "m.safetensors", header, given))
+        assert is_one_sentence(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "load", "place", "value"), [
+    ("point-clouds", load_network, "classes", ["a", 1, []]), ("point-clouds", load_network, "n_points", "x"),
+    ("point-clouds", load_network, "format_version", -3), ("flow-kept", load_flow, "norm", "x"),
+    ("flow-kept", load_flow, "sampling", "corners"), ("flow-kept", load_flow, "theta", {"layers.0": float("nan")}),
+    ("flow-exact", load_flow, "size", [8, 8, 8]), ("flow-exact", load_flow, "format_version", True),
+])  # fmt: skip
+def test_headers_of_task_models_have_a_form_too(tmp_path: Path, kind: str, load: Any, place: str, value: Any) -> None:
+    """Some of these were accepted, and the network had other classes or a theta that is no number."""
+    header, tensors = read_container(GOLDEN / f"{kind}.safetensors")
+    with pytest.raises(ModelFileError, match=f"is damaged: `{place}") as caught:
+        load(forged(tmp_path / "m.safetensors", {**header, place: value}, tensors))
+    assert is_one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("letters", ["\x1b[2J\x07", "\ud800", "a\rb\u202e"])
+def test_letters_of_a_file_do_not_reach_the_terminal(tmp_path: Path, model: Model, letters: str) -> None:
+    """A message quotes what a file holds; a terminal would obey some letters, and others cannot be encoded."""
+    header, tensors = model
+    with pytest.raises(ModelFileError) as caught:
+        load_model(forged(tmp_path / "m.safetensors", {**header, "kind": f"x{letters}"}, tensors))
+    assert str(caught.value).isprintable()
+    assert is_one_sentence(caught.value)
+
+
 @pytest.mark.parametrize("word", ["1" * 5000, "[" * 100_000, '{"a":' * 100_000, '"' + "x" * 10])
 def test_json_without_limits_is_one_sentence(tmp_path: Path, word: str) -> None:
     """Integers of thousands of digits, and brackets beyond the recursion limit."""
@@ -176,6 +222,32 @@ def test_no_flipped_bit_in_a_checkpoint_changes_a_number(tmp_path: Path) -> None
             continue
         assert torch.equal(found.pop("weights"), state["weights"]), place
         assert found == {"step": 3, "best": {"error": 0.5}}
+
+
+def as_double(nest: Any) -> Any:
+    """A nest with its tensors in double precision."""
+    if isinstance(nest, dict):
+        return {key: as_double(value) for key, value in nest.items()}
+    if isinstance(nest, list):
+        return [as_double(value) for value in nest]
+    return nest.double() if isinstance(nest, Tensor) else nest
+
+
+@pytest.mark.parametrize(("part", "change"), [
+    ("controller", lambda found: {"gammas": []}), ("controller", lambda found: 7), ("optimizer", lambda found: None),
+    ("ema", lambda found: {**found, "average": {name: a.double() for name, a in found["average"].items()}}),
+    ("model", lambda found: {name: tensor.double() for name, tensor in found.items()}),
+    ("optimizer", lambda found: as_double(found)), ("best", lambda found: 3), ("rows", lambda found: [7]),
+])  # fmt: skip
+def test_a_state_that_fits_no_run_is_not_resumed(tmp_path: Path, part: str, change: Any) -> None:
+    """Its hash fits, its parts do not: another controller's state was ignored, another precision was rounded."""
+    toy_regression.trainer(tmp_path).run()
+    path = tmp_path / "checkpoints" / "last.pt"
+    state = load_checkpoint(path)
+    save_checkpoint(path, {**state, part: change(state[part])})
+    with pytest.raises(CheckpointError) as caught:
+        toy_regression.trainer(tmp_path).resume()
+    assert is_one_sentence(caught.value)
 
 
 def test_a_checkpoint_of_an_older_version_has_its_checksums_compared(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mdrelax.base.budget import within_budget
 from mdrelax.base.files import write_atomically
+from mdrelax.base.names import printable
 
 __all__ = [
     "ModelFileError",
@@ -26,12 +27,16 @@ __all__ = [
     "read_header",
     "rebuilt",
     "refuse_others",
+    "refuse_versions",
     "write_container",
 ]
 
 
 class ModelFileError(RuntimeError):
     """A file that is not a model, or has changed since it was saved."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(printable(sentence))
 
 
 def write_container(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Path:
@@ -74,13 +79,20 @@ def refuse_others(kind: str, version: int) -> Callable[[Path, dict[str, Any]], N
     def refuse(path: Path, header: dict[str, Any]) -> None:
         if header.get("kind") != kind:
             raise ModelFileError(f"`{path}` does not hold {kind}; `mdrelax info` shows its content.")
-        found = header.get("format_version")
-        if not isinstance(found, int) or found > version:
-            raise ModelFileError(
-                f"`{path}` has format version {found}; this mdrelax reads up to {version}: upgrade mdrelax."
-            )
+        refuse_versions(path, header, oldest=1, newest=version)
 
     return refuse
+
+
+def refuse_versions(path: Path, header: dict[str, Any], *, oldest: int, newest: int) -> None:
+    """Raise ``ModelFileError`` for a header of a version that is newer than ``newest``, or that never was."""
+    version = header.get("format_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < oldest:
+        raise ModelFileError(f"The header of `{path}` is damaged: `format_version` is {version!r:.40}.")
+    if version > newest:
+        raise ModelFileError(
+            f"`{path}` has format version {version!s:.20}; this mdrelax reads up to {newest}: upgrade mdrelax."
+        )
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from ase.io import write
 from ase.io.trajectory import Trajectory
 
 from mdrelax.base.files import locked_file, write_atomically
+from mdrelax.base.names import printable
+from mdrelax.base.sealed import SEAL, seal, unseal
 
 __all__ = ["LOG_COLUMNS", "State", "Writer", "read_state", "rounded"]
 
@@ -33,7 +35,7 @@ LOG_COLUMNS = (
     "max_force_eV_per_A",
 )
 FRAME_UNITS = "time_fs fs, positions A, mdrelax_energy eV, mdrelax_forces eV/A, momenta sqrt(amu*eV)"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # version 1 had no hash
 
 
 class State(NamedTuple):
@@ -69,7 +71,9 @@ def read_state(path: Path, settings: Mapping[str, Any]) -> State | None:
         return None
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        if document.pop("format_version") != FORMAT_VERSION:
+        if document["format_version"] != 1 or SEAL in document:
+            document = unseal(document)
+        if document.pop("format_version") not in (1, FORMAT_VERSION):
             raise ValueError("another format version")
         state = State(**document)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -79,9 +83,10 @@ def read_state(path: Path, settings: Mapping[str, Any]) -> State | None:
     given = json.loads(json.dumps(dict(settings)))
     for name in sorted({*given, *state.settings}):
         if given.get(name) != state.settings.get(name):
+            before = printable(f"another `{name:.60}` ({state.settings.get(name)!s:.60}, now")
             raise ValueError(
-                f"`{path}` belongs to a run with another `{name}` ({state.settings.get(name)!s:.60}, now "
-                f"{given.get(name)!s:.60}); continue it with the same settings, or name other outputs."
+                f"`{path}` belongs to a run with {before} {given.get(name)!s:.60}); continue it with the same "
+                "settings, or name other outputs."
             )
     return state
 
@@ -173,7 +178,7 @@ class Writer:
             generator=dict(generator.bit_generator.state), log_bytes=sizes[0], trajectory_bytes=sizes[1],
             frames=self._frames, **rest,
         )  # fmt: skip
-        write_atomically(path, json.dumps({"format_version": FORMAT_VERSION, **state._asdict()}).encode())
+        write_atomically(path, json.dumps(seal({"format_version": FORMAT_VERSION, **state._asdict()})).encode())
 
 
 def _truncate(path: Path, size: int) -> None:

@@ -95,7 +95,9 @@ class Scheduled:
         return {}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Nothing."""
+        """Nothing; raises ``ValueError`` for the state of another controller."""
+        if state:
+            raise ValueError("a schedule has no state, and this is one of another controller")
 
 
 class AceSettings(NamedTuple):

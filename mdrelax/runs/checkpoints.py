@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
+from mdrelax.base.containers import rebuilt
+from mdrelax.base.states import load_exactly
 from mdrelax.forces.dispersion import without_dispersion
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.forcematching import validation_errors
@@ -23,7 +25,7 @@ from mdrelax.modelfile import save_model
 from mdrelax.runs.config import Config, load_config
 from mdrelax.runs.config_changes import read_saved
 from mdrelax.runs.inputs import load_parts
-from mdrelax.runs.network import NetworkFile, Networks, Untrained, read_network
+from mdrelax.runs.network import NETWORK_FILE, NetworkFile, Networks, Untrained, read_network
 from mdrelax.runs.refused import cause_of_failure
 from mdrelax.runs.train import (
     data_frames,
@@ -33,7 +35,7 @@ from mdrelax.runs.train import (
 )
 from mdrelax.runs.untrained import network_arguments, new_force_field
 from mdrelax.training.averages import Ema
-from mdrelax.training.checkpoint import CheckpointError, load_checkpoint
+from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, refuse_impossible
 from mdrelax.training.folders import RESULTS
 from mdrelax.training.settings import relax
 from mdrelax.training.trainer import CHECKPOINT_DEFAULTS, CHECKPOINT_KEYS, TrainingError
@@ -55,7 +57,7 @@ class RunCheckpoint(NamedTuple):
         relax(self.begun.force_field, self.config.relaxation, seed=self.config.training.seed)
         average = Ema(self.begun.force_field, decay=self.config.training.ema)
         try:
-            self.begun.force_field.load_state_dict(self.state["model"])
+            load_exactly(self.begun.force_field, self.state["model"], may_lack=None)
             average.load_state_dict(self.state["ema"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"`{self.path}` belongs to another network than `network.json`.") from error
@@ -68,19 +70,28 @@ class RunCheckpoint(NamedTuple):
         if not best["state"]:
             raise TrainingError(f"No validation of `{self.path}` gave a finite error, so there is no best network.")
         try:
-            self.begun.force_field.load_state_dict(best["state"])
-        except RuntimeError as error:
+            load_exactly(self.begun.force_field, best["state"], may_lack=None)
+            layers = [LayerRecord(**record) for record in best["layers"]]
+        except (TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"`{self.path}` belongs to another network than `network.json`.") from error
-        return self.begun.force_field.eval(), [LayerRecord(**record) for record in best["layers"]]
+        return self.begun.force_field.eval(), layers
 
 
 def open_checkpoint(folder: Path, networks: Networks) -> RunCheckpoint:
-    """The last checkpoint of a run; raises ``CheckpointError`` if there is none that can be used."""
+    """The last checkpoint of a run.
+
+    Raises ``CheckpointError`` if there is none that can be used, and ``ModelFileError`` if its network cannot be built.
+    """
     config = load_config(read_saved(folder / "config.yaml"))
     path = folder / "checkpoints" / "last.pt"
     state = load_checkpoint(path, keys=CHECKPOINT_KEYS, defaults=CHECKPOINT_DEFAULTS)
+    refuse_impossible(state, path)
     found = read_network(folder)
-    begun, structures = _from_data(config, networks) if found is None else _from_file(found, networks)
+    if found is None:
+        begun, structures = _from_data(config, networks)
+    else:
+        with rebuilt(folder / NETWORK_FILE, found.arguments, state["model"]):
+            begun, structures = _from_file(found, networks)
     return RunCheckpoint(config, begun, structures, state, path)
 
 

@@ -2,13 +2,14 @@
 
 | key | content |
 | --- | --- |
-| format_version | 1 |
+| format_version | 2; version 1 had no hash |
 | potential, elements, dtype, symmetry | arguments that build the network, defaults included |
 | started_from | the model file that the run continues from: name and content hash, else null |
 | exact_lone_atoms, binding | whether lone atoms have exactly their reference energies; eV, see ``ForceField`` |
 | physics | the terms that are not learnt, see ``Physics`` |
 | reference_energies, scale | eV of each element; eV/Angstrom, the RMS force of the training set |
 | structures | a few of the run's test (or validation) structures, Angstrom: certificates are measured on them |
+| content | SHA-256 over the rest: a flipped bit in a cut-off would change every number |
 """
 
 import json
@@ -20,6 +21,7 @@ import torch
 from torch_geometric.data import Data
 
 from mdrelax.base.files import write_atomically
+from mdrelax.base.sealed import SEAL, seal, unseal
 from mdrelax.base.sections import ConfigError, Section, load
 from mdrelax.datasets import make_frame
 from mdrelax.forces.forcefield import ForceField
@@ -29,10 +31,19 @@ from mdrelax.runs.config import PotentialConfig
 from mdrelax.runs.experiment import seeded
 from mdrelax.training.checkpoint import CheckpointError
 
-__all__ = ["NetworkFile", "Networks", "Untrained", "arguments_of", "check_network", "read_network", "write_network"]
+__all__ = [
+    "NETWORK_FILE",
+    "NetworkFile",
+    "Networks",
+    "Untrained",
+    "arguments_of",
+    "check_network",
+    "read_network",
+    "write_network",
+]
 
-NAME = "network.json"
-FORMAT_VERSION = 1
+NETWORK_FILE = "network.json"
+FORMAT_VERSION = 2
 
 
 class Networks(Protocol):
@@ -129,7 +140,7 @@ def write_network(folder: Path, begun: Untrained, *, structures: Sequence[Data])
             for d in structures
         ],
     }
-    write_atomically(folder / NAME, json.dumps(document, indent=1).encode())
+    write_atomically(folder / NETWORK_FILE, json.dumps(seal(document), indent=1).encode())
 
 
 def read_network(folder: Path) -> NetworkFile | None:
@@ -137,15 +148,18 @@ def read_network(folder: Path) -> NetworkFile | None:
 
     Raises ``CheckpointError`` for a file that is damaged or of a newer version.
     """
-    path = folder / NAME
+    path = folder / NETWORK_FILE
     if not path.is_file():
         return None
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        if document["format_version"] != FORMAT_VERSION:
+        version = document["format_version"]
+        if not isinstance(version, int) or version > FORMAT_VERSION:
             raise CheckpointError(
-                f"`{path}` has format version {document['format_version']}; this mdrelax reads {FORMAT_VERSION}."
+                f"`{path}` has format version {version!s:.20}; this mdrelax reads up to {FORMAT_VERSION}: upgrade it."
             )
+        if version > 1 or SEAL in document:
+            document = unseal(document)
         structures = [
             make_frame(s["numbers"], s["positions"], cell=s["cell"], pbc=s["pbc"]) for s in document["structures"]
         ]
@@ -156,5 +170,5 @@ def read_network(folder: Path) -> NetworkFile | None:
             document.get("exact_lone_atoms", False), document.get("binding", 0.0),
             Physics(**document.get("physics", {})),
         )  # fmt: skip
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"`{path}` is damaged ({error!r}); restart the run to write it again.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"`{path}` is damaged ({error!s:.100}); restart the run to write it again.") from error

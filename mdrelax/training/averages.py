@@ -51,12 +51,15 @@ class Ema:
         return {"steps": self.steps, "average": dict(zip(self.names, self.average, strict=True))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore from ``state_dict``."""
-        self.steps = state["steps"]
+        """Restore from ``state_dict``; raises ``KeyError`` or ``ValueError`` for the average of another network."""
         saved = state["average"]
         for average, name in zip(self.average, self.names, strict=True):
             older = name.replace("free.weight", "weight")  # the free maps' name in checkpoints of older versions
-            average.copy_(saved[name] if name in saved else saved[older])
+            own = saved[name] if name in saved else saved[older]
+            if (own.dtype, own.shape) != (average.dtype, average.shape):  # copying would round, or repeat
+                raise ValueError(f"the average of `{name}` has another dtype or shape")
+            average.copy_(own)
+        self.steps = state["steps"]
 
 
 def has_running_statistics(model: nn.Module) -> bool:

@@ -8,6 +8,7 @@ comment (the last bytes of a zip file); in files of older versions, without one,
 import hashlib
 import io
 import math
+import sys
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -17,12 +18,16 @@ from typing import Any
 import torch
 
 from mdrelax.base.files import write_atomically
+from mdrelax.base.names import printable
 
 __all__ = ["CheckpointError", "load_checkpoint", "refuse_impossible", "save_checkpoint"]
 
 
 class CheckpointError(RuntimeError):
     """A resume file that cannot be used."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(printable(sentence))
 
 
 HASH = b"mdrelax sha256 "  # followed by 64 hexadecimal digits
@@ -79,20 +84,23 @@ def _verify(content: bytes) -> None:
         raise ValueError(f"the checksum of {damaged} is wrong")
 
 
-def refuse_impossible(state: dict[str, Any], path: Path, *, n_steps: int) -> None:
-    """Raise ``CheckpointError`` for counters that no run of ``n_steps`` can have, whoever wrote them."""
+def refuse_impossible(state: dict[str, Any], path: Path, *, n_steps: int | None = None) -> None:
+    """Raise ``CheckpointError`` for counters that no run (of ``n_steps``) can have, whoever wrote them."""
+    most = sys.maxsize if n_steps is None else n_steps
     counts = {name: state[name] for name in ("step", "epoch", "batch", "reductions", "stale")}
+    states = [state[name] for name in ("model", "optimizer", "ema", "controller")]
     rows, best = state["rows"], state["best"]
     times = [state["seconds"], state["cpu_seconds"]]
     possible = (
-        all(type(count) is int and 0 <= count <= n_steps for count in counts.values())
+        all(isinstance(each, dict) for each in states)
+        and all(type(count) is int and 0 <= count <= most for count in counts.values())
         and all(isinstance(seconds, float | int) and 0 <= seconds < math.inf for seconds in times)
         and isinstance(best, dict) and set(best) == {"step", "error", "state", "layers"}
         and isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
         and rows != [] and rows[-1].get("step") == counts["step"]
     )  # fmt: skip
     if not possible:
+        run = "run" if n_steps is None else f"run of {n_steps} steps"
         raise CheckpointError(
-            f"`{path}` has counters that a run of {n_steps} steps cannot have ({counts!s:.150}, or its table); "
-            "delete it and restart."
+            f"`{path}` has counters that a {run} cannot have ({counts!s:.150}, or its table); delete it and restart."
         )

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from mdrelax.base.allocator import keep_freed_memory
 from mdrelax.base.files import write_atomically
 from mdrelax.base.seeds import default_stream
+from mdrelax.base.states import load_exactly, refuse_other_forms
 from mdrelax.method.free_map_log import LAYER_COLUMNS, activation_lie_squares, layer_rows
 from mdrelax.method.penalty import Inputs, penalty, record_inputs
 from mdrelax.method.projection import LayerRecord, projected_copy
@@ -345,9 +346,11 @@ class Trainer(Generic[Model]):
         state = self.ranks.share(loaded)
         refuse_impossible(state, path, n_steps=self.n_steps)
         try:
-            for name in STATES:
+            load_exactly(self.model, state["model"], may_lack=None)
+            for name in STATES[1:]:
                 getattr(self, name).load_state_dict(state[name])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                refuse_other_forms(state[name], getattr(self, name).state_dict())
+        except Exception as error:  # optimisers raise anything for a state that is none of theirs
             raise CheckpointError(f"`{path}` belongs to another network; delete it and restart.") from error
         for name in PRIMITIVES:
             setattr(self, name, state[name])

@@ -10,13 +10,15 @@
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from mdrelax.base.containers import read_container, rebuilt, refuse_others, write_container
+from mdrelax.base.containers import check_header, read_container, rebuilt, refuse_others, write_container
 from mdrelax.base.provenance import software_versions
+from mdrelax.base.states import load_exactly
 from mdrelax.method.certificate import Certificate, require
 from mdrelax.method.relaxation import is_relaxed
 from mdrelax.packs.modelnet.sizes import build_network
@@ -27,6 +29,18 @@ __all__ = ["KIND", "LoadedNetwork", "load_network", "save_network"]
 KIND = "a point-cloud network"
 FORMAT_VERSION = 1
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class _Header(BaseModel):
+    """The keys that loading needs, with their types; others are free."""
+
+    model_config = ConfigDict(strict=True)
+    network: str
+    preset: str
+    classes: Annotated[list[str], Field(min_length=1)]
+    n_points: Annotated[int, Field(ge=1)]
+    dtype: Literal["float32", "float64"]
+    certificate: dict[str, Any]
 
 
 class LoadedNetwork(NamedTuple):
@@ -84,10 +98,10 @@ def load_network(path: str | Path, *, certified: bool = True) -> LoadedNetwork:
     """
     path = Path(path)
     header, tensors = read_container(path, refuse=refuse_others(KIND, FORMAT_VERSION))
-    classes = header.get("classes")
-    with rebuilt(path, len(classes) if isinstance(classes, list) else None, tensors):
+    check_header(path, header, _Header)
+    with rebuilt(path, len(header["classes"]), tensors):
         network = build_network(header["network"], header["preset"], len(header["classes"]))
-        network.to(DTYPES[header["dtype"]]).load_state_dict(tensors)
+        load_exactly(network.to(DTYPES[header["dtype"]]), tensors)
         certificate = Certificate.from_dict(header["certificate"])
     network.eval().requires_grad_(False)
     return LoadedNetwork(network, tuple(header["classes"]), require(certificate) if certified else certificate, header)

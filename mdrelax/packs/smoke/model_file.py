@@ -11,13 +11,16 @@
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from mdrelax.base.containers import read_container, rebuilt, refuse_others, write_container
+from mdrelax.base.containers import check_header, read_container, rebuilt, refuse_others, write_container
 from mdrelax.base.provenance import software_versions
+from mdrelax.base.states import load_exactly
+from mdrelax.datasets.plume import Sampling
 from mdrelax.method.certificate import Certificate, require
 from mdrelax.method.relaxation import relax_constraints, relaxed_layers
 from mdrelax.packs.smoke.sizes import build_network
@@ -28,6 +31,22 @@ __all__ = ["KIND", "FlowHeader", "LoadedFlow", "load_flow", "save_flow"]
 KIND = "a flow network"
 FORMAT_VERSION = 1
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class _Form(BaseModel):
+    """The keys that loading needs, with their types; others are free."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    network: str
+    preset: str
+    group: str
+    norm: bool
+    n_in: Annotated[int, Field(ge=1)]
+    size: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
+    sampling: Sampling
+    dtype: Literal["float32", "float64"]
+    theta: dict[str, float] | None
+    certificate: dict[str, Any]
 
 
 class FlowHeader(NamedTuple):
@@ -112,14 +131,15 @@ def load_flow(path: str | Path, *, certified: bool = True) -> LoadedFlow:
     """
     path = Path(path)
     header, tensors = read_container(path, refuse=refuse_others(KIND, FORMAT_VERSION))
-    with rebuilt(path, [header.get(name) for name in FlowHeader._fields], tensors):
+    check_header(path, header, _Form)
+    with rebuilt(path, [header[name] for name in FlowHeader._fields], tensors):
         built = FlowHeader(**{**{name: header[name] for name in FlowHeader._fields}, "size": tuple(header["size"])})
         network = build_network(*built.names(), **built.arguments())
         if header["theta"]:
             relax_constraints(network, where=list(header["theta"]))
             for name, layer in relaxed_layers(network).items():
                 layer.set_theta(header["theta"][name])
-        network.to(DTYPES[built.dtype]).load_state_dict(tensors)
+        load_exactly(network.to(DTYPES[built.dtype]), tensors)
         certificate = Certificate.from_dict(header["certificate"])
     network.eval().requires_grad_(False)
     return LoadedFlow(network, built, _require(certificate) if certified else certificate, header)
