@@ -13,6 +13,7 @@ one, and a cell of silicon at constant pressure. Every stage resumes, and what i
 | starts/NAME.xyz | the structure that the runs begin with |
 | runs/NAME-ENSEMBLE-T/ | log, trajectory and state of a run |
 | results/NAME-ENSEMBLE-T.json | what was measured, with versions, machine, date and command |
+| results/long-md.md | the table of all results |
 """
 
 import json
@@ -22,13 +23,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 from ase import Atoms
 from ase.build import bulk
 from ase.io import write
 
 from mdrelax.analysis.benchmarks import smoothness
 from mdrelax.analysis.benchmarks.long_run import RESULT, LongRun
+from mdrelax.analysis.markdown import markdown
 from mdrelax.analysis.studies import forces, rmd17
 from mdrelax.analysis.studies.measures import Factor
 from mdrelax.analysis.studies.run_files import Run
@@ -41,9 +42,11 @@ from mdrelax.datasets.frames import to_atoms
 from mdrelax.runs.inputs import open_config
 from mdrelax.runs.jobs import Start, run_side_by_side
 
-__all__ = ["LIMIT", "MOLECULES", "QUICK", "SYSTEMS", "Inputs", "planned", "read_results", "run_all", "table"]
+__all__ = ["LIMIT", "MOLECULES", "QUICK", "SYSTEMS", "Inputs", "laws", "page", "planned", "read_results",
+           "run_all"]  # fmt: skip
 
 LIMIT = 0.1  # meV/atom/ps
+GROWTH_MB = 5.0  # of memory, from a tenth of a run to its end
 GENERATED = {  # ASE's names
     "methanol": "CH3OH", "methanethiol": "CH3SH", "dimethyl-ether": "CH3OCH3", "acetamide": "CH3CONH2",
     "acetone": "CH3COCH3", "benzene": "C6H6",
@@ -244,38 +247,44 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda r: (SYSTEMS.index(r["system"]), not r["compiled"], r["temperature"]))
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row per run. ``growth_MB`` and ``more_files`` are the changes from the first tenth to the end."""
-    return pd.DataFrame([_row(result) for result in results])
+def page(results: Sequence[Mapping[str, Any]]) -> str:
+    """A table with one row per run, and a line for each law that one broke."""
+    broken = [f"- {r['system']}, {r['temperature']:g} K: {law}. {r['exploded']}" for r in results for law in laws(r)]
+    rows = [_row(result) for result in results]
+    return "\n".join([markdown([list(rows[0]), *(list(row.values()) for row in rows)]), *broken]) + "\n"
 
 
-def _row(result: Mapping[str, Any]) -> dict[str, Any]:
+def _row(result: Mapping[str, Any]) -> dict[str, str]:
     first, _, last = result["resident_MB"]
+    plain = "" if result["compiled"] else ", plain"
     return {
         "system": result["system"],
-        "atoms": result["atoms"],
-        "run": f"{result['ensemble'].upper()} {result['temperature']:g} K" + ("" if result["compiled"] else ", plain"),
-        "ps": result["picoseconds"],
-        "mean K": f"{result['mean_temperature_K']:.0f}",
+        "run": f"{result['ensemble'].upper()} {result['temperature']:g} K{plain}",
+        "ps": f"{result['picoseconds']:g}",
+        "mean T, K": f"{result['mean_temperature_K']:.0f}",
         "drift": f"{result['drift_meV_per_atom_ps']:+.4f}",
-        "fluctuation": f"{result['fluctuation_meV_per_atom']:.3f}",
-        "stretch": f"{result['largest_stretch']:.2f}",
-        "centre, A": f"{result['centre_of_mass_A']:.1e}" if "centre_of_mass_A" in result else "",
-        "turning, hbar": f"{result['angular_momentum_hbar']:.1e}" if "angular_momentum_hbar" in result else "",
-        "MB": f"{last:.0f}",
-        "more MB": f"{last - first:+.1f}",
-        "more files": f"{result['open_files'][-1] - result['open_files'][0]:+d}",
+        "about it": f"{result['fluctuation_meV_per_atom']:.2f}",
+        "longest bond": f"{result['largest_stretch']:.2f}",
+        "centre, A": _small(result, "centre_of_mass_A"),
+        "L, hbar": _small(result, "angular_momentum_hbar"),
+        "MB": f"{last:.0f} ({last - first:+.1f})",
+        "files": f"{result['open_files'][-1]} ({result['open_files'][-1] - result['open_files'][0]:+d})",
         "steps/s": f"{result['steps_per_cpu_second']:.0f}",
-        "kept": "no" if broken_laws(result) else "yes",
     }
 
 
-def broken_laws(result: Mapping[str, Any]) -> list[str]:
-    """The laws that a run broke, as words; none for a good run."""
+def _small(result: Mapping[str, Any], name: str) -> str:
+    return f"{result[name]:.0e}" if name in result else ""
+
+
+def laws(result: Mapping[str, Any]) -> list[str]:
+    """The laws that a run broke, as sentences without a full stop; none for a good run."""
+    first, _, last = result["resident_MB"]
     found = {
         "it exploded": bool(result["exploded"]),
-        "the energy drifts": not abs(result["drift_meV_per_atom_ps"]) < LIMIT,
+        f"the energy drifts by more than {LIMIT} meV/atom/ps": not abs(result["drift_meV_per_atom_ps"]) < LIMIT,
         "a bond broke": result["broken"],
-        "files stay open": result["open_files"][-1] > result["open_files"][0],
+        f"memory grew by more than {GROWTH_MB:g} MB": last - first > GROWTH_MB,
+        "more files are open at the end": result["open_files"][-1] > result["open_files"][0],
     }
     return [words for words, true in found.items() if true]

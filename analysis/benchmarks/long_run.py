@@ -21,13 +21,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from ase import Atoms, units
-from ase.io import iread, read
+from ase.io import iread
 
 from mdrelax.analysis.trajectory import bond_lengths, bonds
 from mdrelax.base.allocator import open_files, resident_memory
 from mdrelax.base.files import write_atomically
 from mdrelax.base.provenance import environment
 from mdrelax.compiled import file_hash
+from mdrelax.datasets.structure_files import read_structures
 from mdrelax.engines.ase import MDRelaxCalculator
 from mdrelax.engines.md import energy_drift, run_md
 from mdrelax.engines.npt import run_npt
@@ -69,7 +70,7 @@ def long_run(run: LongRun, model: Path, structure: Path, folder: Path) -> dict[s
     """
     folder.mkdir(parents=True, exist_ok=True)
     load = MDRelaxCalculator.from_compiled if run.compiled else MDRelaxCalculator.from_file
-    atoms = read(structure)
+    atoms = read_structures(structure)[-1]
     atoms.calc = load(model)
     samples, trajectory = Samples(folder / "samples.csv"), folder / "trajectory.traj"
     if run.ensemble == "nve":
@@ -96,7 +97,10 @@ def long_run(run: LongRun, model: Path, structure: Path, folder: Path) -> dict[s
 def _nve(
     run: LongRun, atoms: Atoms, folder: Path, trajectory: Path, samples: "Samples", model: str
 ) -> tuple[pd.DataFrame, str]:
-    """Velocity Verlet from a thermal geometry, with new momenta that neither translate nor rotate: log and explosion."""
+    """Velocity Verlet from a thermal geometry, with new momenta that neither translate nor rotate.
+
+    Returns the log, and the reason if it exploded.
+    """
     state, start = folder / "state.json", atoms
     settings: dict[str, Any] = {"temperature_K": run.temperature, "timestep_fs": run.timestep, "seed": run.seed}
     if not state.exists():
@@ -147,10 +151,11 @@ def kept_by(frames: Iterable[Atoms]) -> dict[str, Any]:
             reference, found["bonds"] = bond_lengths(frame, pairs), len(pairs)
         _enlarge(found, "largest_stretch", bond_lengths(frame, pairs) / reference)
         if not frame.pbc.any():
-            moved = frame.get_center_of_mass() - first.get_center_of_mass()
-            turning = np.cross(frame.positions - frame.get_center_of_mass(), frame.get_momenta()).sum(axis=0)
-            _enlarge(found, "centre_of_mass_A", np.linalg.norm(moved, keepdims=True))
-            _enlarge(found, "angular_momentum_hbar", np.linalg.norm(turning, keepdims=True) / HBAR)
+            with np.errstate(invalid="ignore"):  # of positions that are not finite
+                moved = frame.get_center_of_mass() - first.get_center_of_mass()
+                turning = np.cross(frame.positions - frame.get_center_of_mass(), frame.get_momenta()).sum(axis=0)
+            _enlarge(found, "centre_of_mass_A", np.array([np.linalg.norm(moved)]))
+            _enlarge(found, "angular_momentum_hbar", np.array([np.linalg.norm(turning) / HBAR]))
     return {**found, "broken": not found["largest_stretch"] <= BROKEN}
 
 

@@ -214,9 +214,7 @@ class _Run(NamedTuple):
     restart: Path | None
     stop: Callable[[Atoms], str]
 
-    def go(
-        self, writer: Writer, state: State | None, progress: Callable[[int, int], None]
-    ) -> tuple[float, str, str]:
+    def go(self, writer: Writer, state: State | None, progress: Callable[[int, int], None]) -> tuple[float, str, str]:
         """Step to the end; returns the highest temperature, why it exploded and why it stopped."""
         temperature_K, log_every = self.settings["temperature_K"], self.settings["log_interval"]
         hottest, usual, first = (

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdrelax.cli.options import Jobs, OnlyReport
-from mdrelax.cli.output import refuse, tell_table
+from mdrelax.cli.output import refuse, write_text
 
 if TYPE_CHECKING:
     from mdrelax.analysis.benchmarks.long_md import Inputs
@@ -32,7 +32,10 @@ def long_md(
     npt_ps: Annotated[float, typer.Option(help="Length of the NPT run.")] = 20.0,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each training.")] = 2000,
     jobs: Jobs = 1,
-    quick: Annotated[bool, typer.Option(help="The whole chain in miniature: two untrained-like networks.")] = False,
+    quick: Annotated[
+        bool,
+        typer.Option(help="The chain in miniature, in a minute, with hardly trained networks."),
+    ] = False,
     only_report: OnlyReport = False,
 ) -> None:
     """Run MD for 100 ps and check energy, bonds, centre of mass, angular momentum, memory and open files."""
@@ -51,11 +54,9 @@ def long_md(
         )  # fmt: skip
         models = dict(_pair(text) for text in model or [])
         _run(runs, out, place, study.Inputs(data, silicon, models, steps, jobs or cores()))
-    found = study.read_results(place)
-    tell_table(study.table(found))
-    for result in found:
-        for law in study.broken_laws(result):
-            typer.echo(f"{result['system']}, {result['temperature']:g} K: {law}. {result['exploded']}".strip())
+    text = study.page(study.read_results(place))
+    write_text(place / "long-md.md", text)
+    typer.echo(text)
 
 
 def _run(runs: "list[LongRun]", out: Path, results: Path, inputs: "Inputs") -> None:
