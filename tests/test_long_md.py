@@ -226,10 +226,10 @@ def test_a_trained_and_compiled_network_keeps_the_laws(tmp_path):
 
 
 def test_the_page_repeats_the_stored_results():
-    """Every row of the table in docs/simulation.md is what the result files give, and the stored table is too."""
+    """Every row of the table in docs/studies/long-md.md is what the result files give, and the stored table is too."""
     text = page(read_results(STORED))
     assert (STORED / "long-md.md").read_text() == text
-    assert text in (ROOT / "docs/simulation.md").read_text()
+    assert text in (ROOT / "docs/studies/long-md.md").read_text()
 
 
 def test_stored_results_tell_seed_versions_machine_date_and_command():
