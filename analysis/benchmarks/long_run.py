@@ -86,7 +86,7 @@ def long_run(run: LongRun, model: Path, structure: Path, folder: Path) -> dict[s
         **_conserved(time_ps, energy.to_numpy(), len(atoms)),
         "mean_temperature_K": float(log.temperature_K.mean()),
         **({"mean_volume_A3_per_atom": float(log.volume_A3.mean() / len(atoms))} if "volume_A3" in log else {}),
-        **kept_by(iread(trajectory)),
+        **kept_by(iread(trajectory) if trajectory.exists() else []),
         **memory_of(pd.read_csv(samples.path)),
         "environment": environment(device="cpu", seed=run.seed),
     }
