@@ -15,7 +15,7 @@ from ase.geometry import find_mic
 from mdrelax.engines.md import degrees_of_freedom, energy_drift, kinetic_temperature
 from mdrelax.structures.neighbors import build_graph
 
-__all__ = ["BrokenBond", "bonds", "broken_bonds", "energy_drift", "temperatures"]
+__all__ = ["BrokenBond", "bond_lengths", "bonds", "broken_bonds", "energy_drift", "temperatures"]
 
 BOND_FACTOR = 1.2  # bonded if closer than this times the sum of the covalent radii (Cordero 2008, ASE's table)
 
@@ -37,7 +37,7 @@ def bonds(reference: Atoms) -> npt.NDArray[np.int64]:
     graph = build_graph(reference.positions, reference.numbers, reference.cell, reference.pbc, longest)
     pairs = np.unique(graph.edge_index.numpy().T, axis=0)  # (P, 2)
     pairs = pairs[pairs[:, 0] < pairs[:, 1]]
-    return pairs[_lengths(reference, pairs) < BOND_FACTOR * radii[pairs].sum(axis=1)]
+    return pairs[bond_lengths(reference, pairs) < BOND_FACTOR * radii[pairs].sum(axis=1)]
 
 
 def broken_bonds(frames: Iterable[Atoms], reference: Atoms, factor: float = 1.5) -> BrokenBond | None:
@@ -49,11 +49,11 @@ def broken_bonds(frames: Iterable[Atoms], reference: Atoms, factor: float = 1.5)
     if not factor > 1:
         raise ValueError(f"`factor` must be > 1, got {factor}; 1.5 means one and a half times its length.")
     pairs = bonds(reference)
-    before = _lengths(reference, pairs)
+    before = bond_lengths(reference, pairs)
     for number, frame in enumerate(frames):
         if not np.array_equal(frame.numbers, reference.numbers):
             raise ValueError(f"Frame {number} contains other atoms than the reference; use frames of one trajectory.")
-        stretch = _lengths(frame, pairs) / before
+        stretch = bond_lengths(frame, pairs) / before
         # A length that is not a number is a broken bond too.
         if not (stretch <= factor).all():
             worst = int(np.argmax(np.nan_to_num(stretch, nan=np.inf)))
@@ -70,8 +70,8 @@ def temperatures(frames: Iterable[Atoms], *, ensemble: str = "nve") -> npt.NDArr
     )
 
 
-def _lengths(atoms: Atoms, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Distances (B,) in Angstrom to the nearest image."""
+def bond_lengths(atoms: Atoms, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Distances (B,) in Angstrom between pairs (B, 2), to the nearest image."""
     vectors = atoms.positions[pairs[:, 1]] - atoms.positions[pairs[:, 0]]
     if atoms.pbc.any() and len(pairs):
         vectors, _ = find_mic(vectors, atoms.cell, atoms.pbc)

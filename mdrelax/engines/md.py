@@ -23,7 +23,7 @@ from ase.md.verlet import VelocityVerlet
 
 from mdrelax.base.names import nearest_name
 from mdrelax.base.seeds import numpy_generator
-from mdrelax.engines.md_files import LOG_COLUMNS, State, Writer, read_state, rounded
+from mdrelax.engines.md_files import LOG_COLUMNS, State, Writer, read_state
 
 __all__ = [
     "LOG_COLUMNS",
@@ -124,7 +124,8 @@ def run_md(
         stop=stop,
     )  # fmt: skip
     with Writer(log, trajectory, state) as writer:
-        rows, hottest, reason, stopped = run.go(writer, state, progress)
+        hottest, reason, stopped = run.go(writer, state, progress)
+        rows = writer.rows()
     table = pd.DataFrame(rows, columns=list(LOG_COLUMNS)).astype({"step": int})
     drift = math.nan if ensemble == "nvt" else energy_drift(table.time_ps, table.total_energy_eV, len(system))
     return MDResult(table, drift, hottest, bool(reason), reason, system, stopped)
@@ -214,12 +215,9 @@ class _Run(NamedTuple):
     restart: Path | None
     stop: Callable[[Atoms], str]
 
-    def go(
-        self, writer: Writer, state: State | None, progress: Callable[[int, int], None]
-    ) -> tuple[list[Row], float, str, str]:
-        """Step to the end; returns the rows of the log, the highest temperature, why it exploded and why it stopped."""
+    def go(self, writer: Writer, state: State | None, progress: Callable[[int, int], None]) -> tuple[float, str, str]:
+        """Step to the end; returns the highest temperature, why it exploded and why it stopped."""
         temperature_K, log_every = self.settings["temperature_K"], self.settings["log_interval"]
-        rows = [] if state is None else writer.rows()
         hottest, usual, first = (
             (0.0, temperature_K, 0) if state is None else (state.hottest, state.usual, state.step + 1)
         )
@@ -234,7 +232,6 @@ class _Run(NamedTuple):
             stopped = "" if reason else self.stop(self.system)
             ends, regular = bool(reason or stopped) or step == self.steps, step % log_every == 0
             if regular:
-                rows.append(rounded(row))
                 writer.log(row)
                 progress(step, self.steps)
             framed = step % self.settings["trajectory_interval"] == 0
@@ -245,7 +242,6 @@ class _Run(NamedTuple):
                 writer.save(self.restart, self.system, self.rng, hottest=hottest, usual=usual, **rest)
                 saved = time.monotonic()
             if ends and not regular:  # after the state: a longer run has no such row
-                rows.append(rounded(row))
                 writer.log(row)
                 progress(step, self.steps)
             if stopped and not framed:
@@ -254,9 +250,8 @@ class _Run(NamedTuple):
                 break
         if first > self.steps and (first - 1) % log_every:  # nothing was left to do: only its last row was cut
             row = _measure(self.system, first - 1, self.settings["timestep_fs"], self.freedom)
-            rows.append(rounded(row))
             writer.log(row)
-        return rows, hottest, reason, stopped
+        return hottest, reason, stopped
 
 
 def _integrator(

@@ -103,6 +103,7 @@ class Writer:
         self._log = None if log is None else Path(log)
         self._trajectory = None if trajectory is None else Path(trajectory)
         self._state, self._frames = state, 0 if state is None else state.frames
+        self._kept: list[Row] = []  # the rows of a run without a log; others stay in the file only
         self._locks = ExitStack()
 
     def __enter__(self) -> Self:
@@ -137,15 +138,17 @@ class Writer:
             _truncate(self._trajectory, state.trajectory_bytes)
 
     def rows(self) -> list[Row]:
-        """The rows of the log so far."""
+        """The rows of the log so far, each as ``rounded``."""
         if self._log is None:
-            return []
+            return self._kept
         lines = self._log.read_text(encoding="utf-8").splitlines()[1:]
         return [dict(zip(LOG_COLUMNS, map(float, line.split(",")), strict=True)) for line in lines]
 
     def log(self, row: Row) -> None:
-        """One line of the CSV file."""
-        if self._log is not None:
+        """One line of the CSV file, or a row in memory without one."""
+        if self._log is None:
+            self._kept.append(rounded(row))
+        else:
             with self._log.open("a", encoding="utf-8") as file:
                 file.write(",".join(f"{row[name]:.12g}" for name in LOG_COLUMNS) + "\n")
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from mdrelax.cli.bench import engines, modelnet, smoke, smoothness, speed, studies
+from mdrelax.cli.bench import engines, long_md, modelnet, smoke, smoothness, speed, studies
 
 app = typer.Typer(help="Benchmarks: N-body, ModelNet and smoke (the paper's), rMD17 and speed.", no_args_is_help=True)
 app.command()(modelnet.modelnet)
@@ -20,6 +20,8 @@ app.command()(speed.backbones)
 app.command()(speed.ranks)
 app.command()(speed.hessians)
 app.command()(smoothness.smoothness)
+app.command()(long_md.long_md)
+app.command(hidden=True)(long_md.long_md_run)
 app.command()(engines.lammps)
 app.command()(engines.lammps_nve)
 app.command()(engines.lammps_paper)
