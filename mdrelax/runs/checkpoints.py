@@ -15,7 +15,6 @@ from mdrelax.forces.dispersion import without_dispersion
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.forcematching import validation_errors
 from mdrelax.forces.loader import Batch, frames_from_data
-from mdrelax.forces.symmetry import certify
 from mdrelax.method.certificate import Certificate, require
 from mdrelax.method.projection import LayerRecord
 from mdrelax.method.relaxation import set_theta
@@ -24,13 +23,9 @@ from mdrelax.runs.config import Config, load_config
 from mdrelax.runs.config_changes import read_saved
 from mdrelax.runs.inputs import load_parts
 from mdrelax.runs.network import NetworkFile, Networks, Untrained, read_network
+from mdrelax.runs.pretrain import second_stage
 from mdrelax.runs.refused import cause_of_failure
-from mdrelax.runs.train import (
-    data_frames,
-    kept_structures,
-    model_card,
-    to_certify,
-)
+from mdrelax.runs.train import certified, data_frames, kept_structures, model_card
 from mdrelax.runs.untrained import network_arguments, new_force_field
 from mdrelax.training.averages import Ema
 from mdrelax.training.checkpoint import CheckpointError, load_checkpoint
@@ -76,7 +71,7 @@ class RunCheckpoint(NamedTuple):
 
 def open_checkpoint(folder: Path, networks: Networks) -> RunCheckpoint:
     """The last checkpoint of a run; raises ``CheckpointError`` if there is none that can be used."""
-    config = load_config(read_saved(folder / "config.yaml"))
+    config = second_stage(load_config(read_saved(folder / "config.yaml")))
     path = folder / "checkpoints" / "last.pt"
     state = load_checkpoint(path, keys=CHECKPOINT_KEYS, defaults=CHECKPOINT_DEFAULTS)
     found = read_network(folder)
@@ -108,7 +103,7 @@ def project_checkpoint(folder: Path, output: Path, networks: Networks) -> Certif
     run = open_checkpoint(folder, networks)
     network, layers = run.best()
     _take_references(network, folder, best_step=run.state["best"]["step"])
-    certificate = certify(network, to_certify(run.structures), layers=layers)
+    certificate = certified(network, run.structures, layers, run.begun)
     require(certificate, cause=cause_of_failure(certificate))
     save_model(
         output, network, potential=run.begun.name, arguments=run.begun.arguments, certificate=certificate,
