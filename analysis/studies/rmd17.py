@@ -25,7 +25,7 @@ from mdrelax.base.files import write_atomically
 from mdrelax.base.sections import ConfigError
 from mdrelax.runs.jobs import ONE_THREAD_EACH, Start
 
-__all__ = ["MOLECULES", "STUDY", "read_study", "run_study", "store", "study_of", "write_study"]
+__all__ = ["MOLECULES", "STUDY", "data_keys", "read_study", "run_study", "store", "study_of", "write_study"]
 
 # Optimiser steps of a run: about an hour on one core, compiled. A step of aspirin takes twice as long.
 MOLECULES = {"ethanol": 50_000, "malonaldehyde": 50_000, "uracil": 50_000, "aspirin": 25_000}
@@ -50,16 +50,20 @@ PUBLISHED = {  # energy / force in meV and meV/A, 950 training frames
 
 
 def _keys(folder: Path | None, molecule: str) -> list[str]:
-    """Data and budget of a molecule; raises ``ConfigError`` for a folder that lacks its files."""
-    steps = f"training.steps={MOLECULES[molecule]}"
+    """Data and budget of a molecule."""
+    return [*data_keys(folder, molecule), f"training.steps={MOLECULES[molecule]}"]
+
+
+def data_keys(folder: Path | None, molecule: str) -> list[str]:
+    """The data of a molecule, fetched or in a folder; raises ``ConfigError`` for a folder that lacks its files."""
     if folder is None:
-        return [f"data.source=rmd17:{molecule}", steps]
+        return [f"data.source=rmd17:{molecule}"]
     parts = {"source": "train", "test_source": "test"}
     files = {key: folder / f"rmd17_{molecule}_{part}_01.npz" for key, part in parts.items()}
     missing = [path.name for path in files.values() if not path.is_file()]
     if missing:
         raise ConfigError(f"`--data {folder}` lacks {', '.join(missing)}.")
-    return [*(f"data.{key}={path.resolve()}" for key, path in files.items()), "data.test=null", steps]
+    return [*(f"data.{key}={path.resolve()}" for key, path in files.items()), "data.test=null"]
 
 
 def _drift(row: Mapping[Any, Any]) -> str:

@@ -89,6 +89,8 @@ def first_stage(config: Config, place: Path) -> Config:
     }  # fmt: skip
     document["data"] = DataConfig(
         source=str(place / "frames.extxyz"),
+        energy_unit="eV",
+        length_unit="Angstrom",
         train_indices=str(place / "train.txt"),
         validation_indices=str(place / "validation.txt"),
     ).model_dump(mode="json")
