@@ -149,11 +149,16 @@ def test_a_second_process_waits_for_the_labels_of_the_first(tmp_path, monkeypatc
     assert said[0].startswith("Waiting for the labels of the same frames: ")
 
 
-def test_a_burst_ends_before_a_frame_of_enormous_forces(tmp_path):
-    """Two hydrogens at 0.2 A push each other with more than 100 eV/A: no frame, and after 20 such bursts a sentence."""
-    close = Atoms("H2", [[0, 0, 0], [0, 0, 0.2]])
+def test_a_burst_ends_before_a_frame_of_enormous_forces(tmp_path, monkeypatch):
+    """Two hydrogens at 0.2 A push each other with 350 eV/A: burst 0, which begins there, has no frame.
+
+    The next one begins 1 fs later, when they are apart. Where no burst has a frame, there is a sentence.
+    """
+    close, settings = Atoms("H2", [[0, 0, 0], [0, 0, 0.2]]), QUICK._replace(burst_frames=1, interval_fs=1.0)
+    assert label_bursts([close], 1, settings=settings, folder=tmp_path).bursts == [1]
+    monkeypatch.setattr(bursts, "LARGEST_FORCE", 1e-6)
     with pytest.raises(RuntimeError, match="no frame in 20 bursts one after the other"):
-        label_bursts([close], 5, settings=QUICK._replace(burst_frames=1, interval_fs=1.0), folder=tmp_path)
+        label_bursts(waters(1), 5, settings=settings, folder=tmp_path)
 
 
 @pytest.mark.parametrize(
