@@ -44,7 +44,7 @@ BASE = [  # overrides of the preset rmd17-ethanol
 ARM = "arm="  # the key of an arm, which is none of a config
 ARMS = ("scratch", "scratch-long", "pre-trained")
 # CPU time of a labelled frame over that of a compiled step of `small` with five frames, on one core.
-LABEL_STEPS = {"ethanol": 0.3, "malonaldehyde": 0.4, "uracil": 0.7, "aspirin": 0.8}
+LABEL_STEPS = {"ethanol": 0.5, "malonaldehyde": 0.7, "uracil": 0.7, "aspirin": 0.8}
 EXPLANATION = (
     "Force and energy errors are mean absolute ones on the test frames (meV/A, meV), `+-` is the sample standard "
     "deviation over seeds, each with its own training frames; 50 more DFT frames validate. `minus {first}` is the mean "

@@ -122,7 +122,7 @@ class PretrainConfig(Section):
         0.7, gt=0, description="Steps of the first stage out of `training.steps`: a number, or a fraction below 1."
     )
     learning_rate_fraction: float = Field(
-        0.4, gt=0, le=1, description="The fine-tuning's learning rate as a fraction of `training.learning_rate`."
+        0.2, gt=0, le=1, description="The fine-tuning's learning rate as a fraction of `training.learning_rate`."
     )
     relaxed: Literal["pre-training", "fine-tuning", "both"] = Field(
         "pre-training", description="The stage with the `relaxation`: pre-training, fine-tuning or both."

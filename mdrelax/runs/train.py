@@ -127,8 +127,8 @@ class Potentials:
         neighbours = check_cutoff(self.frames.train, cutoff)
         self.begun = untrained(config, self.frames.train, self.parts.isolated_energies, self.networks, self.start)
         if self.pretrained is not None:
-            origin = {**(self.begun.origin or {}), "pretrained": self.pretrained.summary}
-            self.begun = self.begun._replace(origin=origin)
+            known = self.begun.origin or {}
+            self.begun = self.begun._replace(origin={**known, "pretrained": self.pretrained.summary})
         force_field, name, origin = self.begun.force_field, self.begun.name, self.begun.origin
         self.settings, self.config = (
             with_stress_weight(each, self.parts, conservative=force_field.conservative)

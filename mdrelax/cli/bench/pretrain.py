@@ -1,7 +1,7 @@
 """`mdrelax bench pretrain`: what pre-training on xTB labels is worth, for few and for many DFT frames."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -64,7 +64,7 @@ def pretrain(
         return
     crew = workers(out, jobs=jobs, threads=threads, ranks=ranks, launcher=launcher, slurm=slurm)
     compiled = not quick and (has_compiler() if compile is None else compile)
-    levels = {"molecule": molecules.split(","), "n_train": whole_numbers("--sizes", sizes)}
+    levels: dict[str, list[Any]] = {"molecule": molecules.split(","), "n_train": whole_numbers("--sizes", sizes)}
     if quick:
         levels = {"molecule": ["ethanol"], "n_train": [20, 50]}
     plan = study.study_of(None if quick else data)
