@@ -155,9 +155,9 @@ def learning_curve(table: pd.DataFrame) -> Figure:
     molecules = [molecule for molecule in MOLECULES if molecule in set(known["molecule"])] if len(known) else []
     if not molecules:
         raise NothingToDrawError("No run has a test error: there is nothing to draw.")
-    rows = -(-len(molecules) // 2)
-    figure = Figure(figsize=(WIDTH, 3.0 * rows), layout="constrained")
-    axes: list[Axes] = list(figure.subplots(rows, min(2, len(molecules)), squeeze=False).flat)
+    rows, columns = -(-len(molecules) // 2), min(2, len(molecules))
+    figure = Figure(figsize=(WIDTH if columns == 2 else 0.6 * WIDTH, 3.0 * rows), layout="constrained")
+    axes: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
     arms = in_order(known["arm"])
     for ax, molecule in zip(axes, molecules, strict=False):
         own = known[known["molecule"] == molecule]
