@@ -19,13 +19,10 @@ from mdrelax import potentials
 from mdrelax.analysis.runs import find_runs
 from mdrelax.base.sections import ConfigError
 from mdrelax.datasets import bursts
-from mdrelax.forces.loader import frames_from_data
-from mdrelax.forces.predict import predict
 from mdrelax.modelfile import load_model
 from mdrelax.runs import pretrain
 from mdrelax.runs.checkpoints import open_checkpoint, project_checkpoint
 from mdrelax.runs.config import load_config
-from mdrelax.runs.continued import fit_scale, mean_binding
 from mdrelax.runs.inputs import load_parts
 from mdrelax.runs.pretrain import first_stage, second_stage
 from mdrelax.runs.train import Outcome, run_training
@@ -324,40 +321,7 @@ def test_frames_that_xtb_does_not_know_are_named(tmp_path: Path) -> None:
         run_training(load_config(settings(path)), tmp_path / "run", potentials)
 
 
-# --- scale and binding ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("binding", [0.0, 0.7])
-@pytest.mark.parametrize(("factor", "taken"), [(1.3, 1.3), (0.8, 0.8), (3.0, 1.0), (-1.0, 1.0)])
-def test_the_scale_is_fitted_to_the_forces(
-    whole: Outcome, source: Path, binding: float, factor: float, taken: float
-) -> None:
-    """Labels that are the prediction times a factor, in what the network contributes; an absurd one is not taken."""
-    field = load_model(whole.model_file).force_field
-    parts = load_parts(load_config(settings(source)).data)
-    frames = frames_from_data(parts.train, cutoff=field.cutoff)
-    scale = float(field.scale)
-    field.binding.fill_(binding)
-    field.scale.fill_(factor * scale)
-    wanted = predict(field, frames)[0].forces.split([len(frame.graph.numbers) for frame in frames])
-    frames = [
-        frame._replace(targets=frame.targets._replace(forces=forces))
-        for frame, forces in zip(frames, wanted, strict=True)
-    ]
-    field.scale.fill_(scale)
-    fit_scale(field, frames)
-    assert float(field.scale) == pytest.approx(taken * scale, rel=1e-5)
-
-
-def test_the_binding_is_fitted_to_the_energies(whole: Outcome, source: Path) -> None:
-    """Energies that are 0.3 eV for each bound atom more than the prediction need 0.3 eV more of it."""
-    field = load_model(whole.model_file).force_field
-    parts = load_parts(load_config(settings(source)).data)
-    frames = frames_from_data(parts.train, cutoff=field.cutoff)
-    before, batch = predict(field, frames)
-    field.binding += 0.3
-    after, _ = predict(field, frames)
-    assert mean_binding(field, batch, after.energy - before.energy) == pytest.approx(0.3, rel=1e-6)
+# --- lone atoms -------------------------------------------------------------------------------------------------------
 
 
 def test_lone_atoms_stay_exact_through_both_stages(tmp_path: Path) -> None:
