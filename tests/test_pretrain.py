@@ -311,6 +311,26 @@ def test_without_tblite_there_is_a_sentence(source: Path, tmp_path: Path, monkey
         run_training(config, tmp_path / "run", potentials)
 
 
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        ({"reference_energies": "isolated"}, "needs a frame with config_type=IsolatedAtom for atomic numbers"),
+        ({"training": {"stress_weight": 3.0}}, "but no training frame has a stress"),
+        ({"training": {"device": "toaster"}}, "`training.device: toaster` cannot be used here"),
+        ({"potential": {"preset": "tyni"}}, "did you mean `tiny`"),
+    ],
+)
+def test_what_the_second_stage_would_refuse_is_refused_first(
+    sections: Any, sentence: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any label is made."""
+    monkeypatch.setattr(pretrain, "label_bursts", lambda *args, **kwargs: pytest.fail("it was labelled"))
+    content = settings(source, **{name: keys for name, keys in sections.items() if isinstance(keys, dict)})
+    content |= {name: value for name, value in sections.items() if isinstance(value, str)}
+    with pytest.raises(ConfigError, match=sentence):
+        run_training(load_config(content), tmp_path / "run", potentials)
+
+
 def test_frames_that_xtb_does_not_know_are_named(tmp_path: Path) -> None:
     """With the file's name for them."""
     frames = clusters(32)

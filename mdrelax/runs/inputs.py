@@ -128,7 +128,11 @@ def check_folder(config: Config, folder: Path, *, restart: bool) -> str | None:
     """
     saved = folder / "config.yaml"
     has_model, has_checkpoint = ((folder / name).exists() for name in ("model.safetensors", "checkpoints/last.pt"))
-    begun = any(path for name in ("member-*", "pretrain") for path in folder.glob(f"{name}/checkpoints/last.pt"))
+    begun = any(
+        path
+        for name in ("member-*", "pretrain", "member-*/pretrain")
+        for path in folder.glob(f"{name}/checkpoints/last.pt")
+    )
     if not (saved.exists() and (has_checkpoint or has_model or begun)):
         return None
     if not restart:

@@ -39,8 +39,8 @@ from mdrelax.datasets.bursts import (
 from mdrelax.datasets.extxyz import write_extxyz
 from mdrelax.datasets.structure_files import read_structures
 from mdrelax.runs.config import Config, DataConfig, PretrainConfig
-from mdrelax.runs.continued import exact_lone_atoms
-from mdrelax.runs.inputs import Parts, load_parts
+from mdrelax.runs.continued import exact_lone_atoms, isolated_references
+from mdrelax.runs.inputs import Parts, check_labels, load_parts
 
 __all__ = [
     "LABELS",
@@ -140,11 +140,12 @@ def label_frames(
         data: Labelled structures that replace ``config.data.source``.
         tell: Called with one line per tenth of the frames.
 
-    Raises ``ConfigError`` without tblite, for frames that the method cannot label, and for further geometries that are
-    validation or test frames.
+    Raises ``ConfigError`` without tblite, for frames that the method cannot label, for further geometries that are
+    validation or test frames, and for labels that the second stage lacks.
     """
-    own, settings = _own(config), _settings(config)
-    starts = _starts(own, load_parts(config.data, data))
+    own, settings, parts = _own(config), _settings(config), load_parts(config.data, data)
+    _check_second_stage(config, parts)
+    starts = _starts(own, parts)
     key = {"key": burst_key(starts, settings), "frames": own.frames}
     if (place / LABELS).is_file() and key.items() <= _read_labels(place).items():
         return
@@ -161,6 +162,13 @@ def label_frames(
             error.errno, f"{error.strerror or error} MDRELAX_CACHE names another folder for labels."
         ) from error
     _write(place, found, {**key, "starts": len(starts), "settings": settings._asdict()})
+
+
+def _check_second_stage(config: Config, parts: Parts) -> None:
+    """Refuse now what the second stage would refuse after hours of the first."""
+    check_labels(config, parts)
+    if config.reference_energies == "isolated":
+        isolated_references(parts.isolated_energies, tuple(sorted({int(z) for frame in parts.train for z in frame.z})))
 
 
 def require_same_starts(config: Config, parts: Parts, place: Path) -> None:

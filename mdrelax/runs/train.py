@@ -31,7 +31,7 @@ from mdrelax.method.projection import LayerRecord
 from mdrelax.modelfile import LoadedModel, save_model, save_refused
 from mdrelax.runs.config import Config, PotentialConfig
 from mdrelax.runs.continued import replayed, shift_references
-from mdrelax.runs.experiment import Finished, run
+from mdrelax.runs.experiment import Finished, check_device, run
 from mdrelax.runs.inputs import Parts, check_cutoff, check_labels, load_parts, prepare_folder, with_stress_weight
 from mdrelax.runs.network import Networks, Untrained, check_network, read_network, write_network
 from mdrelax.runs.pretrain import (
@@ -254,6 +254,7 @@ def _pretrain(
     place = folder / PRETRAIN
     with ranks.in_turn():
         if ranks.first:
+            check_device(config.training.device)
             check_network(config.potential, networks)
             _check_dispersion(config.physics.physics())
             prepare_folder(config, folder, restart=restart)
