@@ -170,6 +170,8 @@ def _facts(run: Run) -> list[str]:
     if run.layers is not None and "dual" in run.layers and run.layers.dual.notna().any():
         known = {**known, "largest_gamma": known.get("theta_at_end")}
     facts = [phrase.format(known[key]) for key, phrase in phrases.items() if known.get(key)]
+    if run.certificate is not None and run.certificate.history is not None:
+        facts.append(run.certificate.history)
     if run.results.get("seconds"):
         facts.append(f"{duration(run.results['seconds'])} of training")
     sizes = {part: len(members) for part, members in run.split.items() if isinstance(members, list)}

@@ -12,6 +12,7 @@ import pandas as pd
 
 from mdrelax.analysis.tables import read_json, read_optional, short_names
 from mdrelax.runs.config_changes import read_saved
+from mdrelax.runs.pretrain import LABELS
 from mdrelax.training.folders import differing_keys
 
 __all__ = ["find_runs", "layers_of_runs", "table_of_runs"]
@@ -26,11 +27,15 @@ ERRORS = {  # column: that of metrics.csv
 def find_runs(folders: Sequence[Path]) -> list[Path]:
     """The given run folders (with config.yaml and metrics.csv), and those inside the given folders at any depth.
 
-    Raises ``ValueError`` if a folder contains none.
+    First stages (``mdrelax.runs.pretrain``) are left out, because their errors are those on other labels. Raises
+    ``ValueError`` if a folder contains none.
     """
     found: dict[Path, None] = {}
     for folder in folders:
-        own = sorted(path.parent for path in folder.rglob("metrics.csv") if (path.parent / "config.yaml").is_file())
+        own = sorted(
+            path.parent for path in folder.rglob("metrics.csv")
+            if (path.parent / "config.yaml").is_file() and not (path.parent / LABELS).is_file()
+        )  # fmt: skip
         if not own:
             raise ValueError(f"There is no run in `{folder}`: no folder in it has config.yaml and metrics.csv.")
         found |= dict.fromkeys(own)

@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms, io
-from ase import units as ase_units
 
 from mdrelax.base.files import locked_file
 from mdrelax.datasets.extxyz import refuse_absurd_counts, write_extxyz
 from mdrelax.datasets.journal import Journal
-from mdrelax.datasets.labelling import XTB, Label, Labeller, make_labeller, xtb_calculator
+from mdrelax.datasets.labelling import XTB_METHODS, Label, Labeller, make_labeller, xtb_calculator
+from mdrelax.datasets.langevin import langevin, thermal_momenta
 
 __all__ = ["GenerateSettings", "generate", "starting_geometry"]
 
@@ -38,7 +38,8 @@ Progress = Callable[[str, int, int], None]
 class GenerateSettings(NamedTuple):
     """All settings that determine the content of a generated data set.
 
-    ``method`` is ``"GFN2-xTB"`` or ``"FUNCTIONAL/BASIS"`` in pyscf's names. Times are in fs, the temperature in K.
+    ``method`` is ``"GFN2-xTB"``, ``"GFN1-xTB"`` or ``"FUNCTIONAL/BASIS"`` in pyscf's names. Times are in fs,
+    the temperature in K.
     """
 
     n_frames: int = 700
@@ -139,8 +140,11 @@ def _check(settings: GenerateSettings) -> None:
         raise ValueError(f"`equilibration_fs` must be >= 0 and finite, got {settings.equilibration_fs}.")
     if settings.grid_level not in range(10):
         raise ValueError(f"`grid_level` must be one of pyscf's 0 (coarse) to 9 (fine), got {settings.grid_level}.")
-    if settings.method != XTB and settings.method.count("/") != 1:
-        raise ValueError(f"`method` must be {XTB} or FUNCTIONAL/BASIS such as PBE/def2-SVP, got {settings.method!r}.")
+    if settings.method not in XTB_METHODS and settings.method.count("/") != 1:
+        raise ValueError(
+            f"`method` must be {', '.join(XTB_METHODS)} or FUNCTIONAL/BASIS such as PBE/def2-SVP, got "
+            f"{settings.method!r}."
+        )
 
 
 # --- sample ---
@@ -159,7 +163,7 @@ def _sample(start: Atoms, settings: GenerateSettings, journal: Journal, progress
         rng = np.random.default_rng([settings.seed, index])
         if index == 0:
             _equilibrate(atoms, settings, rng)
-        _langevin(atoms, settings, rng, settings.interval_fs)
+        _move(atoms, settings, rng, settings.interval_fs)
         state = {"positions": atoms.positions.tolist(), "momenta": atoms.get_momenta().tolist()}
         journal.add({"kind": "frame", "index": index, **state})
         progress("sampling", index + 1, settings.n_frames)
@@ -171,25 +175,15 @@ def _equilibrate(atoms: Atoms, settings: GenerateSettings, rng: np.random.Genera
     from ase.optimize import BFGS
 
     BFGS(atoms, logfile=None).run(fmax=0.05, steps=200)
-    widths = np.sqrt(atoms.get_masses() * ase_units.kB * settings.temperature)[:, None]
-    atoms.set_momenta(rng.standard_normal((len(atoms), 3)) * widths)
-    _langevin(atoms, settings, rng, settings.equilibration_fs)
+    atoms.set_momenta(thermal_momenta(atoms, settings.temperature, rng))
+    _move(atoms, settings, rng, settings.equilibration_fs)
 
 
-def _langevin(atoms: Atoms, settings: GenerateSettings, rng: np.random.Generator, duration_fs: float) -> None:
-    from ase.constraints import FixCom
-    from ase.md.langevin import Langevin
-
-    atoms.set_constraint(FixCom())
-    dynamics = Langevin(
-        atoms,
-        settings.timestep_fs * ase_units.fs,
-        temperature_K=settings.temperature,
-        friction=settings.friction_per_fs / ase_units.fs,
-        rng=rng,
-        fixcm=False,
-    )
-    dynamics.run(max(1, round(duration_fs / settings.timestep_fs)))
+def _move(atoms: Atoms, settings: GenerateSettings, rng: np.random.Generator, duration_fs: float) -> None:
+    langevin(
+        atoms, duration_fs=duration_fs, temperature=settings.temperature, timestep_fs=settings.timestep_fs,
+        friction_per_fs=settings.friction_per_fs, rng=rng,
+    )  # fmt: skip
 
 
 # --- label ---
@@ -211,7 +205,7 @@ def _label(frames: list[Atoms], labeller: Labeller, journal: Journal, progress: 
 
 
 def _provenance(settings: GenerateSettings, source: str | Path) -> dict[str, Any]:
-    packages = ("ase", "numpy", "tblite") + (() if settings.method == XTB else ("pyscf",))
+    packages = ("ase", "numpy", "tblite") + (() if settings.method in XTB_METHODS else ("pyscf",))
     return {
         "made_with": "mdrelax data generate",
         "source": Path(source).name,

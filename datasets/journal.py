@@ -4,14 +4,17 @@ Each line holds the SHA-256 of its content: a flipped bit in a number would be a
 have no hashes, and are continued without.
 """
 
+import base64
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mdrelax.base.sealed import SEAL, seal, unseal
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "packed", "unpacked"]
 
 
 class Journal:
@@ -49,6 +52,16 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         self.lines.append(row)
+
+
+def packed(array: np.ndarray) -> str:
+    """An array of numbers as text for a row, in float64 with all its digits; half as long as decimal numbers."""
+    return base64.b64encode(np.ascontiguousarray(array, dtype="<f8").tobytes()).decode("ascii")
+
+
+def unpacked(text: str, *shape: int) -> np.ndarray:
+    """The array that was ``packed``, in the given shape, of which one entry may be -1."""
+    return np.frombuffer(base64.b64decode(text), dtype="<f8").reshape(shape).astype(np.float64)
 
 
 def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:

@@ -1,16 +1,19 @@
-"""Labelling: energy and forces of a molecule at a level of theory, GFN2-xTB (tblite) or DFT (pyscf)."""
+"""Labelling: energy and forces at a level of theory, GFN1-xTB or GFN2-xTB (tblite) or DFT (pyscf)."""
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase import units as ase_units
 
-__all__ = ["Label", "Labeller", "make_labeller", "xtb_calculator"]
+__all__ = ["XTB", "XTB_HEAVIEST", "XTB_METHODS", "Label", "Labeller", "lowest_spin", "make_labeller", "xtb_calculator"]
 
 XTB = "GFN2-xTB"
+XTB_METHODS = (XTB, "GFN1-xTB")
+XTB_HEAVIEST = 86  # atomic number of the last element with parameters, radon
 
 # Unpaired electrons of the neutral atoms' ground states (NIST Atomic Spectra Database).
 GROUND_STATE_SPIN = {
@@ -23,27 +26,35 @@ Labeller = Callable[[Atoms], Label]
 
 
 def make_labeller(method: str, *, symbols: list[str], grid_level: int = 3) -> Labeller:
-    """A function that labels molecules of the elements ``symbols`` with ``GFN2-xTB`` or ``FUNCTIONAL/BASIS``.
+    """A function that labels molecules of the elements ``symbols`` by xTB or ``FUNCTIONAL/BASIS``.
 
     Everything is looked up first, so that a wrong name is reported before the work begins: raises ``ValueError`` for an
     unknown functional, basis or element, ``ImportError`` if the extra ``generate`` is not installed.
     """
     for symbol in symbols:
         _ground_state_spin(symbol)
-    if method == XTB:
-        xtb_calculator()
-        return _label_xtb
+    if method in XTB_METHODS:
+        xtb_calculator(method)
+        return partial(_label_xtb, method)
     functional, basis = method.split("/")
     return _Dft(functional, basis, symbols, grid_level)
 
 
-def xtb_calculator(spin: int = 0) -> Any:
-    """GFN2-xTB as an ASE calculator, for ``spin`` unpaired electrons."""
+def xtb_calculator(method: str = XTB, *, charge: int | None = None, spin: int = 0) -> Any:
+    """A method of ``XTB_METHODS`` as an ASE calculator, for ``spin`` unpaired electrons.
+
+    ``charge`` is that of the whole structure; None: the sum of the atoms' initial charges, mostly zero.
+    """
     try:
         from tblite.ase import TBLite
     except ImportError as error:
-        raise ImportError("GFN2-xTB needs tblite; install it with `pip install 'mdrelax[generate]'`.") from error
-    return TBLite(method=XTB, verbosity=0, multiplicity=spin + 1)
+        raise ImportError(f"{method} needs tblite; install it with `pip install 'mdrelax[generate]'`.") from error
+    return TBLite(method=method, verbosity=0, charge=charge, multiplicity=spin + 1)
+
+
+def lowest_spin(atoms: Atoms, charge: int = 0) -> int:
+    """The smallest number of unpaired electrons that a structure of this charge can have: 0 or 1."""
+    return (int(atoms.numbers.sum()) - charge) % 2
 
 
 def _ground_state_spin(symbol: str) -> int:
@@ -57,12 +68,12 @@ def _ground_state_spin(symbol: str) -> int:
 
 def _spin(atoms: Atoms) -> int:
     """Unpaired electrons: the ground state of a single atom, the lowest possible of a molecule."""
-    return _ground_state_spin(str(atoms.symbols[0])) if len(atoms) == 1 else int(atoms.numbers.sum()) % 2
+    return _ground_state_spin(str(atoms.symbols[0])) if len(atoms) == 1 else lowest_spin(atoms)
 
 
-def _label_xtb(atoms: Atoms) -> Label:
+def _label_xtb(method: str, atoms: Atoms) -> Label:
     atoms = atoms.copy()
-    atoms.calc = xtb_calculator(_spin(atoms))
+    atoms.calc = xtb_calculator(method, spin=_spin(atoms))
     return float(atoms.get_potential_energy()), np.array(atoms.get_forces())
 
 

@@ -145,7 +145,7 @@ def frames_of(journal: Path) -> list[dict]:
         ({"timestep_fs": 50.0}, "`timestep_fs` must not exceed `interval_fs`"),
         ({"equilibration_fs": -1.0}, "`equilibration_fs` must be >= 0"),
         ({"grid_level": 11}, "`grid_level` must be one of"),
-        ({"method": "PBE"}, "must be GFN2-xTB or FUNCTIONAL/BASIS .* got 'PBE'"),
+        ({"method": "PBE"}, "must be GFN2-xTB, GFN1-xTB or FUNCTIONAL/BASIS .* got 'PBE'"),
     ],
 )
 def test_bad_settings_are_refused_before_any_work(tmp_path, changes, sentence):

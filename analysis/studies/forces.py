@@ -4,7 +4,9 @@ Errors are mean absolute ones, forces over components. Arms are compared on the 
 if runs have no test frames (``data.test=0``), as in a search.
 """
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,12 @@ def _start(place: Path, config: Config) -> list[str]:
     return [str(path), "--out", str(place), "--restart", "auto"]
 
 
+def _cost(name: str, results: Results) -> float:
+    """Steps or CPU seconds of a run, with those of its pre-training and of the labels; NaN for a missing result."""
+    before = results.get("pretrained") or {}
+    return results.get(name, math.nan) + before.get(name, 0) + before.get(f"labels_{name}", 0)
+
+
 def _unstable(results: Results) -> bool:
     """Whether the NVE run, or the warm-up before it, exploded or broke a bond."""
     md = results.get("md") or {}
@@ -75,9 +83,11 @@ STUDY = Study(
         "validation_energy": "validation.energy_mae_meV",
         **{
             name: name for name in (
-                "steps", "best_step", "seconds", "cpu_seconds", "peak_MB", "n_parameters", "n_free_parameters",
+                "best_step", "seconds", "peak_MB", "n_parameters", "n_free_parameters",
             )
         },
+        "steps": partial(_cost, "steps"),
+        "cpu_seconds": partial(_cost, "cpu_seconds"),
         "nve_drift": "md.drift_meV_per_atom_per_ps",
         "unstable": _unstable,
         "net_force": "net_force_meV_per_A",

@@ -49,8 +49,13 @@ PUBLISHED = {  # energy / force in meV and meV/A, 950 training frames
 }
 
 
+def _keys(folder: Path | None, molecule: str) -> list[str]:
+    """Data and budget of a molecule."""
+    return [*data_keys(folder, molecule), f"training.steps={MOLECULES[molecule]}"]
+
+
 def data_keys(folder: Path | None, molecule: str) -> list[str]:
-    """The overrides that name a molecule's data; raises ``ConfigError`` for a folder that lacks its files."""
+    """The data of a molecule, fetched or in a folder; raises ``ConfigError`` for a folder that lacks its files."""
     if folder is None:
         return [f"data.source=rmd17:{molecule}"]
     parts = {"source": "train", "test_source": "test"}
@@ -59,10 +64,6 @@ def data_keys(folder: Path | None, molecule: str) -> list[str]:
     if missing:
         raise ConfigError(f"`--data {folder}` lacks {', '.join(missing)}.")
     return [*(f"data.{key}={path.resolve()}" for key, path in files.items()), "data.test=null"]
-
-
-def _keys(folder: Path | None, molecule: str) -> list[str]:
-    return [*data_keys(folder, molecule), f"training.steps={MOLECULES[molecule]}"]
 
 
 def _drift(row: Mapping[Any, Any]) -> str:

@@ -6,14 +6,14 @@ An unknown key is an error that names the nearest known one. A document is data,
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mdrelax.base.documents import DocumentError, read_document
 from mdrelax.base.names import nearest_name
 
-__all__ = ["ConfigError", "Section", "apply_overrides", "explain", "load", "read_yaml"]
+__all__ = ["ConfigError", "Section", "apply_overrides", "explain", "load", "read_yaml", "section_of"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -106,5 +106,11 @@ def _keys(sections: Sequence[str], root: type[BaseModel]) -> list[str]:
     model: Any = root
     for section in sections:
         field = model.model_fields.get(section)
-        model = field.annotation if field else root
+        model = section_of(field.annotation) or field.annotation if field else root
     return list(getattr(model, "model_fields", {}))
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key holds, also if it may be none; None for a key that holds a plain value."""
+    kinds = (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)

@@ -14,17 +14,20 @@ def template(
 ) -> None:
     """Print a config with every key, its default and its meaning; the network's own arguments as comments."""
     from mdrelax import potentials
+    from mdrelax.base.sections import section_of
     from mdrelax.runs.config import Config, PotentialConfig
 
     preset = {**potentials.preset(network, PotentialConfig.model_fields["preset"].default)}
     arguments = potentials.arguments_section(network).model_fields
     for name, field in Config.model_fields.items():
-        sections = getattr(field.annotation, "model_fields", None)
-        if sections is None:
+        section = section_of(field.annotation)
+        if section is None or field.default is None:
             typer.echo(_line(name, field))
+            for key, entry in (section.model_fields if section else {}).items():
+                typer.echo("#   " + _line(key, entry))
             continue
         typer.echo(f"{name}:")
-        for key, entry in sections.items():
+        for key, entry in section.model_fields.items():
             chosen = network if (name, key) == ("potential", "name") else None
             typer.echo("  " + _line(key, entry, chosen))
             if (name, key) == ("potential", "arguments"):
@@ -41,7 +44,7 @@ def _line(name: str, field: object, value: object = None) -> str:
     assert isinstance(field, FieldInfo)  # noqa: S101 - for the type checker
     if field.default is PydanticUndefined and field.default_factory is None:
         return f"{name}: # REQUIRED. {field.description}"
-    default = {} if field.default is PydanticUndefined else field.default
+    default = field.get_default(call_default_factory=True)
     shown = default if value is None else value
     text = json.dumps(list(shown) if isinstance(shown, tuple) else shown)
     return f"{name}: {yaml.safe_load(text) if isinstance(shown, str) else text}  # {field.description}"

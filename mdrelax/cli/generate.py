@@ -35,7 +35,7 @@ def molecule(
     frames: Annotated[int, typer.Option(help="Number of frames.")] = 700,
     temperature: Annotated[float, typer.Option(help="K, of the GFN2-xTB Langevin sampling.")] = 500.0,
     method: Annotated[
-        str, typer.Option(help="Labels: GFN2-xTB, or FUNCTIONAL/BASIS such as PBE/def2-SVP.")
+        str, typer.Option(help="Labels: GFN2-xTB, GFN1-xTB, or FUNCTIONAL/BASIS such as PBE/def2-SVP.")
     ] = "GFN2-xTB",
     interval: Annotated[float, typer.Option(help="fs between frames.")] = 100.0,
     grid_level: Annotated[int, typer.Option(help="pyscf's integration grid, 0 to 9.")] = 3,

@@ -302,7 +302,8 @@ def _certificate_text(outcome: "Outcome") -> str:
         f"Certificate {verdict}: {certificate.symmetry}, largest errors of energy and forces relative to the "
         f"terms summed, {certificate.n_structures} structures ({limits})"
     )
-    return "\n".join([head, *rows, *layers])
+    history = [] if certificate.history is None else [f"  the network was {certificate.history}"]
+    return "\n".join([head, *rows, *history, *layers])
 
 
 def _errors_text(results: dict[str, Any]) -> str:

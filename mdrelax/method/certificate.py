@@ -60,6 +60,7 @@ class Certificate(NamedTuple):
     float32: EquivarianceError
     n_structures: int
     layers: list[LayerRecord]
+    history: str | None = None  # how the network began, if not at random, as in "pre-trained on ..."
 
     @property
     def passed(self) -> bool:
@@ -79,6 +80,7 @@ class Certificate(NamedTuple):
             "n_structures": self.n_structures,
             "layers": [layer._asdict() for layer in self.layers],
             "passed": self.passed,
+            **({} if self.history is None else {"history": self.history}),
         }
 
     @classmethod
@@ -94,8 +96,11 @@ class Certificate(NamedTuple):
             raise ValueError(f"its certificate was measured on {n_structures!s:.40} structures")
         if not isinstance(data.get("layers"), list) or not all(isinstance(layer, dict) for layer in data["layers"]):
             raise ValueError("its certificate lists no layers")
+        history = data.get("history")
+        if not isinstance(history, str | None):
+            raise ValueError(f"its certificate has a history that is no text, {history!s:.40}")
         layers = [LayerRecord(**layer) for layer in data["layers"]]
-        return cls(data["symmetry"], _errors(data, "float64"), _errors(data, "float32"), n_structures, layers)
+        return cls(data["symmetry"], _errors(data, "float64"), _errors(data, "float32"), n_structures, layers, history)
 
 
 def _errors(data: dict[str, Any], precision: str) -> EquivarianceError:

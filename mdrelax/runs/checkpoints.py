@@ -17,7 +17,6 @@ from mdrelax.forces.dispersion import without_dispersion
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.forces.forcematching import validation_errors
 from mdrelax.forces.loader import Batch, frames_from_data
-from mdrelax.forces.symmetry import certify
 from mdrelax.method.certificate import Certificate, require
 from mdrelax.method.projection import LayerRecord
 from mdrelax.method.relaxation import set_theta
@@ -26,13 +25,9 @@ from mdrelax.runs.config import Config, load_config
 from mdrelax.runs.config_changes import read_saved
 from mdrelax.runs.inputs import load_parts
 from mdrelax.runs.network import NETWORK_FILE, NetworkFile, Networks, Untrained, read_network
+from mdrelax.runs.pretrain import second_stage
 from mdrelax.runs.refused import cause_of_failure
-from mdrelax.runs.train import (
-    data_frames,
-    kept_structures,
-    model_card,
-    to_certify,
-)
+from mdrelax.runs.train import certified, data_frames, kept_structures, model_card
 from mdrelax.runs.untrained import network_arguments, new_force_field
 from mdrelax.training.averages import Ema
 from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, refuse_impossible
@@ -82,7 +77,7 @@ def open_checkpoint(folder: Path, networks: Networks) -> RunCheckpoint:
 
     Raises ``CheckpointError`` if there is none that can be used, and ``ModelFileError`` if its network cannot be built.
     """
-    config = load_config(read_saved(folder / "config.yaml"))
+    config = second_stage(load_config(read_saved(folder / "config.yaml")))
     path = folder / "checkpoints" / "last.pt"
     state = load_checkpoint(path, keys=CHECKPOINT_KEYS, defaults=CHECKPOINT_DEFAULTS)
     refuse_impossible(state, path)
@@ -119,7 +114,7 @@ def project_checkpoint(folder: Path, output: Path, networks: Networks) -> Certif
     run = open_checkpoint(folder, networks)
     network, layers = run.best()
     _take_references(network, folder, best_step=run.state["best"]["step"])
-    certificate = certify(network, to_certify(run.structures), layers=layers)
+    certificate = certified(network, run.structures, layers, run.begun)
     require(certificate, cause=cause_of_failure(certificate))
     save_model(
         output, network, potential=run.begun.name, arguments=run.begun.arguments, certificate=certificate,

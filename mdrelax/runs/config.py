@@ -13,9 +13,9 @@ from mdrelax.base.migrations import with_recipe_of_version_2
 from mdrelax.base.sections import Section, load
 from mdrelax.forces.physics import Physics
 from mdrelax.forces.settings import TrainingConfig
-from mdrelax.training.settings import RelaxationConfig, refuse_keep
+from mdrelax.training.settings import RelaxationConfig, Share, refuse_keep
 
-__all__ = ["Config", "DataConfig", "PhysicsConfig", "PotentialConfig", "load_config"]
+__all__ = ["Config", "DataConfig", "PhysicsConfig", "PotentialConfig", "PretrainConfig", "load_config"]
 
 Size = Annotated[int | float, Field(ge=0)]
 
@@ -113,12 +113,52 @@ class PhysicsConfig(Section):
         return Physics(self.zbl, self.dispersion, self.dispersion_in_labels)
 
 
+class PretrainConfig(Section):
+    """The first stage of a run, on frames that xTB labels, see `mdrelax.runs.pretrain`."""
+
+    method: Literal["GFN2-xTB", "GFN1-xTB"] = Field("GFN2-xTB", description="The labels: GFN2-xTB or GFN1-xTB.")
+    frames: int = Field(20_000, ge=10, description="Labelled frames, a twentieth of them (500 at most) to validate.")
+    steps: Share = Field(
+        0.7, gt=0, description="Steps of the first stage out of `training.steps`: a number, or a fraction below 1."
+    )
+    learning_rate_fraction: float = Field(
+        0.2, gt=0, le=1, description="The fine-tuning's learning rate as a fraction of `training.learning_rate`."
+    )
+    relaxed: Literal["pre-training", "fine-tuning", "both"] = Field(
+        "pre-training", description="The stage with the `relaxation`: pre-training, fine-tuning or both."
+    )
+    temperature: float = Field(600.0, gt=0, description="K, of the Langevin bursts that sample.")
+    burst_frames: int = Field(20, ge=1, description="Frames of a burst, each burst from one geometry.")
+    interval_fs: float = Field(10.0, gt=0, description="fs between the frames of a burst.")
+    timestep_fs: float = Field(1.0, gt=0, description="fs, of the Langevin dynamics.")
+    friction_per_fs: float = Field(0.01, gt=0, description="1/fs, of the Langevin thermostat.")
+    starts: list[str] = Field(
+        default_factory=list, description="Files of further geometries to sample from, without labels, in Angstrom."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the bursts.")
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> Self:
+        if self.timestep_fs > self.interval_fs:
+            raise ValueError(
+                f"`timestep_fs` must not exceed `interval_fs`, got {self.timestep_fs} and {self.interval_fs}"
+            )
+        return self
+
+    def steps_of(self, n_steps: int) -> int:
+        """Steps of the first stage in a run of ``n_steps``."""
+        return max(1, round(self.steps * n_steps)) if self.steps < 1 else int(self.steps)
+
+
 class Config(Section):
     """One training run."""
 
     data: DataConfig
     potential: PotentialConfig = PotentialConfig()
     physics: PhysicsConfig = PhysicsConfig()
+    pretrain: PretrainConfig | None = Field(
+        None, description="Pre-training on frames that xTB labels; none: the network begins at random."
+    )
     relaxation: RelaxationConfig = RelaxationConfig()
     training: TrainingConfig = TrainingConfig()
     reference_energies: Literal["fit", "isolated", "keep"] = Field(
@@ -146,6 +186,23 @@ class Config(Section):
         if self.potential.start is None and self.data.replay is not None:
             raise ValueError(
                 f"`data.replay: {self.data.replay}` is for runs with `potential.start`; add the file to `data.source`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _two_stages(self) -> Self:
+        if self.pretrain is None:
+            return self
+        if self.potential.start is not None:
+            raise ValueError(
+                f"leave out `pretrain`, or `potential.start`, {self.potential.start}: a run begins with one of them"
+            )
+        if self.training.steps is None:
+            raise ValueError("`pretrain` shares out `training.steps`: give those instead of `training.epochs`")
+        if (first := self.pretrain.steps_of(self.training.steps)) >= self.training.steps:
+            raise ValueError(
+                f"`pretrain.steps: {self.pretrain.steps:g}` takes {first:,} of the {self.training.steps:,} steps of "
+                "`training.steps`, which leaves none for the fine-tuning: take fewer, or a fraction below 1"
             )
         return self
 

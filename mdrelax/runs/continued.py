@@ -8,6 +8,7 @@
 | `reference_energies: isolated` | those of the data's isolated atoms |
 | `reference_energies: keep` | those of the file; of new elements fitted |
 | `data.replay` | frames of other data among the training set, whose energies move with the references |
+| `pretrain` | the file is that of the first stage: `scale` is fitted too, and `binding` where lone atoms are exact |
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,16 +23,22 @@ from mdrelax.base.ambient import default_float32
 from mdrelax.base.names import nearest_name
 from mdrelax.base.sections import ConfigError
 from mdrelax.base.seeds import default_stream
+from mdrelax.datasets.structure_files import spread
 from mdrelax.forces.dispersion import without_dispersion
-from mdrelax.forces.forcefield import ForceField, fit_reference_energies
+from mdrelax.forces.forcefield import ForceField, bound_share, fit_reference_energies
 from mdrelax.forces.loader import Batch, distinct_elements, frames_from_data
 from mdrelax.forces.predict import predict
 from mdrelax.modelfile import LoadedModel
 from mdrelax.runs.config import Config
 from mdrelax.runs.network import Networks, Untrained
+from mdrelax.structures.graph import edge_vectors
 from mdrelax.training.optimizers import name_fits
 
-__all__ = ["continued", "exact_lone_atoms", "isolated_references", "replayed", "shift_references"]
+__all__ = ["continued", "exact_lone_atoms", "fit_scale", "isolated_references", "mean_binding", "replayed",
+           "shift_references"]  # fmt: skip
+
+MOST_TO_SCALE = 200  # frames that the scale is fitted to
+LIKELY_FACTORS = (0.5, 2.0)
 
 
 def continued(
@@ -54,12 +61,17 @@ def continued(
             network = networks.build_potential(spec["name"], len(elements), spec["arguments"])
         force_field = _extended(before, network, elements, config.potential.start_where)
     force_field = force_field.to_dtype(getattr(torch, config.training.dtype)).requires_grad_(True)
+    if config.pretrain is not None:
+        fit_scale(force_field, frames)
     old = force_field.reference_energies.clone()
     if config.reference_energies == "isolated":
         force_field.unfold_lone_atoms()
         old = force_field.reference_energies.clone()
         places = [elements.index(z) for z in sorted(found)]
         force_field.reference_energies[places] = isolated_references(isolated_energies, tuple(sorted(found)))
+        if config.pretrain is not None and force_field.conservative:
+            prediction, batch = predict(force_field, frames)
+            force_field.binding += mean_binding(force_field, batch, batch.targets.energy - prediction.energy)
     else:
         new = tuple(z for z in elements if z not in before.elements)
         shift_references(force_field, frames, elements if config.reference_energies == "fit" else new)
@@ -99,6 +111,37 @@ def shift_references(force_field: ForceField, frames: Sequence[Batch], elements:
     missed = batch.targets.energy - prediction.energy
     places = [force_field.elements.index(z) for z in elements]
     force_field.reference_energies[places] += fit_reference_energies(numbers, missed, elements)
+
+
+@torch.no_grad()
+def fit_scale(force_field: ForceField, frames: Sequence[Batch]) -> None:
+    """Multiply the scale by the least-squares factor between the forces that the network predicts and the labels.
+
+    Two levels of theory differ first of all in the stiffness of their bonds. A factor outside ``LIKELY_FACTORS``, which
+    is that of an untrained network, is not taken.
+    """
+    some = spread(frames, MOST_TO_SCALE)
+    prediction, batch = predict(force_field, some)
+    scale, learnt = force_field.scale.clone(), prediction.forces
+    rest = torch.zeros_like(learnt)
+    if force_field.physics.zbl or force_field.binding:  # forces that are not the network's
+        force_field.scale.zero_()
+        rest = predict(force_field, some)[0].forces
+        force_field.scale.copy_(scale)
+    learnt, wanted = learnt - rest, batch.targets.forces - rest
+    known = ~wanted.isnan()
+    factor = float((learnt * wanted)[known].sum() / learnt[known].square().sum()) if known.any() else 1.0
+    if LIKELY_FACTORS[0] < factor < LIKELY_FACTORS[1]:
+        force_field.scale *= factor
+
+
+def mean_binding(force_field: ForceField, batch: Batch, energies: Tensor) -> float:
+    """The least-squares factor (eV) between energies (G,) and how many atoms of each structure are bound."""
+    graph = batch.graph
+    share, _ = bound_share(graph.edge_index[1], edge_vectors(graph), len(graph.numbers), force_field.cutoff)
+    bound = energies.new_zeros(graph.n_graphs).index_add(0, graph.batch, share)
+    known = ~energies.isnan() & (bound > 0)
+    return float((energies * bound)[known].sum() / bound[known].square().sum()) if known.any() else 0.0
 
 
 def replayed(config: Config, begun: Untrained, n_train: int) -> list[Batch]:

@@ -86,6 +86,9 @@ def recipe_of(config: Config) -> str:
     steps = f"{training.steps:,} steps" if training.epochs is None else f"{training.epochs:,} epochs"
     edges = "" if training.max_edges is None else f" and {training.max_edges:,} edges"
     relaxed = "never relaxed" if config.relaxation.schedule == "off" else f"relaxed ({config.relaxation.schedule})"
+    if (own := config.pretrain) is not None:
+        first = own.steps_of(training.steps or 0)
+        steps += f", {first:,} of them to pre-train on {own.frames:,} frames labelled with {own.method},"
     rest = "the rest" if data.test is None else f"{data.test:g}"
     return (
         f"{network}, {relaxed}; {training.optimizer} at {training.learning_rate:g}, {steps} of up to "
@@ -125,7 +128,12 @@ def check_folder(config: Config, folder: Path, *, restart: bool) -> str | None:
     """
     saved = folder / "config.yaml"
     has_model, has_checkpoint = ((folder / name).exists() for name in ("model.safetensors", "checkpoints/last.pt"))
-    if not (saved.exists() and (has_checkpoint or has_model or any(folder.glob("member-*/checkpoints/last.pt")))):
+    begun = any(
+        path
+        for name in ("member-*", "pretrain", "member-*/pretrain")
+        for path in folder.glob(f"{name}/checkpoints/last.pt")
+    )
+    if not (saved.exists() and (has_checkpoint or has_model or begun)):
         return None
     if not restart:
         raise begun_already(folder)

@@ -4,7 +4,7 @@
 | --- | --- |
 | format_version | 2; version 1 had no hash |
 | potential, elements, dtype, symmetry | arguments that build the network, defaults included |
-| started_from | the model file that the run continues from: name and content hash, else null |
+| started_from | the model file that the run continues from: name and content hash, and `pretrained`: how; else null |
 | exact_lone_atoms, binding | whether lone atoms have exactly their reference energies; eV, see ``ForceField`` |
 | physics | the terms that are not learnt, see ``Physics`` |
 | reference_energies, scale | eV of each element; eV/Angstrom, the RMS force of the training set |
@@ -88,7 +88,7 @@ class Untrained(NamedTuple):
     force_field: ForceField
     name: str
     arguments: dict[str, Any]
-    origin: dict[str, str] | None  # the model file it continues from: name and content hash
+    origin: dict[str, str] | None  # the model file it continues from: name, content hash, and how it was pre-trained
     shift: torch.Tensor | None = None  # (n_elements,) eV, by which the references of that file were moved
 
 
@@ -103,7 +103,7 @@ class NetworkFile(NamedTuple):
     dtype: str
     symmetry: str
     structures: list[Data]
-    started_from: dict[str, str] | None  # name and content hash of a model file
+    started_from: dict[str, str] | None  # see ``Untrained.origin``
     exact_lone_atoms: bool  # see ``ForceField``
     binding: float  # eV
     physics: Physics

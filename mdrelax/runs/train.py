@@ -2,6 +2,8 @@
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ from ase.data import chemical_symbols
 from torch_geometric.data import Data
 
 from mdrelax import datasets
-from mdrelax.base.files import write_atomically
+from mdrelax.base.files import locked_folder, write_atomically
 from mdrelax.base.sections import ConfigError
 from mdrelax.compiled.training import CompiledTrainingStep
 from mdrelax.datasets.structure_files import spread
@@ -25,15 +27,25 @@ from mdrelax.forces.physics import Physics
 from mdrelax.forces.predict import predictions_of
 from mdrelax.forces.symmetry import certify
 from mdrelax.method.certificate import Certificate
+from mdrelax.method.projection import LayerRecord
 from mdrelax.modelfile import LoadedModel, save_model, save_refused
-from mdrelax.runs.config import Config
+from mdrelax.runs.config import Config, PotentialConfig
 from mdrelax.runs.continued import replayed, shift_references
-from mdrelax.runs.experiment import Finished, run
+from mdrelax.runs.experiment import Finished, check_device, run
 from mdrelax.runs.inputs import Parts, check_cutoff, check_labels, load_parts, prepare_folder, with_stress_weight
 from mdrelax.runs.network import Networks, Untrained, check_network, read_network, write_network
+from mdrelax.runs.pretrain import (
+    PRETRAIN,
+    Pretrained,
+    first_stage,
+    label_frames,
+    read_pretrained,
+    require_same_starts,
+    second_stage,
+)
 from mdrelax.runs.refused import REFUSED, refuse
 from mdrelax.runs.untrained import load_start, untrained
-from mdrelax.structures.graph import Graph
+from mdrelax.training.ranks import Ranks, joined
 from mdrelax.training.trainer import FitResult, Progress
 
 CERTIFIED_STRUCTURES = 8
@@ -75,24 +87,31 @@ class Potentials:
     physics: Physics
     begun: Untrained
 
-    def __init__(self, config: Config, networks: Networks, data: Sequence[Atoms] | None = None) -> None:
-        self.config, self.networks, self.data = config, networks, data
+    def __init__(
+        self,
+        config: Config,
+        networks: Networks,
+        data: Sequence[Atoms] | None = None,
+        pretrained: Pretrained | None = None,
+    ) -> None:
+        self.settings = self.config = config
+        self.networks, self.data, self.pretrained = networks, data, pretrained
+        if pretrained is not None:
+            potential = PotentialConfig(start=str(pretrained.model))
+            self.config = second_stage(config).model_copy(update={"potential": potential})
         self.start: LoadedModel | None = None
-        self.training, self.relaxation = config.training, config.relaxation
-
-    @property
-    def settings(self) -> Config:
-        """The whole config."""
-        return self.config
+        self.training, self.relaxation = self.config.training, self.config.relaxation
 
     def enter(self, folder: Path, *, restart: bool) -> bool:
         """Write config.yaml and env.json; see ``Experiment``."""
         self.start = load_start(self.config.potential)
         if self.start is None:
             check_network(self.config.potential, self.networks)  # before the data are read
+        elif self.pretrained is not None:
+            self.start.force_field.physics = self.config.physics.physics()
         self.physics = self.config.physics.physics() if self.start is None else self.start.force_field.physics
         _check_dispersion(self.physics)
-        return prepare_folder(self.config, folder, restart=restart)
+        return prepare_folder(self.settings, folder, restart=restart)
 
     def prepare(self, folder: Path, *, resume: bool, tell: Callable[[str], None]) -> ForceField:
         """Read and split the data, build the force field, write split.json and network.json."""
@@ -100,14 +119,22 @@ class Potentials:
         self.parts = load_parts(config.data, self.data)
         tell(self.parts.report)
         check_labels(config, self.parts)
+        if self.pretrained is not None:
+            require_same_starts(config, self.parts, self.pretrained.model.parent)
         _keep_split(self.parts, folder, resume=resume)
         cutoff = config.potential.cutoff if self.start is None else self.start.force_field.cutoff
         self.frames = data_frames(self.parts, cutoff, self.physics)
         neighbours = check_cutoff(self.frames.train, cutoff)
         self.begun = untrained(config, self.frames.train, self.parts.isolated_energies, self.networks, self.start)
+        if self.pretrained is not None:
+            known = self.begun.origin or {}
+            self.begun = self.begun._replace(origin={**known, "pretrained": self.pretrained.summary})
         force_field, name, origin = self.begun.force_field, self.begun.name, self.begun.origin
-        self.config = config = with_stress_weight(config, self.parts, conservative=force_field.conservative)
-        self.training = config.training
+        self.settings, self.config = (
+            with_stress_weight(each, self.parts, conservative=force_field.conservative)
+            for each in (self.settings, config)
+        )
+        config, self.training = self.config, self.config.training
         if resume and (before := read_network(folder)) is not None:
             force_field.exact_lone_atoms = before.exact_lone_atoms  # of an older version: False
         write_network(folder, self.begun, structures=kept_structures(self.parts))
@@ -117,7 +144,8 @@ class Potentials:
             tell(f"{len(extra)} of the training frames are from `{config.data.replay}`.")
         if self.start is not None:
             _tell_new_elements(force_field, self.start.force_field, tell)
-        size = f"`{config.potential.preset}`" if origin is None else f"of `{origin['file']}`"
+        size = f"`{self.settings.potential.preset}`" if origin is None else f"of `{origin['file']}`"
+        size = size if self.pretrained is None else f"`{self.settings.potential.preset}`, {self.pretrained.summary}"
         tell(
             f"{len(self.frames.train)} training, {len(self.frames.validation)} validation and {len(self.frames.test)} "
             f"test frames, {neighbours:.1f} neighbours per atom within {cutoff:g} A; {name} {size}."
@@ -142,12 +170,14 @@ class Potentials:
         """
         if self.config.reference_energies == "fit" and not fit.model.exact_lone_atoms:
             shift_references(fit.model, self.frames.train)
-        return certify(fit.model, to_certify(self.frames.test or self.frames.validation), layers=fit.layers)
+        return certified(fit.model, self.frames.test or self.frames.validation, fit.layers, self.begun)
 
     def evaluate(self, fit: FitResult[ForceField], folder: Path) -> dict[str, Any]:
         """Errors on validation and test frames and of the trivial baseline; the test predictions go to a file."""
-        errors = _test_results(self.config, fit.model, self.parts, self.frames, folder)
-        return {"reference_energies_eV": references_of(fit.model), **errors}
+        found = _test_results(self.config, fit.model, self.parts, self.frames, folder)
+        if self.pretrained is not None:
+            found["pretrained"] = {"summary": self.pretrained.summary, **self.pretrained.facts}
+        return {"reference_energies_eV": references_of(fit.model), **found}
 
     def export(self, folder: Path, finished: Finished[ForceField]) -> None:
         """Write model.safetensors; a network that is not equivariant is kept as refused.safetensors."""
@@ -156,7 +186,9 @@ class Potentials:
         keep(
             folder / (MODEL if certificate.passed else REFUSED), fit.model, potential=self.begun.name,
             arguments=self.begun.arguments, certificate=certificate,
-            card=model_card(self.config, fit.model, best_step=fit.best_step, results=results, origin=self.begun.origin),
+            card=model_card(
+                self.settings, fit.model, best_step=fit.best_step, results=results, origin=self.begun.origin
+            ),
         )  # fmt: skip
         (folder / (REFUSED if certificate.passed else MODEL)).unlink(missing_ok=True)  # of an earlier attempt
         if not certificate.passed:
@@ -179,9 +211,61 @@ def run_training(
             f"`training.committee: {config.training.committee}` trains several networks, which this call does not: use "
             "`mdrelax train`, or `mdrelax.train_committee` from Python."
         )
-    experiment = Potentials(config, networks, data)
+    if config.pretrain is None:
+        return _outcome(Potentials(config, networks, data), folder, restart=restart, tell=tell, listener=listener)
+    n_steps = config.training.steps or 0
+    first = config.pretrain.steps_of(n_steps)
+
+    def listen(progress: Progress, before: int) -> None:  # both stages are one run
+        listener(progress._replace(step=before + progress.step, n_steps=n_steps))
+
+    with joined() as ranks, locked_folder(folder) if ranks.first else nullcontext():
+        pretrained = _pretrain(
+            config, folder, networks, ranks, restart=restart, tell=tell, data=data, listener=partial(listen, before=0)
+        )
+        experiment = Potentials(config, networks, data, pretrained)
+        return _outcome(experiment, folder, restart=True, tell=tell, listener=partial(listen, before=first))
+
+
+def _outcome(
+    experiment: Potentials,
+    folder: Path,
+    *,
+    restart: bool,
+    tell: Callable[[str], None],
+    listener: Callable[[Progress], None],
+) -> Outcome:
     finished = run(experiment, folder, restart=restart, tell=tell, listener=listener)
     return Outcome(*finished, experiment.parts, folder)
+
+
+def _pretrain(
+    config: Config,
+    folder: Path,
+    networks: Networks,
+    ranks: Ranks,
+    *,
+    restart: bool,
+    tell: Callable[[str], None],
+    data: Sequence[Atoms] | None,
+    listener: Callable[[Progress], None],
+) -> Pretrained:
+    """The network of the first stage, trained now or earlier; raises the errors of both its parts."""
+    place = folder / PRETRAIN
+    with ranks.in_turn():
+        if ranks.first:
+            check_device(config.training.device)
+            check_network(config.potential, networks)
+            _check_dispersion(config.physics.physics())
+            prepare_folder(config, folder, restart=restart)
+            label_frames(config, place, data, tell=tell)
+    if ranks.share(read_pretrained(config, folder)) is None:
+        run(Potentials(first_stage(config, place), networks), place, restart=True, tell=tell, listener=listener)
+    if (found := ranks.share(read_pretrained(config, folder))) is None:
+        raise RuntimeError(f"The first stage in `{place}` left no model.")
+    if ranks.first:
+        tell(f"The network is {found.summary}; it is now trained on the run's own data.")
+    return found
 
 
 def _tell_new_elements(force_field: ForceField, before: ForceField, tell: Callable[[str], None]) -> None:
@@ -234,17 +318,18 @@ def model_card(
 ) -> dict[str, Any]:
     """The model card: config, data, errors, reference energies. File paths are reduced to file names."""
     document = config.model_dump(mode="json")
-    for key in ("source", "test_source", "replay", "train_indices", "validation_indices", "test_indices"):
-        named = document["data"][key]
-        if named is not None:
-            document["data"][key] = Path(named).name if isinstance(named, str) else [Path(each).name for each in named]
-    if config.potential.start is not None:
-        document["potential"]["start"] = Path(config.potential.start).name
+    paths = [(document["data"], key) for key in ("source", "test_source", "replay", "train_indices",
+                                                 "validation_indices", "test_indices")]  # fmt: skip
+    paths += [(document["potential"], "start"), *([(document["pretrain"], "starts")] if config.pretrain else [])]
+    for section, key in paths:
+        if (named := section[key]) is not None:
+            section[key] = Path(named).name if isinstance(named, str) else [Path(each).name for each in named]
     return {
         "config": document,
         "physics": model.physics._asdict(),
         "reference_energies_eV": references_of(model),
         "started_from": origin,
+        "pretrained": results.get("pretrained"),
         "best_step": best_step,
         "validation": results.get("validation"),
         "test": results.get("test"),
@@ -261,9 +346,10 @@ def kept_structures(parts: Parts) -> list[Data]:
     return spread(parts.test or parts.validation, CERTIFIED_STRUCTURES)
 
 
-def to_certify(frames: Sequence[Batch]) -> Graph:
-    """A few of the structures as one graph."""
-    return join(spread(frames, CERTIFIED_STRUCTURES)).graph
+def certified(model: ForceField, frames: Sequence[Batch], layers: list[LayerRecord], begun: Untrained) -> Certificate:
+    """The certificate of a projected network on a few of the structures, with how it began."""
+    graph = join(spread(frames, CERTIFIED_STRUCTURES)).graph
+    return certify(model, graph, layers=layers)._replace(history=(begun.origin or {}).get("pretrained"))
 
 
 def _test_results(

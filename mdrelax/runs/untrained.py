@@ -6,13 +6,13 @@ from typing import Any
 import torch
 
 from mdrelax.base.sections import ConfigError
-from mdrelax.forces.forcefield import ForceField, bound_share, fit_reference_energies
+from mdrelax.forces.forcefield import ForceField, fit_reference_energies
 from mdrelax.forces.loader import Batch, distinct_elements, join
 from mdrelax.forces.physics import Physics
 from mdrelax.forces.potential import Potential
 from mdrelax.modelfile import LoadedModel, load_model
 from mdrelax.runs.config import Config, PotentialConfig
-from mdrelax.runs.continued import continued, exact_lone_atoms, isolated_references
+from mdrelax.runs.continued import continued, exact_lone_atoms, isolated_references, mean_binding
 from mdrelax.runs.experiment import seeded
 from mdrelax.runs.network import Networks, Untrained, arguments_of
 from mdrelax.structures.graph import edge_vectors
@@ -82,7 +82,10 @@ def new_force_field(
         network, elements=elements, reference_energies=references, scale=scale, exact_lone_atoms=exact, physics=physics
     )
     if exact and force_field.conservative:
-        force_field.binding.fill_(_mean_binding(force_field, frames))
+        batch = join(frames)
+        alone = references[force_field.species_of(batch.graph.numbers)]
+        alone = alone.new_zeros(batch.graph.n_graphs).index_add(0, batch.graph.batch, alone)
+        force_field.binding.fill_(mean_binding(force_field, batch, batch.targets.energy - alone))
     return force_field.to_dtype(getattr(torch, config.training.dtype))
 
 
@@ -116,16 +119,3 @@ def _references(
     if config.reference_energies == "fit":
         return fit_reference_energies(numbers, energies, elements)
     return isolated_references(isolated_energies, elements)
-
-
-def _mean_binding(force_field: ForceField, frames: Sequence[Batch]) -> float:
-    """The least-squares factor (eV) between what binds the atoms of a frame and how many of them are bound."""
-    batch = join(frames)
-    graph, energies = batch.graph, batch.targets.energy
-    share, _ = bound_share(graph.edge_index[1], edge_vectors(graph), len(graph.numbers), force_field.cutoff)
-    references = force_field.reference_energies[force_field.species_of(graph.numbers)]
-    bound, alone = (energies.new_zeros(graph.n_graphs).index_add(0, graph.batch, x) for x in (share, references))
-    known = ~energies.isnan() & (bound > 0)
-    if not known.any():
-        return 0.0
-    return float(((energies - alone) * bound)[known].sum() / bound[known].square().sum())

@@ -2,9 +2,11 @@
 
 import typer
 
-from mdrelax.cli.bench import engines, long_md, modelnet, smoke, smoothness, speed, studies
+from mdrelax.cli.bench import engines, long_md, modelnet, pretrain, smoke, smoothness, speed, studies
 
-app = typer.Typer(help="Benchmarks: N-body, ModelNet and smoke (the paper's), rMD17 and speed.", no_args_is_help=True)
+app = typer.Typer(
+    help="Benchmarks: N-body, ModelNet and smoke (the paper's), rMD17, pre-training and speed.", no_args_is_help=True
+)
 app.command()(modelnet.modelnet)
 app.command(hidden=True)(modelnet.modelnet_run)
 app.command()(smoke.smoke)
@@ -14,6 +16,7 @@ app.command()(studies.nbody)
 app.command(hidden=True)(studies.nbody_run)
 app.command()(studies.nbody_md)
 app.command()(studies.rmd17)
+app.command()(pretrain.pretrain)
 app.command()(speed.speed)
 app.command()(speed.operators)
 app.command()(speed.backbones)

@@ -68,7 +68,7 @@ def nbody(
     from mdrelax.runs.inputs import whole_numbers
 
     crew = workers(out, jobs=jobs, threads=threads, ranks=ranks, launcher=launcher, slurm=slurm)
-    base: dict[str, Any] = {**study.recipe(recipe), "compile": _has_compiler() if compile is None else compile}
+    base: dict[str, Any] = {**study.recipe(recipe), "compile": has_compiler() if compile is None else compile}
     numbers = whole_numbers("--seeds", seeds)
     levels = {"n_layers": whole_numbers("--layers", layers), "n_train": whole_numbers("--train-sizes", train_sizes)}
     changes = changes_of(QUICK if quick else [], epochs, override)
@@ -151,7 +151,7 @@ def rmd17(
     runs = study.study_of(data).plan(
         open_config("rmd17-ethanol", []).model_dump(mode="json"),
         arms=split_arms(arms), seeds=whole_numbers("--seeds", seeds), levels={"molecule": molecules.split(",")},
-        overrides=[f"training.compile={_has_compiler() if compile is None else compile}", *(override or [])],
+        overrides=[f"training.compile={has_compiler() if compile is None else compile}", *(override or [])],
     )  # fmt: skip
 
     def train() -> None:
@@ -210,5 +210,6 @@ def _tell_study(paths: "list[Path]") -> None:
         typer.echo(path)
 
 
-def _has_compiler() -> bool:
+def has_compiler() -> bool:
+    """Whether this machine can compile a training step."""
     return any(shutil.which(name) for name in ("c++", "g++", "clang++"))
