@@ -82,6 +82,8 @@ def fine_tune_peer(
 ) -> FineTuned:
     """Train a peer's network further, relaxed unless the schedule is off, and write a file of its own kind.
 
+    The energies of the elements are fitted to the training structures before the first step and after the last one.
+
     ``restart`` resumes from the folder's last checkpoint, if there is one. Raises ``ConfigError`` for a folder with a
     run of other settings (or of these, without ``restart``), ``ValueError`` for data without energies and forces, and
     ``CertificateError`` if the projected network is less equivariant than the original; then no file is written.
@@ -101,6 +103,9 @@ def fine_tune_peer(
         tell(_said("As loaded, with references fitted", before))
         fit = _train(settings, peer, model, train, validation, folder, resume=resume, tell=tell, listener=listener)
         network = _original_form(peer.load(settings.model), fit.model)
+        last = energy_offsets(peer, network.eval(), train[:MOST_REFERENCES])
+        peer.shift_energies(network, last)
+        offsets = {number: offset + last[number] for number, offset in offsets.items()}
         return _finish(settings, peer, network, fit, validation, original, before, offsets, folder, tell)
 
 
