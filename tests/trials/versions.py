@@ -101,7 +101,7 @@ def trial(python: str, folder: Path, *, local_torch: bool) -> dict[str, Any]:
     wrong = [line[:300] for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
     return {
         "python": version,
-        "versions": {name: installed.get(name.lower(), "missing") for name in lowest()},
+        "versions": {name: installed.get(name.lower(), "missing").partition("+")[0] for name in lowest()},
         "tests": counts,
         "findings": wrong or ([] if code == 0 else [f"pytest ended with {code}: {_last(said)}"]),
     }
