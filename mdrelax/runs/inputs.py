@@ -112,7 +112,7 @@ def whole_numbers(option: str, text: str) -> list[int]:
     try:
         return [int(word) for word in text.split(",")]
     except ValueError as error:
-        raise ConfigError(f"`{option}` wants whole numbers separated by commas, got `{text}`.") from error
+        raise ConfigError(f"`{option}` wants whole numbers separated by commas, got {text!r}.") from error
 
 
 def check_folder(config: Config, folder: Path, *, restart: bool) -> str | None:

@@ -40,9 +40,9 @@ def modelnet(
     seeds: Seeds = "0,1,2",
     lambdas: Annotated[str, typer.Option(help="Comma-separated penalty weights; none: the recipe's.")] = "",
     protocol: Annotated[str, typer.Option(help="Rotations in training/test: z/z, z/SO3 or SO3/SO3.")] = "SO3/SO3",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training set; the default is the recipe's.")] = (
-        None
-    ),
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the training set; the default is the recipe's.")
+    ] = (None),
     recipe: Annotated[str, typer.Option(help="small (for one core) or published.")] = "small",
     override: Override = None,
     jobs: Jobs = 0,
@@ -56,12 +56,14 @@ def modelnet(
     """Train vector-neuron networks on rotated shapes, standard and relaxed; write tables and figures."""
     from mdrelax.analysis.studies import modelnet as study
     from mdrelax.base.provenance import command_line
+    from mdrelax.datasets.modelnet import require_modelnet
     from mdrelax.packs.recipes import recipe as shipped
     from mdrelax.runs.inputs import whole_numbers
 
     if only_report:
         train_and_tell(lambda: None, lambda: study.write_study(out), f"Runs in {out}", folder=out)
         return
+    require_modelnet(data)
     crew = workers(out, jobs=jobs, threads=threads, ranks=ranks, launcher=launcher, slurm=slurm)
     base = {**shipped("modelnet", network, recipe), "data": data, "protocol": protocol}
     numbers = whole_numbers("--seeds", seeds)
