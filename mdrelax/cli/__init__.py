@@ -156,7 +156,7 @@ def _explain(error: Exception) -> None:
         CheckpointError, CompileError, ExplodedError, InUseError, LostRankError, ModelFileError, NotRelaxedError,
         TrainingError,
     )  # fmt: skip
-    ours = isinstance(error, own) or is_sentence(error)
+    ours = isinstance(error, own) or (is_sentence(error) and not isinstance(error, LookupError))
     _fail(str(error) if ours else f"{type(error).__name__}: {error}", OTHER)
 
 

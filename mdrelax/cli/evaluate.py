@@ -52,9 +52,7 @@ def evaluate(
     data: Annotated[str, typer.Argument(help="Labelled structures: a file, `sample:ethanol`, `rmd17:ethanol`, ...")],
     out: Out = None,
     frames: Annotated[int | None, typer.Option(help="Largest number of structures, spread over the set.")] = None,
-    worst: Annotated[
-        int, typer.Option(min=0, help="Structures in worst.extxyz, those of the largest force errors.")
-    ] = 10,
+    worst: Annotated[int, typer.Option(min=0, help="Structures of the largest force errors, in worst.extxyz.")] = 10,
     nve: Annotated[float, typer.Option(min=0, help="ps of NVE dynamics from the first structure; 0: none.")] = 0.0,
     temperature: Annotated[float, typer.Option(min=0, help="K, of the dynamics.")] = 300.0,
     seed: Annotated[int, typer.Option(help="Seed of the dynamics' momenta and noise.")] = 0,

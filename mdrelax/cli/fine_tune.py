@@ -22,9 +22,7 @@ def fine_tune(
     slow: Annotated[list[str] | None, typer.Option(help="PATTERN=FRACTION of the learning rate.")] = None,
     replay: Annotated[Path | None, typer.Option(help="Data that the model shall not forget: a fifth of each.")] = None,
     peer: Annotated[str | None, typer.Option(help="The package of the network, sevenn or mace, if another.")] = None,
-    rank: Annotated[
-        int, typer.Option(min=0, help="Peer: rank of free maps where that saves parameters; 0: dense.")
-    ] = 16,
+    rank: Annotated[int, typer.Option(min=0, help="Peer: rank of free maps where it saves parameters; 0: dense.")] = 16,
     standard: Annotated[bool, typer.Option("--standard", help="Peer: do not relax the constraint.")] = False,
     override: Annotated[list[str] | None, typer.Option("-r", help="section.key=value, any number of times.")] = None,
     restart: Annotated[str, typer.Option(help="`auto` resumes from the last checkpoint; `never` refuses.")] = "never",

@@ -98,6 +98,14 @@ def resolve(config: Config | Mapping[str, Any] | str | Path, data: Sequence[Atom
 
     Raises ``ConfigError``.
     """
+    if not isinstance(config, str | Path | Config | Mapping):
+        raise ConfigError(
+            f"A config is a dict, a YAML file, or the name of a preset such as ethanol-tiny, got {type(config).__name__}."
+        )
+    if not isinstance(data, str | Path | Sequence | None) or any(not isinstance(a, Atoms) for a in _in_memory(data)):
+        raise ConfigError(
+            f"Data are a list of `ase.Atoms`, a file, or the name of a data set, got {type(data).__name__} {data!r:.60}."
+        )
     if isinstance(config, str | Path):
         config = open_config(str(config), [])
     document = config.model_dump(mode="json") if isinstance(config, Config) else dict(config)
@@ -105,6 +113,10 @@ def resolve(config: Config | Mapping[str, Any] | str | Path, data: Sequence[Atom
         source = str(data) if isinstance(data, str | Path) else IN_MEMORY
         document["data"] = {**(document.get("data") or {}), "source": source}
     return load_config(document)
+
+
+def _in_memory(data: Sequence[Atoms] | str | Path | None) -> Sequence[Atoms]:
+    return () if data is None or isinstance(data, str | Path) else data
 
 
 def whole_numbers(option: str, text: str) -> list[int]:

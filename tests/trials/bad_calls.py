@@ -10,7 +10,6 @@ from ase import Atoms
 import mdrelax
 from mdrelax import datasets
 from mdrelax.engines.md import run_md
-from mdrelax.training.settings import RelaxationConfig
 
 __all__ = ["Call", "bad_calls"]
 
@@ -73,9 +72,6 @@ def _structures(model: Path) -> Iterator[Call]:
         yield Call(kind, written, lambda make=make: calculator.calculate_many([_water(), make()]))
     yield Call("no volume", "water.get_stress()", lambda: single(_water, "get_stress"))
     yield Call("no structure", "calculator.calculate_many(['water'])", lambda: calculator.calculate_many(["water"]))
-    yield Call(
-        "property", "calculator.get_property('dipole', water)", lambda: calculator.get_property("dipole", _water())
-    )
     for directions in (np.zeros((2, 2)), np.full((1, 3, 3), NAN), "x"):
         written = f"calculator.get_hessian_products(water, {directions!r:.40})"
         yield Call(
@@ -105,10 +101,8 @@ def _makers(good: dict[str, Path]) -> Iterator[Call]:
     yield Call("no model", "load_model('nowhere')", lambda: mdrelax.load_model("nowhere"))
     yield Call("no model", "CommitteeCalculator([])", lambda: mdrelax.CommitteeCalculator([]))
     yield Call("no model", "ForceField(None, elements=(1,))", lambda: mdrelax.ForceField(None, elements=(1,)))  # type: ignore[arg-type]
-    for settings in ({"peak": 1.3}, {"peak": NAN}, {"schedule": "squre"}, {"initial_std": -1}, {"weight": "heavy"}):
-        yield Call(
-            "relaxation", f"RelaxationConfig(**{settings})", lambda settings=settings: RelaxationConfig(**settings)
-        )
+    for settings in ({"peak": 1.3}, {"peak": NAN}, {"kind": "squre"}, {"end": -1}, {"ramp": 0.7}):
+        yield Call("schedule", f"Schedule(**{settings}).check()", lambda own=settings: mdrelax.Schedule(**own).check())
 
 
 def _runs(good: dict[str, Path], folder: Path) -> Iterator[Call]:
@@ -124,16 +118,15 @@ def _runs(good: dict[str, Path], folder: Path) -> Iterator[Call]:
         {"ensemble": "npt"}, {"temperature_K": -1.0}, {"temperature_K": NAN}, {"temperature_K": np.inf},
         {"duration_ps": -1.0}, {"duration_ps": NAN}, {"duration_ps": np.inf}, {"timestep_fs": 0.0}, {"timestep_fs": NAN},
         {"timestep_fs": -0.5}, {"ensemble": "nvt", "friction_per_fs": -1.0}, {"ensemble": "nvt", "friction_per_fs": NAN},
-        {"log_interval": 0}, {"trajectory_interval": -3}, {"seed": -1}, {"seed": 1.5},
+        {"log_interval": 0}, {"trajectory_interval": -3}, {"seed": 1.5},
     ):  # fmt: skip
         yield Call("dynamics", f"run_md(water, **{options})", lambda options=options: md(**options))
-    config = str(good["config"])
+    config, place = str(good["config"]), folder / "trained"
     for first, data in (
         ("nowhere.yaml", None), (str(good["model"]), None), ({}, None), ({"trainng": {}}, None), (3, None), (None, None),
         (config, "nowhere.extxyz"), (config, []), (config, [1, 2]), (config, [Atoms("H")] * 40), (config, 3),
     ):  # fmt: skip
         written = f"train({Path(first).name if isinstance(first, str) else first!r}, {data!r:.60}, folder=...)"
-        place = folder / "trained"
         yield Call("training", written, lambda first=first, data=data: mdrelax.train(first, data, folder=place))  # type: ignore[arg-type]
 
 
@@ -141,7 +134,7 @@ def _readers(good: dict[str, Path], folder: Path) -> Iterator[Call]:
     """Data sets that cannot be read."""
     for options in (
         {"format": "xls"}, {"energy_unit": "kcla/mol"}, {"energy_kye": "E"}, {"forces_sign": "upside down"},
-        {"length_unit": ""}, {"stress_unit": "bar/eV"}, {"energy_key": "none"}, {"labels": "revised"},
+        {"length_unit": ""}, {"stress_unit": "bar/eV"}, {"energy_key": "nowhere"}, {"labels": "revised"},
     ):  # fmt: skip
         written = f"load_frames('frames.extxyz', **{options})"
         yield Call("reading", written, lambda options=options: datasets.load_frames(good["frames"], **options))

@@ -47,7 +47,7 @@ VERBS: dict[str, list[str]] = {
     "data convert": ["{frames}", "--output", "{new}.extxyz"],
     "data split": ["{frames}", "--out", "{new}"],
     "data generate molecule": ["{water}", "{new}.extxyz", "--frames", "1"],
-    "data generate plume": ["--out", "{new}.npz", "--tasks", "1", "--steps", "1"],
+    "data generate plume": ["--out", "{new}.npz", "--tasks", "1", "--steps", "2"],
     "config template": [],
     "config validate": ["{config}"],
     "config schema": [],

@@ -27,7 +27,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mdrelax.cli import app
+from mdrelax.base.sections import ConfigError
+from mdrelax.cli import CONFIG, app
 from trials.bad_calls import Call, bad_calls
 from trials.bad_documents import spoilt_configs
 from trials.bad_files import good_files, spoilt_files, spoilt_frames, spoilt_outputs
@@ -38,13 +39,7 @@ from trials.processes import ended, start, warm_up
 PATIENCE = 30.0  # seconds for one case on a busy machine; most take a tenth of one
 LONGEST = 600  # characters of a message
 RAW = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b")
-DOCUMENTED = (
-    ValueError,
-    OSError,
-    ImportError,
-    TypeError,
-    RuntimeError,
-)  # and the package's own, which derive from them
+DOCUMENTED = (ValueError, OSError, ImportError, TypeError, RuntimeError)  # the package's own derive from them
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
 
 
@@ -65,13 +60,17 @@ def wrong_message(message: str, named: tuple[str, ...]) -> str:
         return "No message"
     if len(message) > LONGEST:
         return f"{len(message):,} characters: {message[:100]!r} ..."
-    if not all(c.isprintable() for c in message):
-        return f"Control characters: {message!r}"
     if RAW.match(message) or not message.endswith((".", "?")):
         return f"No sentence of ours: {message!r}"
     if named and not any(word and word in message for word in named):
         return f"It names neither of {named!r:.200}: {message!r}"
     return ""
+
+
+def wrong_lines(lines: list[str], named: tuple[str, ...]) -> str:
+    """The same for the sentences on a config, one for each mistake, of which one names the word."""
+    wrong = [wrong_message(line, ()) for line in lines or [""]]
+    return next(filter(None, wrong), "") or wrong_message(" ".join(lines), named)
 
 
 def wrong_end(code: int | None, errors: str, named: tuple[str, ...]) -> str:
@@ -85,7 +84,7 @@ def wrong_end(code: int | None, errors: str, named: tuple[str, ...]) -> str:
     if code not in (1, 2, 3, 4):
         return f"Exit code {code}: {errors[-200:]!r}"
     lines = [line for line in errors.splitlines() if line.strip() and not line.startswith("Warning: ")]
-    return wrong_message("\n".join(lines), named)
+    return wrong_lines(lines, named) if code == CONFIG else wrong_message("\n".join(lines), named)
 
 
 class Bench:
@@ -145,7 +144,7 @@ def wrong_call(call: Callable[[], Any]) -> str:
         return f"It does not end within {PATIENCE:.0f} s"
     except DOCUMENTED as error:
         message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        wrong = wrong_message(message, ())
+        wrong = wrong_lines(message.splitlines(), ()) if isinstance(error, ConfigError) else wrong_message(message, ())
         return f"{type(error).__name__}: {wrong}" if wrong else ""
     except Exception as error:
         return f"An error of another kind, {type(error).__name__}: {error!s:.200}"
@@ -191,10 +190,8 @@ def _portable(case: Bad | Call, folder: Path) -> str:
     """How a case is written, without places of this machine."""
     if isinstance(case, Call):
         return case.written
-    words = [word.replace(f"{folder}/", "").replace("{new}", "new") for word in case.words]
-    return " ".join(
-        ["mdrelax", *(repr(word[:80]) if not word.isascii() or " " in word else word[:80] for word in words)]
-    )
+    words = [word.replace(f"{folder}/", "").replace("{new}", "new")[:80] for word in case.words]
+    return " ".join(["mdrelax", *(word if word.isascii() and word.isprintable() else repr(word) for word in words)])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -73,9 +73,9 @@ def torch_sim(
 
 def lammps_paper(
     per_gpu: Annotated[int, typer.Option(min=1, help="Atoms on each GPU.")] = 100_000,
-    memory: Annotated[
-        float, typer.Option("--kib", min=0, help="KiB of memory per atom, as `bench lammps` measures it.")
-    ] = (150.0),
+    memory: Annotated[float, typer.Option("--kib", min=0, help="KiB of memory per atom, as in `bench lammps`.")] = (
+        150.0
+    ),
 ) -> None:
     """Compute, on paper, ghosts, traffic and memory of 10^6 to 10^9 atoms of water on GPUs."""
     from mdrelax.analysis.benchmarks.lammps import on_paper

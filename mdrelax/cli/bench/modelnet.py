@@ -7,6 +7,7 @@ import typer
 
 from mdrelax.cli.bench.studies import say_validation, train_and_tell
 from mdrelax.cli.options import (
+    Epochs,
     Jobs,
     Launcher,
     OnlyReport,
@@ -40,9 +41,7 @@ def modelnet(
     seeds: Seeds = "0,1,2",
     lambdas: Annotated[str, typer.Option(help="Comma-separated penalty weights; none: the recipe's.")] = "",
     protocol: Annotated[str, typer.Option(help="Rotations in training/test: z/z, z/SO3 or SO3/SO3.")] = "SO3/SO3",
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the training set; the default is the recipe's.")
-    ] = (None),
+    epochs: Epochs = None,
     recipe: Annotated[str, typer.Option(help="small (for one core) or published.")] = "small",
     override: Override = None,
     jobs: Jobs = 0,

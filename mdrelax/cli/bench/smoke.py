@@ -31,9 +31,7 @@ def smoke(
     ] = "table",
     seeds: Seeds = "0",
     levels: Annotated[str, typer.Option(help="Of a graded set: comma-separated levels.")] = "0,1,2,3,4,5,6,7,8,9",
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the training set; the default is the recipe's.")
-    ] = (None),
+    epochs: Epochs = None,
     recipe: Annotated[str, typer.Option(help="small (for one core) or published.")] = "small",
     override: Override = None,
     jobs: Jobs = 0,

@@ -30,16 +30,12 @@ def speed(
     repeats: Annotated[int, typer.Option(min=1, help="Steps of each implementation that are timed, in turns.")] = 15,
     seconds: Annotated[
         float,
-        typer.Option(min=0, help="An implementation stops after this many seconds of timed steps, not before three."),
+        typer.Option(min=0, help="An implementation stops after so many seconds of timed steps, not before three."),
     ] = 20.0,
-    longest: Annotated[
-        float, typer.Option(min=0, help="Seconds without a response after which a case is dropped.")
-    ] = 300.0,
+    longest: Annotated[float, typer.Option(min=0, help="Seconds without a response that end a case.")] = 300.0,
     memory: Annotated[
         float | None,
-        typer.Option(
-            min=0, help="GB that an implementation may use; never more than 70 % of the memory free otherwise."
-        ),
+        typer.Option(min=0, help="GB that an implementation may use, at most 70 % of the memory free otherwise."),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of each implementation; default: from the environment.")
@@ -62,9 +58,8 @@ def speed(
         typer.echo("cases: " + ", ".join(case.name for case in what))
         typer.echo("implementations: " + ", ".join(each.name for each in chosen))
         return
-    rules = Rules(
-        repeats=repeats, seconds=seconds, dtype=one_of("--dtype", dtype, PRECISIONS), **benchmark.memory_rules(memory)
-    )
+    one_of("--dtype", dtype, PRECISIONS)
+    rules = Rules(repeats=repeats, seconds=seconds, dtype=dtype, **benchmark.memory_rules(memory))
 
     def write(result: benchmark.Speed) -> list[Path]:
         return benchmark.write_speed(result, out, command=command_line())
