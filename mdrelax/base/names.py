@@ -9,7 +9,7 @@ MOST = 16  # names in a message
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
-    """A clause for error messages: the known name nearest to a misspelt one, and the known names (of many, the nearest)."""
+    """A clause for error messages: the name nearest to a misspelt one, and the known ones (of many, the nearest)."""
     names = sorted(known)
     shown = difflib.get_close_matches(name, names, n=MOST, cutoff=0.0) if len(names) > MOST else names
     rest = f" and {len(names) - MOST} more" if len(names) > MOST else ""

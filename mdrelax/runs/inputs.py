@@ -100,11 +100,11 @@ def resolve(config: Config | Mapping[str, Any] | str | Path, data: Sequence[Atom
     """
     if not isinstance(config, str | Path | Config | Mapping):
         raise ConfigError(
-            f"A config is a dict, a YAML file, or the name of a preset such as ethanol-tiny, got {type(config).__name__}."
+            f"A config is a dict, a YAML file or a preset such as ethanol-tiny, got {type(config).__name__}."
         )
     if not isinstance(data, str | Path | Sequence | None) or any(not isinstance(a, Atoms) for a in _in_memory(data)):
         raise ConfigError(
-            f"Data are a list of `ase.Atoms`, a file, or the name of a data set, got {type(data).__name__} {data!r:.60}."
+            f"Data are a list of `ase.Atoms`, a file, or a data set's name, got {type(data).__name__} {data!r:.60}."
         )
     if isinstance(config, str | Path):
         config = open_config(str(config), [])

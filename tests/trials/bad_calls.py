@@ -116,15 +116,15 @@ def _runs(good: dict[str, Path], folder: Path) -> Iterator[Call]:
 
     for options in (
         {"ensemble": "npt"}, {"temperature_K": -1.0}, {"temperature_K": NAN}, {"temperature_K": np.inf},
-        {"duration_ps": -1.0}, {"duration_ps": NAN}, {"duration_ps": np.inf}, {"timestep_fs": 0.0}, {"timestep_fs": NAN},
-        {"timestep_fs": -0.5}, {"ensemble": "nvt", "friction_per_fs": -1.0}, {"ensemble": "nvt", "friction_per_fs": NAN},
-        {"log_interval": 0}, {"trajectory_interval": -3}, {"seed": 1.5},
+        {"duration_ps": -1.0}, {"duration_ps": NAN}, {"duration_ps": np.inf}, {"timestep_fs": 0.0},
+        {"timestep_fs": NAN}, {"timestep_fs": -0.5}, {"ensemble": "nvt", "friction_per_fs": -1.0},
+        {"ensemble": "nvt", "friction_per_fs": NAN}, {"log_interval": 0}, {"trajectory_interval": -3}, {"seed": 1.5},
     ):  # fmt: skip
         yield Call("dynamics", f"run_md(water, **{options})", lambda options=options: md(**options))
     config, place = str(good["config"]), folder / "trained"
     for first, data in (
-        ("nowhere.yaml", None), (str(good["model"]), None), ({}, None), ({"trainng": {}}, None), (3, None), (None, None),
-        (config, "nowhere.extxyz"), (config, []), (config, [1, 2]), (config, [Atoms("H")] * 40), (config, 3),
+        ("nowhere.yaml", None), (str(good["model"]), None), ({}, None), ({"trainng": {}}, None), (3, None),
+        (None, None), (config, "nowhere.extxyz"), (config, []), (config, [1, 2]), (config, [Atoms("H")] * 40), (config, 3),
     ):  # fmt: skip
         written = f"train({Path(first).name if isinstance(first, str) else first!r}, {data!r:.60}, folder=...)"
         yield Call("training", written, lambda first=first, data=data: mdrelax.train(first, data, folder=place))  # type: ignore[arg-type]

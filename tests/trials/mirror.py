@@ -1,7 +1,8 @@
 """A mirror of a public data set on this machine, which `mdrelax data fetch` reaches as a proxy.
 
-So the command uses the real names and addresses. `python tests/trials/mirror.py FILE` prints its port and serves the bytes of
-FILE for every address, a little at a time, and from any place on (Range). What comes by https is refused, so that the next mirror is tried.
+So the command uses the real names and addresses. `python tests/trials/mirror.py FILE` prints its port and serves the
+bytes of FILE for every address, a little at a time, and from any place on (Range). What comes by https is refused, so
+that the next mirror is tried.
 """
 
 import http.server

@@ -23,11 +23,10 @@ __all__ = ["Started", "ended", "start", "survivors", "warm_up"]
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "MDRELAX_TRIAL"
 IMPORTED = (
-    "ase.io", "e3nn.o3", "matplotlib.pyplot", "mdrelax", "mdrelax.analysis.report",
-    "mdrelax.analysis.studies.forces_report", "mdrelax.analysis.studies.nbody", "mdrelax.datasets", "mdrelax.engines.ase", "mdrelax.potentials", "pooch",
-    "rich.progress", "torch_geometric",
+    "ase.io", "e3nn.o3", "matplotlib.pyplot", "mdrelax", "mdrelax.analysis.report", "mdrelax.datasets",
+    "mdrelax.analysis.studies.forces_report", "mdrelax.analysis.studies.nbody", "mdrelax.engines.ase",
+    "mdrelax.potentials", "pooch", "rich.progress", "torch_geometric",
 )  # fmt: skip
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 def warm_up() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdrelax.cli.bench.studies import say_validation, train_and_tell
-from mdrelax.cli.options import Jobs, Launcher, OnlyReport, Override, Seeds, Slurm, Threads, workers
+from mdrelax.cli.options import Epochs, Jobs, Launcher, OnlyReport, Override, Seeds, Slurm, Threads, workers
 from mdrelax.cli.output import keep_table, tell_table
 
 if TYPE_CHECKING:
