@@ -124,7 +124,8 @@ def _runs(good: dict[str, Path], folder: Path) -> Iterator[Call]:
     config, place = str(good["config"]), folder / "trained"
     for first, data in (
         ("nowhere.yaml", None), (str(good["model"]), None), ({}, None), ({"trainng": {}}, None), (3, None),
-        (None, None), (config, "nowhere.extxyz"), (config, []), (config, [1, 2]), (config, [Atoms("H")] * 40), (config, 3),
+        (None, None), (config, "nowhere.extxyz"), (config, []), (config, [1, 2]), (config, [Atoms("H")] * 40),
+        (config, 3),
     ):  # fmt: skip
         written = f"train({Path(first).name if isinstance(first, str) else first!r}, {data!r:.60}, folder=...)"
         yield Call("training", written, lambda first=first, data=data: mdrelax.train(first, data, folder=place))  # type: ignore[arg-type]

@@ -27,6 +27,7 @@ IMPORTED = (
     "mdrelax.analysis.studies.forces_report", "mdrelax.analysis.studies.nbody", "mdrelax.engines.ase",
     "mdrelax.potentials", "pooch", "rich.progress", "torch_geometric",
 )  # fmt: skip
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 def warm_up() -> None:
