@@ -23,6 +23,7 @@ from mdrelax.datasets.labels import LabelOptions, load_atoms
 __all__ = ["load_ase", "load_extxyz", "read_ase", "read_atoms", "refuse_absurd_counts", "write_extxyz"]
 
 WIDE = re.compile(r":[A-Za-z]:(\d{5,})")  # a column of so many numbers for each atom, in `Properties`
+PROPERTIES = re.compile(r'Properties="?([^\s"]*)', re.IGNORECASE)  # name:type:width of each column
 ASE_FORMATS = {"outcar": "vasp-out", "vasprun": "vasp-xml"}  # beginning of the file name -> ASE's format
 
 
@@ -111,15 +112,24 @@ def _require_whole(path: Path, lines: Sequence[str]) -> None:
                 f"`{path}` cannot be read as extxyz ({announced}); it is cut off or another format, "
                 f"from frame {number} on."
             )
-        if wide := WIDE.search(lines[place + 1]):
+        if damage := _damage(lines[place + 1]):
             raise ValueError(
-                f"`{path}` cannot be read as extxyz (frame {number} announces a column of {wide[1]:.20} numbers); its "
-                "`Properties` are damaged."
+                f"`{path}` cannot be read as extxyz (frame {number} {damage}); its `Properties` are damaged."
             )
         place += int(word) + 2
         while place < len(lines) and lines[place].startswith("VEC"):  # the lattice vectors of some programs
             place += 1
         number += 1
+
+
+def _damage(comment: str) -> str:
+    """A clause on impossible ``Properties`` in a frame's second line; empty if there are none."""
+    if wide := WIDE.search(comment):
+        return f"announces a column of {wide[1]:.20} numbers"
+    given = PROPERTIES.search(comment)
+    if given and len(given[1].split(":")) % 3:
+        return "has a column without its name, type or width"
+    return ""
 
 
 def _unreadable(path: Path, number: int, error: Exception) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.build import bulk
 from ase.io import write
 
 from mdrelax.cli import main  # noqa: F401 - the tests' own modules need the package's face first
@@ -25,7 +24,7 @@ def good_files(folder: Path) -> dict[str, Path]:
     """One file (or folder) of each kind."""
     frames = write_frames(folder / "frames.extxyz", clusters(32))
     short = document(frames, training={"steps": 2, "validate_every": 1, "warmup_steps": 1}) | {"md_picoseconds": 0.0}
-    write(folder / "crystal.extxyz", bulk("Cu", cubic=True))
+    write(folder / "crystal.extxyz", Atoms("OH", [[0, 0, 0], [2, 2, 2]], cell=[4, 4, 4], pbc=True))
     write(folder / "water.xyz", Atoms("OH2", [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]]))
     run = folder / "run"
     run.mkdir()
@@ -118,9 +117,8 @@ def spoilt_files(good: dict[str, Path], folder: Path) -> Iterator[Bad]:
                 if name == "config" and kind == "wrong ending":
                     continue  # any file may be a config
                 bad = str(fault(source, folder))
-                yield Bad(
-                    kind, [*verb.split(), *words[:place], bad, *words[place + 1 :]], (Path(bad).name[:10], bad[:60])
-                )
+                named = (Path(bad).name[:10], bad[:60], *(["config"] if name == "config" else []))
+                yield Bad(kind, [*verb.split(), *words[:place], bad, *words[place + 1 :]], named)
 
 
 def spoilt_outputs(good: dict[str, Path]) -> Iterator[Bad]:
@@ -216,4 +214,5 @@ def spoilt_frames(folder: Path) -> Iterator[Bad]:
         for verb, words in READERS.items():
             if (kind in LABELS and verb not in OF_LABELS) or (kind in OF_MODELS and verb.startswith("data")):
                 continue
-            yield Bad(kind, [*verb.split(), *(word.replace("{bad}", str(path)) for word in words)], (path.name,))
+            named = (path.name, *(("atom", "cell", "lattice") if kind in OF_MODELS else ()))
+            yield Bad(kind, [*verb.split(), *(word.replace("{bad}", str(path)) for word in words)], named)

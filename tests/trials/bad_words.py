@@ -76,7 +76,7 @@ NOT_WHOLE = ("abc", "1.5", "", "1e400", "٣²")
 NOT_NUMBERS = ("abc", "", "1,5", "0x1p", "--", "ﾟ")
 IMPOSSIBLE = ("nan", "inf", "-inf", "-1", "-1e300")  # for every float option of every verb
 BELOW = ("-7", "-99999999999999999999")  # for every whole number
-WORDS = ("nonsense", "x" * 4000, "../../etc/passwd", "naïve😀", "a=b=c", "{", "\n")
+WORDS = ("nonsense", "x" * 4000, "../../etc/passwd", "naïve😀", "a=b=c", "{", "a\tb")
 OWN_STEPS = {  # options that mean something at any value, or whose meaning depends on the data
     "--energy-key", "--forces-key", "--stress-key",
 }  # fmt: skip

@@ -62,9 +62,9 @@ def torch_sim(
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
 ) -> None:
     """Time NVE of many molecules at once in torch-sim, and one by one in ASE."""
+    one_of("--dtype", dtype, PRECISIONS)
     from mdrelax.analysis.benchmarks.torchsim import batching_gain
 
-    one_of("--dtype", dtype, PRECISIONS)
     table = batching_gain(out, copies=copies, steps=steps, repeats=repeats, dtype=dtype)
     tell_table(table, ".4g")
     work = f"NVE steps of ethanol with an untrained tiny Equiformer, {dtype}"
