@@ -144,7 +144,7 @@ def _explain(error: Exception) -> None:
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         _fail(f"There is no file `{error.filename}`.", DATA)
     if isinstance(error, FileNotFoundError) or (isinstance(error, ValueError) and is_sentence(error)):
-        _fail(str(error), DATA)
+        _fail(getattr(error, "strerror", None) or str(error), DATA)
     if isinstance(error, OSError) and error.strerror and error.filename is None:  # our own message
         _fail(error.strerror, OTHER)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:

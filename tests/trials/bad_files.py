@@ -117,21 +117,24 @@ def spoilt_files(good: dict[str, Path], folder: Path) -> Iterator[Bad]:
                 if name == "config" and kind == "wrong ending":
                     continue  # any file may be a config
                 bad = str(fault(source, folder))
-                named = (Path(bad).name[:10], bad[:60], *(["config"] if name == "config" else []))
+                named = (Path(bad).name[:10], bad[:60], *(["config", "`"] if name == "config" else []))
                 yield Bad(kind, [*verb.split(), *words[:place], bad, *words[place + 1 :]], named)
+
+
+NO_OUTPUT = {"compare", "data select", "export", "project"}  # long, or without a good input that is quick to make
 
 
 def spoilt_outputs(good: dict[str, Path]) -> Iterator[Bad]:
     """Every verb that writes, into places where nothing can be written, and on a full disk."""
     for verb, words in VERBS.items():
-        if verb.startswith("bench") or not any("{new}" in word for word in words) or verb in ("export", "compare"):
+        if verb.startswith("bench") or not any("{new}" in word for word in words) or verb in NO_OUTPUT:
             continue
         for kind, place in (
             ("output below a file", f"{good['frames']}/x"),
             ("output name too long", "y" * 300),
             ("output in no file system", "/proc/nothing/x"),
         ):
-            yield Bad(kind, [*verb.split(), *(word.replace("{new}", place) for word in words)], (place[:40],))
+            yield Bad(kind, [*verb.split(), *(word.replace("{new}", place) for word in words)], (place[:13],))
         if verb != "data generate plume":
             yield Bad("full disk", [*verb.split(), *words], ("No space left",), full_disk=True)
 
