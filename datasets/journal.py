@@ -46,7 +46,7 @@ class Journal:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"`{self.path}` could not be written ({error.strerror}); make room and repeat the command, which resumes.",
+                f"`{self.path}` could not be written ({error.strerror}); make room and repeat the command.",
             ) from error
         self.lines.append(row)
 

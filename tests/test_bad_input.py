@@ -174,7 +174,7 @@ def test_a_full_disk_under_a_journal_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="could not be written") as caught:
         Journal(tmp_path / "x.journal", {"seed": 0})
-    assert caught.value.strerror.endswith("make room and repeat the command, which resumes.")
+    assert caught.value.strerror.endswith("make room and repeat the command.")
 
 
 # --- mistakes in using a model ----------------------------------------------------------------------------------------

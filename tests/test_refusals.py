@@ -93,6 +93,13 @@ def test_of_many_known_names_the_nearest_are_listed() -> None:
     assert len(clause) < 250
 
 
+def test_a_benchmark_names_the_implementation_that_is_none() -> None:
+    """It was "There is no potential ``", of whatever was before the first hyphen."""
+    said = mdrelax("bench", "operators", "--implementations", "../x", "--case", "ethanol-b8")
+    assert said.code == DATA
+    assert said.last_line.startswith("Implementation `../x`: There is no potential")
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

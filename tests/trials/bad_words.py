@@ -131,7 +131,11 @@ def spoilt_words(app: typer.Typer) -> Iterator[Bad]:
             yield Bad("missing argument", name.split(), ("Missing",))
         for option in options(function):
             for kind, value in _bad_values(option):
-                yield Bad(kind, [*good, option.name, value], (option.name, option.name.lstrip("-"), value[:40]))
+                yield Bad(
+                    kind,
+                    [*good, option.name, value],
+                    (option.name, option.name.strip("-").replace("-", "_"), value[:40]),
+                )
         yield from _without_value(good, function)
     yield Bad("unknown verb", ["trian", "x.yaml"], ("trian",))
     yield Bad("unknown verb", ["data", "fech", "rmd17:ethanol"], ("fech",))
