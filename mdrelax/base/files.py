@@ -63,11 +63,16 @@ def whole_file(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            reason = error.strerror or str(error)
             raise OSError(
-                error.errno, f"`{path}` could not be written ({reason}); an older one is unchanged."
+                error.errno, f"`{path}` could not be written ({_reason(error)}); an older one is unchanged."
             ) from error
         raise
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, FileExistsError | NotADirectoryError):  # raised by mkdir
+        return "a folder of this path is a file"
+    return error.strerror or str(error)
 
 
 @contextlib.contextmanager
@@ -126,7 +131,7 @@ def _acquire(path: Path, name: str, other: str) -> BinaryIO | None:
         except OSError as error:
             if isinstance(error, FileNotFoundError) and attempt < ATTEMPTS:
                 continue  # its last owner removed the empty folder
-            raise OSError(error.errno, f"{name} cannot be written to ({error.strerror}); choose {other}.") from error
+            raise OSError(error.errno, f"{name} cannot be written to ({_reason(error)}); choose {other}.") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
