@@ -157,9 +157,11 @@ def _load_one(source: str, format: str | None, options: dict[str, Any]) -> Frame
         raise ValueError(f"There is no data format `{name}`; {nearest_name(name, LOADERS)}")
     given = {key: value for key, value in options.items() if value is not None}
     known = _options(LOADERS[name])
-    for key in given:
+    for key, value in given.items():
         if key not in known:
             raise ValueError(f"The format {name} has no option `{key}`; {nearest_name(key, known)}")
+        if value == "":
+            raise ValueError(f"The option `{key}` is empty; leave it out for its default.")
     return LOADERS[name](path, **given)
 
 

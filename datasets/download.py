@@ -8,7 +8,6 @@ The known checksums are in the catalogue.
 
 import errno
 import hashlib
-import logging
 import os
 import tarfile
 import urllib.error
@@ -121,60 +120,64 @@ def _try_sources(name: str, item: Item, target: Path, progress: Progress) -> str
 
 def _from_source(item: Item, source: Source, target: Path, progress: Progress) -> None:
     """One mirror: download (or find) the file or archive, verify its checksum, put the file at ``target``."""
-    import pooch
-
-    pooch.get_logger().setLevel(logging.WARNING)
     part = target.parent / f"{source.archive or target.name}.part"
-    filename = source.archive or f"{target.name}.unchecked"
+    got = target.parent / (source.archive or f"{target.name}.unchecked")
     with locked_file(part):  # an archive is shared by the files inside
-        resuming = _Resuming(part, progress)
-        got = Path(pooch.retrieve(source.url, source.checksum, fname=filename, path=target.parent, downloader=resuming))
+        if not got.is_file() or _wrong_sum(got, source.checksum):
+            _download(source.url, part, progress)
+            if wrong := _wrong_sum(part, source.checksum):
+                part.unlink()
+                raise ValueError(wrong)
+            os.replace(part, got)
     if source.member is not None:
         _unpack(got, source.member, item, target)
     else:
         _adopt(got, item, target)
 
 
-class _Resuming:
-    """A downloader for pooch that stores partial downloads in a ``.part`` file, and requests only the rest."""
+def _download(url: str, part: Path, progress: Progress) -> None:
+    """Store ``url`` in ``part``, of which only the rest is requested; raises ``OSError`` if the connection breaks."""
+    start = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "mdrelax", **({"Range": f"bytes={start}-"} if start else {})}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
+            _save(response, part, start, progress)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # range not satisfiable: the part is the whole file; its checksum decides
+            raise
 
-    def __init__(self, part: Path, progress: Progress) -> None:
-        self.part, self.progress = part, progress
 
-    def __call__(self, url: str, output_file: str | Path, pooch: Any) -> None:
-        """Download ``url`` into ``output_file``; raises ``OSError`` if the connection fails or breaks off."""
-        start = self.part.stat().st_size if self.part.exists() else 0
-        headers = {"User-Agent": "mdrelax", **({"Range": f"bytes={start}-"} if start else {})}
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
-                self._save(response, start)
-        except urllib.error.HTTPError as error:
-            if error.code != 416:  # range not satisfiable: the part is the whole file; its checksum decides
-                raise
-        os.replace(self.part, output_file)
-
-    def _save(self, response: Any, start: int) -> None:
-        status = response.status
-        if status not in (None, 200, 206):
-            raise OSError(f"the server answered with status {status}")
-        if response.headers.get_content_type() == "text/html":
-            raise OSError("the server sent a web page instead of the file")
-        done = start if status == 206 else 0
-        length = response.headers.get("Content-Length")
-        total = done + int(length) if length else 0
-        with self.part.open("ab" if done else "wb") as file:
-            while chunk := response.read(CHUNK):
-                file.write(chunk)
-                done += len(chunk)
-                self.progress(done, total)
-        if total and done < total:
-            raise OSError(f"the connection broke after {done} of {total} bytes; the next attempt resumes there")
+def _save(response: Any, part: Path, start: int, progress: Progress) -> None:
+    status = response.status
+    if status not in (None, 200, 206):
+        raise OSError(f"the server answered with status {status}")
+    if response.headers.get_content_type() == "text/html":
+        raise OSError("the server sent a web page instead of the file")
+    done = start if status == 206 else 0
+    length = response.headers.get("Content-Length")
+    total = done + int(length) if length else 0
+    with part.open("ab" if done else "wb") as file:
+        while chunk := response.read(CHUNK):
+            file.write(chunk)
+            done += len(chunk)
+            progress(done, total)
+    if total and done < total:
+        raise OSError(f"the connection broke after {done} of {total} bytes; the next attempt resumes there")
 
 
 def _reason(error: Exception) -> str:
     """Why a mirror failed, on one line."""
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     return " ".join(str(reason).split()).rstrip(".")
+
+
+def _wrong_sum(path: Path, checksum: str | None) -> str:
+    """A clause on a file whose checksum is not the published one; empty if it is, or if none is published."""
+    if checksum is None:
+        return ""
+    kind, expected = checksum.split(":")
+    found = _digest(path, kind)
+    return "" if found == expected else f"its {kind} sum is {found}, expected {expected}"
 
 
 def _checksum_clause(source: Source) -> str:
@@ -212,14 +215,10 @@ def _take_single(path: Path, item: Item, target: Path) -> str:
 
 
 def _require_checksum(path: Path, source: Source) -> None:
-    if source.checksum is None:
-        return
-    kind, expected = source.checksum.split(":")
-    found = _digest(path, kind)
-    if found != expected:
+    if wrong := _wrong_sum(path, source.checksum):
         raise ValueError(
-            f"`{path}` is not the published {'archive' if source.archive else 'file'}, or was cut off: its {kind} sum "
-            f"is {found}, expected {expected}. Download it again, or use an npz file as it is with `data.source: FILE`."
+            f"`{path}` is not the published {'archive' if source.archive else 'file'}, or was cut off: {wrong}. "
+            "Download it again, or use an npz file as it is with `data.source: FILE`."
         )
 
 

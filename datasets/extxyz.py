@@ -23,6 +23,9 @@ from mdrelax.datasets.labels import LabelOptions, load_atoms
 __all__ = ["load_ase", "load_extxyz", "read_ase", "read_atoms", "refuse_absurd_counts", "write_extxyz"]
 
 WIDE = re.compile(r":[A-Za-z]:(\d{5,})")  # a column of so many numbers for each atom, in `Properties`
+PBC = re.compile(r'\bpbc="([^"]*)"', re.IGNORECASE)
+TRUTHS = {"t", "f", "true", "false", "0", "1"}
+PROPERTIES = re.compile(r'Properties="?([^\s"]*)', re.IGNORECASE)  # name:type:width of each column
 ASE_FORMATS = {"outcar": "vasp-out", "vasprun": "vasp-xml"}  # beginning of the file name -> ASE's format
 
 
@@ -111,15 +114,31 @@ def _require_whole(path: Path, lines: Sequence[str]) -> None:
                 f"`{path}` cannot be read as extxyz ({announced}); it is cut off or another format, "
                 f"from frame {number} on."
             )
-        if wide := WIDE.search(lines[place + 1]):
-            raise ValueError(
-                f"`{path}` cannot be read as extxyz (frame {number} announces a column of {wide[1]:.20} numbers); its "
-                "`Properties` are damaged."
-            )
+        if damage := _damage(lines[place + 1], lines[place + 2 : place + 3] if int(word) else []):
+            raise ValueError(f"`{path}` cannot be read as extxyz (frame {number} {damage}).")
         place += int(word) + 2
         while place < len(lines) and lines[place].startswith("VEC"):  # the lattice vectors of some programs
             place += 1
         number += 1
+
+
+def _damage(comment: str, first: Sequence[str]) -> str:
+    """A clause on impossible columns or periodicity in a frame's second line and first atom; empty if there are none.
+
+    ASE drops numbers without a column, and takes any word of ``pbc`` for true.
+    """
+    if wide := WIDE.search(comment):
+        return f"announces a column of {wide[1]:.20} numbers; its `Properties` are damaged"
+    if given := PROPERTIES.search(comment):
+        fields = given[1].split(":")
+        if len(fields) % 3:
+            return "has a column without its name, type or width; its `Properties` are damaged"
+        widths = [int(width) for width in fields[2::3] if width.isdecimal()]
+        if first and len(widths) == len(fields) // 3 and len(first[0].split()) > sum(widths):
+            return f"has {len(first[0].split())} columns, and its `Properties` name {sum(widths)}"
+    if (periodic := PBC.search(comment)) and not set(re.split(r"[\s,]+", periodic[1].strip("[] ").lower())) <= TRUTHS:
+        return f'has `pbc="{periodic[1]:.20}"`, which is three of T and F'
+    return ""
 
 
 def _unreadable(path: Path, number: int, error: Exception) -> str:

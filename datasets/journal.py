@@ -46,11 +46,17 @@ class Journal:
         return rows
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append a row and force it to disk."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(seal(row) if self.sealed else row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Append a row and force it to disk; raises an ``OSError`` whose ``strerror`` is a sentence."""
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(seal(row) if self.sealed else row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"`{self.path}` could not be written ({error.strerror}); make room and repeat the command.",
+            ) from error
         self.lines.append(row)
 
 

@@ -32,7 +32,7 @@ from mdrelax.datasets.meshes import parse_off, sample_surface
 from mdrelax.datasets.point_clouds import ModelNet, PointClouds, point_clouds
 from mdrelax.datasets.solids import SOLIDS, solid_points
 
-__all__ = ["MODELNET_PREFIX", "is_modelnet", "load_modelnet"]
+__all__ = ["MODELNET_PREFIX", "is_modelnet", "load_modelnet", "require_modelnet"]
 
 MODELNET_PREFIX = "modelnet:"
 SOLIDS_NAME = MODELNET_PREFIX + "solids"
@@ -84,6 +84,12 @@ def load_modelnet(
     test["classes"] = train["classes"]
     rest, held = _split(point_clouds(**train, n_points=n_points), validation, split_seed)
     return ModelNet(rest, held, point_clouds(**test, n_points=n_points))
+
+
+def require_modelnet(source: str | Path) -> None:
+    """Raise ``FileNotFoundError`` if there is no such set of shapes, ``ValueError`` for an unknown name."""
+    if str(source) != SOLIDS_NAME:
+        _place(str(source))
 
 
 def _place(source: str) -> Path:

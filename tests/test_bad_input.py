@@ -13,6 +13,7 @@ from ase import Atoms
 
 from command_line import Said, mdrelax
 from mdrelax.cli import CONFIG, DATA, OTHER
+from mdrelax.datasets.journal import Journal
 from small_runs import NETWORK, clusters, document, write_config, write_frames
 
 Content = dict[str, Any]
@@ -162,6 +163,18 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_checkpoint(tmp_path, monkeypa
     again = mdrelax("train", config, "--out", tmp_path / "run", "--restart", "auto")
     assert again.code == 0, again.err
     assert "Resumed at step" in again.out
+
+
+def test_a_full_disk_under_a_journal_is_one_sentence(tmp_path, monkeypatch):
+    """It was the system's three words, without the name of the file."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="could not be written") as caught:
+        Journal(tmp_path / "x.journal", {"seed": 0})
+    assert caught.value.strerror.endswith("make room and repeat the command.")
 
 
 # --- mistakes in using a model ----------------------------------------------------------------------------------------

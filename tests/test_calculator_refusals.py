@@ -69,6 +69,21 @@ def test_unknown_dtype_names_the_known_ones() -> None:
         lj_calculator(dtype="flaot64")
 
 
+@pytest.mark.parametrize("directions", [np.zeros((2, 2)), np.full((1, 3, 3), np.nan), "x"])
+def test_directions_of_a_hessian_are_real_numbers_of_its_shape(directions: object) -> None:
+    """NaN gave products of NaN, a word an error of numpy."""
+    with pytest.raises(ValueError, match=r"^`directions` "):
+        lj_calculator().get_hessian_products(Atoms("H3", [[0, 0, 0], [0, 0, 3], [0, 3, 0]]), directions)
+
+
+def test_what_is_no_structure_is_named() -> None:
+    """A file's name in place of its content, and a length that is a word."""
+    with pytest.raises(TypeError, match=r"A structure is an `ase.Atoms`, got str; read a file with `ase.io.read`."):
+        lj_calculator().calculate_many(["water.xyz"])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="`skin` must be a length >= 0 in Angstrom, got 'wide'"):
+        lj_calculator(skin="wide")
+
+
 def test_a_refused_structure_leaves_no_results_behind() -> None:
     """After an error the same structure raises again, and a good one is right."""
     calculator = lj_calculator()

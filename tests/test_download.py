@@ -267,6 +267,23 @@ def test_a_mirror_with_other_content_is_passed_over(server, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"rmd17_water.npz", "rmd17_water.npz.sha256"}
 
 
+def test_a_download_that_was_ended_before_its_check_is_not_repeated(server, tmp_path, monkeypatch):
+    """Only the whole part is left: a temporary file of another name stayed for ever."""
+    catalogue = single(server.url("/water.npz"), checksum=sha256(npz()))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mdrelax.datasets.download._wrong_sum", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fetch("rmd17:water", folder=tmp_path, catalogue=catalogue)
+    assert {path.name for path in tmp_path.iterdir()} == {"rmd17_water.npz.part"}
+    assert fetch("rmd17:water", folder=tmp_path, catalogue=catalogue).path.read_bytes() == npz()
+    assert [start for _, start in server.log] == [0, len(npz())]
+    assert {path.name for path in tmp_path.iterdir()} == {"rmd17_water.npz", "rmd17_water.npz.sha256"}
+
+
 def test_a_missing_file_from_this_machine_is_named(tmp_path):
     """A typing error in ``from_file``."""
     with pytest.raises(FileNotFoundError, match=r"no file .*nothing\.tar"):

@@ -6,7 +6,7 @@ import pytest
 
 from mdrelax.base.sections import ConfigError
 from mdrelax.runs.config import load_config
-from mdrelax.runs.inputs import load_parts, prepare_folder
+from mdrelax.runs.inputs import load_parts, prepare_folder, resolve
 from small_runs import clusters, document, write_frames
 
 
@@ -44,6 +44,21 @@ def test_keys_that_would_be_ignored_or_cut_are_refused(source, keys, message):
     """Index files without training indices (leakage), sizes beside index files, more test frames than there are."""
     with pytest.raises(ConfigError, match=message):
         load_parts(load_config(document(source, data=data(source, **keys))).data)
+
+
+@pytest.mark.parametrize(
+    ("config", "structures", "message"),
+    [
+        (3, None, "A config is a dict, a YAML file or a preset such as ethanol-tiny, got int."),
+        (None, None, "A config is a dict, a YAML file or a preset such as ethanol-tiny, got NoneType."),
+        ({}, 3, "Data are a list of `ase.Atoms`, a file, or a data set's name, got int 3."),
+        ({}, [1, 2], r"Data are a list of `ase.Atoms`, a file, or a data set's name, got list \[1, 2\]."),
+    ],
+)
+def test_arguments_of_another_kind_are_named(config, structures, message):
+    """`mdrelax.train(3)` was an error of Python's."""
+    with pytest.raises(ConfigError, match=message):
+        resolve(config, structures)
 
 
 def test_index_files_decide_every_part(source):

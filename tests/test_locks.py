@@ -107,6 +107,16 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 # --- what is locked ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="this system has no /proc")
+def test_a_place_where_no_folder_can_be_is_named_at_once() -> None:
+    """The lock waited for ever for a folder that another process might have removed."""
+    with pytest.raises(OSError, match="cannot be written to") as caught, locked_file(Path("/proc/nothing/x.csv")):
+        pass
+    assert "choose another file." in str(caught.value)
+    said = mdrelax("md", "m", "s", "--trajectory", "/proc/nothing/t.traj")
+    assert said.err.startswith("`/proc/nothing/t.traj` cannot be written to (")
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     """A small run."""

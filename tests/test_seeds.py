@@ -14,6 +14,12 @@ def first_words(stream: torch.Generator) -> tuple[int, ...]:
     return tuple(torch.randint(2**32, (4,), generator=stream).tolist())
 
 
+def test_a_seed_is_a_whole_number():
+    """1.5 was the same as 1."""
+    with pytest.raises(ValueError, match=r"A seed must be a whole number, got 1\.5\."):
+        generator(1.5, "order")  # type: ignore[arg-type]
+
+
 def test_no_two_purposes_share_a_random_stream():
     """No two of 3,600 streams (9 purposes, 4 seeds, 100 indices) begin alike; one seed of 32 bits each could."""
     triples = [(seed, purpose, index) for seed in range(4) for purpose in PURPOSES for index in range(100)]

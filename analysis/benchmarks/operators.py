@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from mdrelax.analysis.benchmarks import mdrelax_worker
 from mdrelax.analysis.benchmarks.implementations import CASES, structures_of
 from mdrelax.analysis.benchmarks.peers.protocol import Task
+from mdrelax.base.places import naming
 
 __all__ = ["operator_table"]
 
@@ -29,7 +30,8 @@ def operator_table(implementations: list[str], case: str, *, steps: int = 1, row
 
 
 def _of_one(name: str, task: Task, steps: int, rows: int) -> pd.DataFrame:
-    work = mdrelax_worker.prepare(name, task)
+    with naming(f"implementation `{name}`"):
+        work = mdrelax_worker.prepare(name, task)
     for _ in range(WARM_UP):
         work.step()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:

@@ -17,6 +17,7 @@ import yaml
 
 from mdrelax.analysis.benchmarks import ranks_worker
 from mdrelax.runs.config import load_config
+from mdrelax.runs.inputs import load_parts
 from mdrelax.runs.jobs import job_environment, on_ranks
 
 __all__ = ["ranks_config", "time_ranks"]
@@ -48,8 +49,9 @@ def time_ranks(
 ) -> pd.DataFrame:
     """One row for one process and one for ``ranks``: median times of a step over rounds, and the speed-up.
 
-    Raises ``RuntimeError`` with the last line of a training that failed.
+    Raises ``RuntimeError`` with the last line of a training that failed, and as ``load_parts`` for its data.
     """
+    load_parts(load_config(config).data)
     times: dict[int, list[float]] = {1: [], ranks: []}
     for number in range(rounds):
         for size, medians in times.items():
@@ -75,6 +77,7 @@ def _steps(config: dict[str, Any], ranks: int, threads: int) -> list[float]:
         command = on_ranks(ranks_worker.command(folder / "given.yaml", folder / "run", folder / "times.json"), ranks)
         done = subprocess.run(command, env=job_environment(threads), capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(f"The training on {ranks} ranks failed: {done.stderr.strip() or done.stdout.strip()}")
+            last = (done.stderr.strip() or done.stdout.strip() or "it said nothing.").splitlines()[-1]
+            raise RuntimeError(f"The training on {ranks} ranks failed: {last}")
         times: list[float] = json.loads((folder / "times.json").read_text())
     return times

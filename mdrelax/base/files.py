@@ -6,6 +6,7 @@ A file is written under another name, synced to the disk and moved over the old 
 
 import contextlib
 import datetime
+import itertools
 import json
 import os
 import secrets
@@ -24,6 +25,8 @@ else:
     HAS_LOCKS = True
 
 __all__ = ["InUseError", "locked_file", "locked_folder", "whole_file", "write_atomically"]
+
+ATTEMPTS = 100  # to make a lock file in a folder that others remove; where none can be made (/proc) it is never there
 
 _held: dict[Path, int] = {}  # lock file -> the thread of this process that holds it
 _held_guard = threading.Lock()
@@ -60,11 +63,16 @@ def whole_file(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            reason = error.strerror or str(error)
             raise OSError(
-                error.errno, f"`{path}` could not be written ({reason}); an older one is unchanged."
+                error.errno, f"`{path}` could not be written ({_reason(error)}); an older one is unchanged."
             ) from error
         raise
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, FileExistsError | NotADirectoryError):  # raised by mkdir
+        return "a folder of this path is a file"
+    return error.strerror or str(error)
 
 
 @contextlib.contextmanager
@@ -116,14 +124,14 @@ def _locked(path: Path, name: str, other: str) -> Iterator[None]:
 
 def _acquire(path: Path, name: str, other: str) -> BinaryIO | None:
     """The open, locked lock file; None if the system has no locks."""
-    while HAS_LOCKS:
+    for attempt in itertools.count() if HAS_LOCKS else ():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("a+b")
-        except FileNotFoundError:  # its last owner removed the empty folder
-            continue
         except OSError as error:
-            raise OSError(error.errno, f"{name} cannot be written to ({error.strerror}); choose {other}.") from error
+            if isinstance(error, FileNotFoundError) and attempt < ATTEMPTS:
+                continue  # its last owner removed the empty folder
+            raise OSError(error.errno, f"{name} cannot be written to ({_reason(error)}); choose {other}.") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -93,4 +93,6 @@ def _seeded_state() -> torch.Tensor:
 def _digest(seed: int, purpose: str, index: int, n_bytes: int) -> bytes:
     if purpose not in PURPOSES:
         raise ValueError(f"Unknown purpose `{purpose}` of random numbers; {nearest_name(purpose, PURPOSES)}")
+    if seed != int(seed):
+        raise ValueError(f"A seed must be a whole number, got {seed}.")
     return hashlib.shake_256(f"mdrelax/{purpose}/{int(seed)}/{int(index)}".encode()).digest(n_bytes)

@@ -35,6 +35,7 @@ from mdrelax.cli import (
 )
 from mdrelax.cli.ending import ELASTIC, end_of, lost_words, received, stop_when_terminated
 from mdrelax.cli.output import reading_bar
+from mdrelax.cli.sentences import one_line, refuse_endless_numbers, usage_sentence
 from mdrelax.runs.jobs import end_with_parent
 
 __all__ = ["app", "main", "stop_when_terminated"]
@@ -67,6 +68,7 @@ app.command("compare")(compare.compare)
 app.command("runs")(runs.runs)
 app.command("report")(train.report)
 app.command("info")(models.info)
+refuse_endless_numbers(app)
 
 CONFIG, DATA, CERTIFICATE, OTHER = 2, 3, 4, 1
 
@@ -78,7 +80,7 @@ def main() -> None:
     with lost_words(app, sys.argv[1:]):
         try:
             with home_left_alone(), warnings_in_words(), reading_bar():
-                code = app(standalone_mode=False)
+                code = app(standalone_mode=False, prog_name="mdrelax")
             if received() or code:  # typer returns 130 for a KeyboardInterrupt
                 _fail(*end_of(app, sys.argv[1:]))
         except (typer.Abort, KeyboardInterrupt):
@@ -87,6 +89,8 @@ def main() -> None:
             if received():  # it was raised while the command was being ended
                 _fail(*end_of(app, sys.argv[1:]))
             if hasattr(error, "show"):  # click's own usage errors
+                if sentence := usage_sentence(error):
+                    _fail(sentence, CONFIG)
                 error.show()
                 sys.exit(CONFIG)
             _explain(error)
@@ -140,7 +144,7 @@ def _explain(error: Exception) -> None:
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         _fail(f"There is no file `{error.filename}`.", DATA)
     if isinstance(error, FileNotFoundError) or (isinstance(error, ValueError) and is_sentence(error)):
-        _fail(str(error), DATA)
+        _fail(getattr(error, "strerror", None) or str(error), DATA)
     if isinstance(error, OSError) and error.strerror and error.filename is None:  # our own message
         _fail(error.strerror, OTHER)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
@@ -152,7 +156,8 @@ def _explain(error: Exception) -> None:
         CheckpointError, CompileError, ExplodedError, InUseError, LostRankError, ModelFileError, NotRelaxedError,
         TrainingError,
     )  # fmt: skip
-    _fail(str(error) if isinstance(error, own) else f"{type(error).__name__}: {error}", OTHER)
+    ours = isinstance(error, own) or (is_sentence(error) and not isinstance(error, LookupError))
+    _fail(str(error) if ours else f"{type(error).__name__}: {error}", OTHER)
 
 
 def is_sentence(error: BaseException) -> bool:
@@ -171,5 +176,5 @@ def is_sentence(error: BaseException) -> bool:
 def _fail(message: str, code: int) -> None:
     if ELASTIC in os.environ:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends by itself
-    typer.echo(message, err=True)
+    typer.echo(one_line(message), err=True)
     sys.exit(code)

@@ -25,11 +25,11 @@ def audit(
         str | None,
         typer.Argument(help="Structures to measure on, without labels; default: embedded or random ones."),
     ] = None,
-    structures: Annotated[int, typer.Option(help="Number of structures, spread over the file.")] = 8,
-    operations: Annotated[int, typer.Option(help="Operations of each kind.")] = 8,
+    structures: Annotated[int, typer.Option(min=1, help="Number of structures, spread over the file.")] = 8,
+    operations: Annotated[int, typer.Option(min=1, help="Operations of each kind.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the operations.")] = 1,
     theta: Annotated[
-        float, typer.Option(help="For a run folder: theta of the free maps; 0: the equivariant part.")
+        float, typer.Option(min=0, help="For a run folder: theta of the free maps; 0: the equivariant part.")
     ] = 1.0,
     output: Annotated[Path | None, typer.Option(help="Write the new certificate as JSON.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for audit.json, tables and pictures of every layer.")] = None,

@@ -38,8 +38,8 @@ def convert(
 def split(
     sources: Sources,
     out: Annotated[Path, typer.Option(help="Folder for train.extxyz, validation.extxyz and test.extxyz.")],
-    train: Annotated[float, typer.Option(help="Training frames: a number, or a fraction below 1.")] = 0.8,
-    validation: Annotated[float, typer.Option(help="Validation frames, likewise.")] = 0.1,
+    train: Annotated[float, typer.Option(min=0, help="Training frames: a number, or a fraction below 1.")] = 0.8,
+    validation: Annotated[float, typer.Option(min=0, help="Validation frames, likewise.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed; a run with the same `data.seed` and sizes has the same parts.")] = 0,
     reading: Reading = None,
     overwrite: Overwrite = False,

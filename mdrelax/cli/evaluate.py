@@ -34,7 +34,7 @@ ReferenceTrajectory = Annotated[
     typer.Option(help="A trajectory of the same atoms with velocities: its vibrations are shown for comparison."),
 ]
 ReferenceInterval = Annotated[
-    float | None, typer.Option(help="fs between the frames of `--reference`; default: by its time_fs.")
+    float | None, typer.Option(min=0, help="fs between the frames of `--reference`; default: by its time_fs.")
 ]
 
 EQUILIBRATION_PS = 1.0
@@ -52,9 +52,9 @@ def evaluate(
     data: Annotated[str, typer.Argument(help="Labelled structures: a file, `sample:ethanol`, `rmd17:ethanol`, ...")],
     out: Out = None,
     frames: Annotated[int | None, typer.Option(help="Largest number of structures, spread over the set.")] = None,
-    worst: Annotated[int, typer.Option(help="Structures in worst.extxyz, those of the largest force errors.")] = 10,
-    nve: Annotated[float, typer.Option(help="ps of NVE dynamics from the first structure; 0: none.")] = 0.0,
-    temperature: Annotated[float, typer.Option(help="K, of the dynamics.")] = 300.0,
+    worst: Annotated[int, typer.Option(min=0, help="Structures of the largest force errors, in worst.extxyz.")] = 10,
+    nve: Annotated[float, typer.Option(min=0, help="ps of NVE dynamics from the first structure; 0: none.")] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0, help="K, of the dynamics.")] = 300.0,
     seed: Annotated[int, typer.Option(help="Seed of the dynamics' momenta and noise.")] = 0,
     reference: ReferenceTrajectory = None,
     reference_interval: ReferenceInterval = None,

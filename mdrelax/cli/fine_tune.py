@@ -13,7 +13,7 @@ def fine_tune(
     model: Annotated[str, typer.Argument(help="A model file (.safetensors), or with --peer a name such as 7net-0.")],
     data: Annotated[str, typer.Argument(help="Labelled structures: a file, or the name of a data set.")],
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/NAME of the data, -tuned.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps; default: 2000, with --peer 200.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; default: 2000, with --peer 200.")] = None,
     relax: Annotated[bool, typer.Option("--relax", help="Relax the constraint, also of a standard model.")] = False,
     references: Annotated[
         str, typer.Option(help="Reference energies: fit, isolated (those of the data's lone atoms) or keep.")
@@ -22,7 +22,7 @@ def fine_tune(
     slow: Annotated[list[str] | None, typer.Option(help="PATTERN=FRACTION of the learning rate.")] = None,
     replay: Annotated[Path | None, typer.Option(help="Data that the model shall not forget: a fifth of each.")] = None,
     peer: Annotated[str | None, typer.Option(help="The package of the network, sevenn or mace, if another.")] = None,
-    rank: Annotated[int, typer.Option(help="Peer: rank of free maps where that saves parameters; 0: dense.")] = 16,
+    rank: Annotated[int, typer.Option(min=0, help="Peer: rank of free maps where it saves parameters; 0: dense.")] = 16,
     standard: Annotated[bool, typer.Option("--standard", help="Peer: do not relax the constraint.")] = False,
     override: Annotated[list[str] | None, typer.Option("-r", help="section.key=value, any number of times.")] = None,
     restart: Annotated[str, typer.Option(help="`auto` resumes from the last checkpoint; `never` refuses.")] = "never",

@@ -74,7 +74,7 @@ def plume(
     buoyancy: Annotated[float | None, typer.Option(help="In place of 0.01, or 0.1 of `scale`.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the inflow places of `graded`.")] = 0,
     resolution: Annotated[float, typer.Option(help="Rounding of the stored stream functions.")] = 2.0**-14,
-    jobs: Annotated[int, typer.Option(help="Simulations at a time; 0 is one per core.")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Simulations at a time; 0 is one per core.")] = 0,
 ) -> None:
     """Simulate smoke plumes (needs the extra `smoke`)."""
     from rich.progress import Progress

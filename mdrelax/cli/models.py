@@ -73,7 +73,7 @@ def predict(
     model: Annotated[Path, typer.Argument(help="A model file (.safetensors).")],
     data: Annotated[Path, typer.Argument(help="Structures that ASE reads; labels are not needed.")],
     output: Annotated[Path, typer.Argument(help="The extxyz to write; of plumes an npz, of shapes a csv.")],
-    number: Annotated[int | None, typer.Option(help="Frames to predict (plumes), or shapes to classify.")] = None,
+    number: Annotated[int | None, typer.Option(min=1, help="Frames to predict (plumes) or shapes to classify.")] = None,
 ) -> None:
     """Add mdrelax_energy, mdrelax_forces and, for cells, mdrelax_stress to structures and write them.
 

@@ -20,6 +20,7 @@ Arms = Annotated[
 ]
 Seeds = Annotated[str, typer.Option(help="Comma-separated seeds; each arm runs with each seed in each setting.")]
 Override = Annotated[list[str] | None, typer.Option("-r", help="section.key=value for all runs, any number of times.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the training set; the default is the recipe's.")]
 Jobs = Annotated[int, typer.Option(min=0, help="Number of parallel runs; 0: one per core, on Slurm all of them.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of each run, on each of its ranks.")]
 RanksOfRun = Annotated[int, typer.Option("--ranks", min=1, help="Processes that train each run together.")]

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import pandas as pd
 
 PATIENCE = 1.0  # seconds
 BAR = 30  # characters
+PRECISIONS = ("float32", "float64")
 
 
 def refuse(sentence: str) -> NoReturn:
@@ -20,6 +21,13 @@ def refuse(sentence: str) -> NoReturn:
     from mdrelax.base.sections import ConfigError
 
     raise ConfigError(sentence)
+
+
+def one_of(option: str, given: str, known: "Sequence[str]") -> str:
+    """The given value of an option; raises ``ConfigError`` if it is not a known one."""
+    if given not in known:
+        refuse(f"`{option}` must be {' or '.join(known)}, got {given!r}.")
+    return given
 
 
 @contextlib.contextmanager

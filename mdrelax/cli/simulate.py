@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mdrelax.cli.output import refuse
+from mdrelax.cli.output import one_of, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ def md(
     seed: Annotated[int, typer.Option(help="Seed of momenta and noise.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32 or float64; the default is the model's own.")] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    equilibrate: Annotated[float, typer.Option(help="ps of NVT before an NVE run.")] = 0.0,
+    equilibrate: Annotated[float, typer.Option(min=0, help="ps of NVT before an NVE run.")] = 0.0,
     trajectory: Annotated[Path, typer.Option(help="Output (.traj, .extxyz).")] = Path("md.traj"),
     log: Annotated[Path, typer.Option(help="CSV with units in the column names.")] = Path("md.csv"),
     plot: Annotated[Path | None, typer.Option(help="A picture of energy drift and temperature.")] = None,
@@ -36,7 +36,7 @@ def md(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace trajectory and log of an older run.")] = False,
     keep_velocities: Annotated[bool, typer.Option("--keep-velocities", help="Keep those of the structure.")] = False,
     stop_above: Annotated[
-        float | None, typer.Option(help="Committee: stop where the force on an atom spreads by more, in eV/A.")
+        float | None, typer.Option(min=0, help="Committee: stop where the force on an atom spreads by more, in eV/A.")
     ] = None,
     restart: Annotated[str, typer.Option(help="`auto` continues a stopped run, or a finished one with more --ps.")] = (
         "never"
@@ -49,9 +49,8 @@ def md(
     from mdrelax.engines.committee import is_committee, model_files, open_calculator
     from mdrelax.engines.md import run_md
 
-    for name, given, known in (("ensemble", ensemble, ("nve", "nvt")), ("restart", restart, ("auto", "never"))):
-        if given not in known:
-            refuse(f"`--{name}` must be {' or '.join(known)}, got {given!r}.")
+    one_of("--ensemble", ensemble, ("nve", "nvt"))
+    one_of("--restart", restart, ("auto", "never"))
     stop = _stop(model, stop_above)
     kind: Literal["nve", "nvt"] = "nvt" if ensemble == "nvt" else "nve"
     state = log.with_name(f"{log.name}.restart")

@@ -38,7 +38,7 @@ def vibrations(
     fmax: Fmax = 1e-4,
     method: Method = "exact",
     delta: Delta = 0.01,
-    temperature: Annotated[float, typer.Option(help="K, of the harmonic thermochemistry.")] = 298.15,
+    temperature: Annotated[float, typer.Option(min=0, help="K, of the harmonic thermochemistry.")] = 298.15,
     overwrite: Overwrite = False,
 ) -> None:
     """Relax a molecule and compute its vibrations: wavenumbers, modes, zero-point energy; reports imaginary modes."""

@@ -57,9 +57,15 @@ def hessian_products(force_field: ForceField, graph: Graph, directions: npt.Arra
 
     In eV/A^2; errors as in ``hessian``.
     """
-    u = torch.as_tensor(np.asarray(directions, dtype=float), device=graph.positions.device)
-    if u.shape[1:] != graph.positions.shape:
-        raise ValueError(f"`directions` must have shape (R, {len(graph.numbers)}, 3), got {tuple(u.shape)}.")
+    given = np.asarray(directions)
+    if given.shape[1:] != tuple(graph.positions.shape) or given.dtype.kind not in "iuf":
+        raise ValueError(
+            f"`directions` must be real numbers of shape (R, {len(graph.numbers)}, 3), got {given.dtype} of shape "
+            f"{given.shape}."
+        )
+    if not np.isfinite(given).all():
+        raise ValueError("`directions` contains values that are NaN or infinite.")
+    u = torch.as_tensor(given.astype(float), device=graph.positions.device)
     return _minus_gradients(force_field, graph, lambda forces: torch.einsum("rnx,nx->r", u, forces), len(u))
 
 

@@ -153,5 +153,7 @@ def refuse_relaxed(force_field: ForceField) -> None:
 
 
 def _refuse_empty(atoms: Atoms) -> None:
+    if not isinstance(atoms, Atoms):
+        raise TypeError(f"A structure is an `ase.Atoms`, got {type(atoms).__name__}; read a file with `ase.io.read`.")
     if len(atoms) == 0:
         raise ValueError("The structure has no atoms; an energy needs at least one.")

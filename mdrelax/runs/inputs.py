@@ -102,6 +102,14 @@ def resolve(config: Config | Mapping[str, Any] | str | Path, data: Sequence[Atom
 
     Raises ``ConfigError``.
     """
+    if not isinstance(config, str | Path | Config | Mapping):
+        raise ConfigError(
+            f"A config is a dict, a YAML file or a preset such as ethanol-tiny, got {type(config).__name__}."
+        )
+    if not isinstance(data, str | Path | Sequence | None) or any(not isinstance(a, Atoms) for a in _in_memory(data)):
+        raise ConfigError(
+            f"Data are a list of `ase.Atoms`, a file, or a data set's name, got {type(data).__name__} {data!r:.60}."
+        )
     if isinstance(config, str | Path):
         config = open_config(str(config), [])
     document = config.model_dump(mode="json") if isinstance(config, Config) else dict(config)
@@ -111,12 +119,16 @@ def resolve(config: Config | Mapping[str, Any] | str | Path, data: Sequence[Atom
     return load_config(document)
 
 
+def _in_memory(data: Sequence[Atoms] | str | Path | None) -> Sequence[Atoms]:
+    return () if data is None or isinstance(data, str | Path) else data
+
+
 def whole_numbers(option: str, text: str) -> list[int]:
     """The whole numbers of a comma-separated option; raises ``ConfigError`` for anything else."""
     try:
         return [int(word) for word in text.split(",")]
     except ValueError as error:
-        raise ConfigError(f"`{option}` wants whole numbers separated by commas, got `{text}`.") from error
+        raise ConfigError(f"`{option}` wants whole numbers separated by commas, got {text!r}.") from error
 
 
 def check_folder(config: Config, folder: Path, *, restart: bool) -> str | None:

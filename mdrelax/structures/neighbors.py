@@ -81,8 +81,8 @@ class VerletList:
 
     def __init__(self, cutoff: float, skin: float = 0.5) -> None:
         _check_cutoff(cutoff)
-        if not 0 <= skin < math.inf:
-            raise ValueError(f"`skin` must be a length >= 0 in Angstrom, got {skin}; 0.5 suits molecular dynamics.")
+        if not isinstance(skin, int | float) or not 0 <= skin < math.inf:
+            raise ValueError(f"`skin` must be a length >= 0 in Angstrom, got {skin!r}; 0.5 suits molecular dynamics.")
         self.cutoff = cutoff
         self.skin = skin
         self.searches = 0  # how often the list was built

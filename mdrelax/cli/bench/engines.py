@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mdrelax.cli.ending import resumes
-from mdrelax.cli.output import keep_table, tell_table
+from mdrelax.cli.output import PRECISIONS, keep_table, one_of, refuse, tell_table
 
 
 def lammps(
@@ -24,7 +24,7 @@ def lammps(
     from mdrelax.runs.inputs import whole_numbers
 
     boxes, numbers = whole_numbers("--sides", sides), whole_numbers("--ranks", ranks)
-    options = ["--halo", halo, "--dtype", dtype]
+    options = ["--halo", one_of("--halo", halo, ("exchange", "wide")), "--dtype", one_of("--dtype", dtype, PRECISIONS)]
     table = costs(boxes, numbers, out, steps=steps, options=options, tell=typer.echo)
     tell_table(table, ".4g")
     work = f"NVE steps of water with an untrained tiny Equiformer, {dtype}, {halo}"
@@ -38,15 +38,15 @@ def lammps_nve(
     ),
     side: Annotated[int, typer.Option(min=1, help="Molecules of water along each side: 12 is 5,184 atoms.")] = 12,
     ranks: Annotated[int, typer.Option(min=1, help="MPI ranks of the LAMMPS run.")] = 2,
-    picoseconds: Annotated[float, typer.Option("--ps", help="Length of each run.")] = 2.0,
+    picoseconds: Annotated[float, typer.Option("--ps", min=0, help="Length of each run.")] = 2.0,
     chunk: Annotated[int, typer.Option(min=10, help="Steps between stored states, a multiple of 10.")] = 200,
     model: Annotated[Path | None, typer.Option(help="A model of H and O; default: a small untrained one.")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
 ) -> None:
     """Compare the energy drift of an NVE run of water in LAMMPS with that in ASE, from the same start."""
     from mdrelax.analysis.benchmarks.lammps import drifts
-    from mdrelax.cli.output import refuse
 
+    one_of("--dtype", dtype, PRECISIONS)
     if chunk % 10:
         refuse(f"`--chunk` must be a multiple of 10, got {chunk}.")
     table = drifts(
@@ -64,6 +64,7 @@ def torch_sim(
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
 ) -> None:
     """Time NVE of many molecules at once in torch-sim, and one by one in ASE."""
+    one_of("--dtype", dtype, PRECISIONS)
     from mdrelax.analysis.benchmarks.torchsim import batching_gain
 
     table = batching_gain(out, copies=copies, steps=steps, repeats=repeats, dtype=dtype)
@@ -74,7 +75,7 @@ def torch_sim(
 
 def lammps_paper(
     per_gpu: Annotated[int, typer.Option(min=1, help="Atoms on each GPU.")] = 100_000,
-    memory: Annotated[float, typer.Option("--kib", help="KiB of memory per atom, as `bench lammps` measures it.")] = (
+    memory: Annotated[float, typer.Option("--kib", min=0, help="KiB of memory per atom, as in `bench lammps`.")] = (
         150.0
     ),
 ) -> None:

@@ -8,6 +8,7 @@ import typer
 from mdrelax.cli.bench.studies import changes_of, report_pack_study, run_pack_study, say_validation
 from mdrelax.cli.ending import resumes
 from mdrelax.cli.options import (
+    Epochs,
     Jobs,
     Launcher,
     OnlyReport,
@@ -42,9 +43,7 @@ def modelnet(
     seeds: Seeds = "0,1,2",
     lambdas: Annotated[str, typer.Option(help="Comma-separated penalty weights; none: the recipe's.")] = "",
     protocol: Annotated[str, typer.Option(help="Rotations in training/test: z/z, z/SO3 or SO3/SO3.")] = "SO3/SO3",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training set; the default is the recipe's.")] = (
-        None
-    ),
+    epochs: Epochs = None,
     recipe: Annotated[str, typer.Option(help="small (for one core) or published.")] = "small",
     override: Override = None,
     jobs: Jobs = 0,
@@ -57,12 +56,14 @@ def modelnet(
 ) -> None:
     """Train vector-neuron networks on rotated shapes, standard and relaxed; write tables and figures."""
     from mdrelax.analysis.studies import modelnet as study
+    from mdrelax.datasets.modelnet import require_modelnet
     from mdrelax.packs.recipes import recipe as shipped
     from mdrelax.runs.inputs import whole_numbers
 
     if only_report:
         report_pack_study(study, out)
         return
+    require_modelnet(data)
     crew = workers(out, jobs=jobs, threads=threads, ranks=ranks, launcher=launcher, slurm=slurm)
     base = {**shipped("modelnet", network, recipe), "data": data, "protocol": protocol}
     numbers = whole_numbers("--seeds", seeds)

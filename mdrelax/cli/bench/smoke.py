@@ -7,7 +7,7 @@ import typer
 
 from mdrelax.cli.bench.studies import changes_of, report_pack_study, run_pack_study, say_validation
 from mdrelax.cli.ending import resumes
-from mdrelax.cli.options import Jobs, Launcher, OnlyReport, Override, RanksOfRun, Seeds, Slurm, Threads, workers
+from mdrelax.cli.options import Epochs, Jobs, Launcher, OnlyReport, Override, RanksOfRun, Seeds, Slurm, Threads, workers
 from mdrelax.cli.output import keep_table, tell_table
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def smoke(
     ] = "table",
     seeds: Seeds = "0",
     levels: Annotated[str, typer.Option(help="Of a graded set: comma-separated levels.")] = "0,1,2,3,4,5,6,7,8,9",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training set; the default is the recipe's.")] = (
-        None
-    ),
+    epochs: Epochs = None,
     recipe: Annotated[str, typer.Option(help="small (for one core) or published.")] = "small",
     override: Override = None,
     jobs: Jobs = 0,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mdrelax.cli.options import Override
-from mdrelax.cli.output import keep_table, refuse, tell_table
+from mdrelax.cli.output import PRECISIONS, keep_table, one_of, refuse, tell_table
 
 
 def speed(
@@ -27,17 +27,18 @@ def speed(
         Path, typer.Option(envvar="MDRELAX_PEERS", help="Folder with a virtual environment for each peer.")
     ] = Path(".peers"),
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    repeats: Annotated[int, typer.Option(help="Steps of each implementation that are timed, in turns.")] = 15,
+    repeats: Annotated[int, typer.Option(min=1, help="Steps of each implementation that are timed, in turns.")] = 15,
     seconds: Annotated[
-        float, typer.Option(help="An implementation stops after this many seconds of timed steps, not before three.")
+        float,
+        typer.Option(min=0, help="An implementation stops after so many seconds of timed steps, not before three."),
     ] = 20.0,
-    longest: Annotated[float, typer.Option(help="Seconds without a response after which a case is dropped.")] = 300.0,
+    longest: Annotated[float, typer.Option(min=0, help="Seconds without a response that end a case.")] = 300.0,
     memory: Annotated[
         float | None,
-        typer.Option(help="GB that an implementation may use; never more than 70 % of the memory free otherwise."),
+        typer.Option(min=0, help="GB that an implementation may use, at most 70 % of the memory free otherwise."),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Threads of each implementation; default: from the environment.")
+        int | None, typer.Option(min=1, help="Threads of each implementation; default: from the environment.")
     ] = None,
     compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Time compiled networks too.")] = False,
     list_names: Annotated[bool, typer.Option("--list", help="Name the cases and implementations, and stop.")] = False,
@@ -57,7 +58,8 @@ def speed(
         typer.echo("cases: " + ", ".join(case.name for case in what))
         typer.echo("implementations: " + ", ".join(each.name for each in chosen))
         return
-    rules = Rules(repeats=repeats, seconds=seconds, dtype=_dtype(dtype), **benchmark.memory_rules(memory))
+    one_of("--dtype", dtype, PRECISIONS)
+    rules = Rules(repeats=repeats, seconds=seconds, dtype=dtype, **benchmark.memory_rules(memory))
 
     def write(result: benchmark.Speed) -> list[Path]:
         return benchmark.write_speed(result, out, command=command_line())
@@ -90,8 +92,8 @@ def operators(
 
 def backbones(
     out: Annotated[Path, typer.Option(help="Folder for backbones.csv and backbones.json.")] = Path("runs/speed"),
-    repeats: Annotated[int, typer.Option(help="Steps of each kind that are timed, in turns.")] = 15,
-    batch_size: Annotated[int, typer.Option(help="Ethanol molecules in a training step.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Steps of each kind that are timed, in turns.")] = 15,
+    batch_size: Annotated[int, typer.Option(min=1, help="Ethanol molecules in a training step.")] = 5,
 ) -> None:
     """Time training and MD steps of every potential on ethanol, standard and relaxed."""
     from mdrelax.analysis.benchmarks.backbones import backbone_times
@@ -145,10 +147,4 @@ def _case(name: str) -> str:
     known = [each for each, case in CASES.items() if case.kind in ("training", "md")]
     if name not in known:
         refuse(f"There is no case `{name}` to profile; {nearest_name(name, known)}")
-    return name
-
-
-def _dtype(name: str) -> str:
-    if name not in ("float32", "float64"):
-        refuse(f"`--dtype` must be float32 or float64, got `{name}`.")
     return name

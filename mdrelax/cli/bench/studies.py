@@ -12,6 +12,7 @@ from mdrelax.cli.ending import resumes
 from mdrelax.cli.options import (
     Arms,
     Compile,
+    Epochs,
     Jobs,
     Launcher,
     OnlyReport,
@@ -48,9 +49,7 @@ def nbody(
     seeds: Seeds = "0,1,2",
     layers: Annotated[str, typer.Option(help="Comma-separated numbers of layers.")] = "4",
     train_sizes: Annotated[str, typer.Option(help="Comma-separated numbers of training trajectories.")] = "3000",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training set; the default is the recipe's.")] = (
-        None
-    ),
+    epochs: Epochs = None,
     recipe: Annotated[
         str, typer.Option(help="tuned (ours, found on validation data), published, or ace, that of arXiv 2505.13631.")
     ] = "tuned",
@@ -100,8 +99,8 @@ def nbody_md(
         "runs/nbody-md"
     ),
     system: Annotated[str, typer.Option(help="charged, gravity or springs.")] = "charged",
-    starts: Annotated[int, typer.Option(help="Trajectories, each from a start that is in no training set.")] = 10,
-    duration: Annotated[float, typer.Option(help="Length in the simulator's unit of time (10.18 fs).")] = 2.0,
+    starts: Annotated[int, typer.Option(min=1, help="Trajectories; no start is in a training set.")] = 10,
+    duration: Annotated[float, typer.Option(min=0, help="Length in the simulator's unit of time (10.18 fs).")] = 2.0,
 ) -> None:
     """Simulate particles with a trained force field and with the exact potential, and compare."""
     from mdrelax.analysis.studies.nbody_dynamics import write_comparison

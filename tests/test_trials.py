@@ -1,0 +1,62 @@
+"""The trials of tests/trials, a short slice of each with a fixed seed, and that a trial finds what is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from command_line import ROOT, shell
+from trials.bad_words import VERBS, commands
+from trials.sameness import differences
+from trials.verbs import VERBS as KILLED
+
+TRIALS = ROOT / "tests" / "trials"
+
+
+def trial(name: str, out: Path, *options: str) -> dict[str, object]:
+    """Run a trial as its users do; the content of its result file."""
+    _, environment = shell()
+    command = [sys.executable, str(TRIALS / f"{name}.py"), "--out", str(out), *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    return json.loads(out.read_text())
+
+
+@pytest.mark.slow
+def test_two_hundred_bad_inputs_are_two_hundred_sentences(tmp_path: Path) -> None:
+    """Of every verb and every kind some, none accepted, none with a traceback."""
+    found = trial("inputs", tmp_path / "inputs.json", "--seed", "28", "--minutes", "30", "--cases", "200")
+    assert found["findings"] == []
+    assert found["cases"] == 200
+
+
+def test_bad_calls_from_python_are_sentences(tmp_path: Path) -> None:
+    """Calculators, readers, dynamics and trainings, all of them."""
+    found = trial("inputs", tmp_path / "inputs.json", "--seed", "28", "--minutes", "5", "--only", "Python")
+    assert found["findings"] == []
+    assert found["cases"] > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", KILLED)
+def test_a_killed_command_is_resumed_to_the_same_bits(tmp_path: Path, verb: str) -> None:
+    """Three kills of each; longer trials are commands."""
+    options = ["--seed", "28", "--minutes", "30", "--kills", "3", "--verbs", verb]
+    found = trial("kills", tmp_path / "kills.json", *options)
+    assert found["findings"] == []
+
+
+def test_every_verb_is_tried_with_bad_inputs() -> None:
+    """A new verb gets its row in trials/bad_words.py."""
+    from mdrelax.cli import app
+
+    assert {name for name, _ in commands(app)} == VERBS.keys()
+
+
+def test_a_lost_a_changed_and_a_leftover_file_are_differences() -> None:
+    """The three things that a resumed run may do wrong with a file."""
+    assert differences({"a": "1", "b": "2", ".a.part": ""}, {"a": "1", "b": "3", "c": "4"}) == [
+        "`.a.part` is left behind", "`c` is missing", "`b` differs",
+    ]  # fmt: skip
