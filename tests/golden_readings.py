@@ -28,7 +28,7 @@ from mdrelax.engines.ase import MDRelaxCalculator
 from mdrelax.engines.committee import CommitteeCalculator
 from mdrelax.engines.md_files import read_state
 from mdrelax.modelfile import load_model
-from mdrelax.packs.arm_runs import load_run, read_result
+from mdrelax.packs.arm_runs import read_result
 from mdrelax.packs.modelnet.model_file import load_network
 from mdrelax.packs.nbody.networks import NBodySEGNN
 from mdrelax.packs.nbody.run import NBodyRun
@@ -38,6 +38,7 @@ from mdrelax.runs.config import load_config
 from mdrelax.runs.config_changes import read_saved
 from mdrelax.runs.train import run_training
 from mdrelax.training.checkpoint import load_checkpoint
+from mdrelax.training.folders import load_run
 from mdrelax.training.trainer import CHECKPOINT_DEFAULTS, CHECKPOINT_KEYS
 from small_runs import clusters
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from hostile import is_one_sentence
+from hostile import forged, is_one_sentence
 from mdrelax import potentials
+from mdrelax.base.containers import ModelFileError, read_container
 from mdrelax.base.sealed import SEAL, seal, unseal
 from mdrelax.datasets.journal import Journal
 from mdrelax.engines.md_files import read_state
-from mdrelax.runs.checkpoints import open_checkpoint
+from mdrelax.runs.checkpoints import open_checkpoint, project_checkpoint
 from mdrelax.runs.network import read_network
 from mdrelax.training.checkpoint import CheckpointError
 
@@ -124,3 +125,19 @@ def test_a_network_that_cannot_be_built_is_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="cannot build") as caught:
             open_checkpoint(run, potentials)
         assert is_one_sentence(caught.value)
+
+
+def test_reference_energies_are_projected_from_the_model_file(tmp_path: Path) -> None:
+    """They were fitted after the last checkpoint; the hash of the model file tells that they are still the same."""
+    run = shutil.copytree(GOLDEN / "relaxed", tmp_path / "run")
+    path, out = run / "model.safetensors", tmp_path / "out.safetensors"
+    header, tensors = read_container(path)
+    moved = tensors["reference_energies"] + 1.5
+    forged(path, header, {**tensors, "reference_energies": moved})
+    project_checkpoint(run, out, potentials)
+    assert read_container(out)[1]["reference_energies"].tolist() == moved.tolist()
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ModelFileError, match="was altered"):
+        project_checkpoint(run, out, potentials)

@@ -3,15 +3,13 @@
 Runs of versions without network.json rebuild their network from their data.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-import torch
 
-from mdrelax.base.containers import rebuilt
+from mdrelax.base.containers import read_container, rebuilt
 from mdrelax.base.states import load_exactly
 from mdrelax.forces.dispersion import without_dispersion
 from mdrelax.forces.forcefield import ForceField
@@ -27,11 +25,10 @@ from mdrelax.runs.inputs import load_parts
 from mdrelax.runs.network import NETWORK_FILE, NetworkFile, Networks, Untrained, read_network
 from mdrelax.runs.pretrain import second_stage
 from mdrelax.runs.refused import cause_of_failure
-from mdrelax.runs.train import certified, data_frames, kept_structures, model_card
+from mdrelax.runs.train import MODEL, certified, data_frames, kept_structures, model_card
 from mdrelax.runs.untrained import network_arguments, new_force_field
 from mdrelax.training.averages import Ema
 from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, refuse_impossible
-from mdrelax.training.folders import RESULTS
 from mdrelax.training.settings import relax
 from mdrelax.training.trainer import CHECKPOINT_DEFAULTS, CHECKPOINT_KEYS, TrainingError
 
@@ -124,12 +121,12 @@ def project_checkpoint(folder: Path, output: Path, networks: Networks) -> Certif
 
 
 def _take_references(network: ForceField, folder: Path, *, best_step: int) -> None:
-    """Those of results.json, if it is about the same step."""
-    path = folder / RESULTS
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if found.get("best_step") == best_step and "reference_energies_eV" in found:
-        energies = [found["reference_energies_eV"][str(z)] for z in network.elements]
-        network.reference_energies.copy_(torch.tensor(energies, dtype=torch.float64))
+    """Those of the run's model file, if it is of the same step: its hash tells that they are as they were fitted."""
+    path = folder / MODEL
+    if path.is_file():
+        header, tensors = read_container(path)
+        if header["card"].get("best_step") == best_step and header["elements"] == list(network.elements):
+            network.reference_energies.copy_(tensors["reference_energies"])
 
 
 def projection_gap(folder: Path, thetas: Sequence[float], networks: Networks) -> pd.DataFrame:
