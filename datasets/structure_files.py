@@ -32,6 +32,19 @@ def read_structures(path: Path) -> "list[Atoms]":
     return structures
 
 
+def last_structure(path: Path) -> "tuple[Atoms, int]":
+    """The last structure of a file, and how many it has; raises ``ValueError`` for positions without a number."""
+    import numpy as np
+
+    from mdrelax.base.places import frame_name
+
+    structures = read_structures(path)
+    if not np.isfinite(structures[-1].positions).all():
+        place = frame_name(len(structures) - 1, path.name)
+        raise ValueError(f"Positions in {place} are NaN or infinite; take a structure from before that.")
+    return structures[-1], len(structures)
+
+
 def spread(items: Sequence[Item], number: int) -> list[Item]:
     """A number of evenly spaced items, including the first and the last; all if there are fewer."""
     count = min(number, len(items))

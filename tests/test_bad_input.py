@@ -194,6 +194,17 @@ def test_an_unknown_element_is_refused(tmp_path, monkeypatch, model, verb):
     assert_one_sentence(said, DATA, "Atomic numbers [7] are unknown to this model, which was trained on [1, 8]")
 
 
+@pytest.mark.parametrize("verb", ["md", "vibrations"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_structure_without_positions_is_named(tmp_path, model, verb, value):
+    """`md` ended in "LinAlgError: SVD did not converge"."""
+    ase.io.write(tmp_path / "n.extxyz", Atoms("OH", [(0, 0, 0), (0, 0, value)]))
+    out = ["--out", tmp_path / "v"] if verb == "vibrations" else ["--trajectory", tmp_path / "t.traj"]
+    log = ["--log", tmp_path / "l.csv"] if verb == "md" else []
+    said = mdrelax(verb, model, tmp_path / "n.extxyz", *out, *log)
+    assert_one_sentence(said, DATA, "Positions in frame 0 of `n.extxyz` are NaN or infinite")
+
+
 @pytest.mark.parametrize("verb", ["info", "md", "predict", "audit"])
 @pytest.mark.parametrize(
     ("content", "message"),

@@ -265,3 +265,12 @@ def test_eval_draws_the_calibration_of_a_committee(trained: Path, source: Path, 
     results = CommitteeCalculator.from_file(trained).calculate_many(structures)
     error = np.array([r["forces"] - a.arrays["REF_forces"] for r, a in zip(results, structures, strict=True)])
     assert found["errors"]["forces_mae_meV_per_A"] == pytest.approx(1e3 * abs(error).mean(), rel=1e-4)
+
+
+def test_a_member_that_was_killed_before_its_report_is_not_finished(tmp_path):
+    """The resumed command left it without report and plots for ever."""
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "model.safetensors").touch()
+    assert _finished(tmp_path) is None
+    (tmp_path / "report.html").touch()
+    assert _finished(tmp_path) == "there are no test frames"

@@ -97,9 +97,12 @@ while done < 30:
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     """A file where a folder should be: one sentence, and no traceback."""
     (tmp_path / "out").write_text("")
-    with pytest.raises(OSError, match="File exists") as caught, locked_folder(tmp_path / "out"):
+    with pytest.raises(OSError, match="a folder of this path is a file") as caught, locked_folder(tmp_path / "out"):
         pass
-    assert caught.value.strerror == f"`{tmp_path / 'out'}` cannot be written to (File exists); choose another folder."
+    assert (
+        caught.value.strerror
+        == f"`{tmp_path / 'out'}` cannot be written to (a folder of this path is a file); choose another folder."
+    )
     with pytest.raises(OSError, match="choose another file"), locked_file(tmp_path / "out" / "md.csv"):
         pass
 

@@ -38,12 +38,12 @@ def check_options(*, method: str, delta: float, fmax: float) -> None:
 def only_structure(path: Path) -> "Atoms":
     """The structure of a file, the last of several, without labels and constraints."""
     from mdrelax.analysis.geometry import bare
-    from mdrelax.datasets.structure_files import read_structures
+    from mdrelax.datasets.structure_files import last_structure
 
-    structures = read_structures(path)
-    if len(structures) > 1:
-        typer.echo(f"`{path}` holds {len(structures)} structures; the last is taken.")
-    return bare(structures[-1])
+    last, number = last_structure(path)
+    if number > 1:
+        typer.echo(f"`{path}` holds {number} structures; the last is taken.")
+    return bare(last)
 
 
 def double_precision(model: Path) -> "MDRelaxCalculator":

@@ -92,12 +92,12 @@ def _equilibrated(atoms: "Atoms", **settings: Any) -> "Atoms":
 
 def _last(path: Path) -> "Atoms":
     """The structure of a file; of several, the last, which is said."""
-    from mdrelax.datasets.structure_files import read_structures
+    from mdrelax.datasets.structure_files import last_structure
 
-    structures = read_structures(path)
-    if len(structures) > 1:
-        typer.echo(f"`{path}` has {len(structures)} structures; the last one is taken.")
-    return structures[-1]
+    last, number = last_structure(path)
+    if number > 1:
+        typer.echo(f"`{path}` has {number} structures; the last one is taken.")
+    return last
 
 
 def _stop(model: Path, limit: float | None) -> "Callable[[Atoms], str]":

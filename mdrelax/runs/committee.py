@@ -105,8 +105,8 @@ def _command(place: Path) -> list[str]:
 
 
 def _finished(place: Path) -> str | None:
-    """A line on the errors of a finished member."""
-    if not ((place / RESULTS).is_file() and (place / "model.safetensors").is_file()):
+    """A line on the errors of a finished member, of whose files the report is the last."""
+    if not all((place / name).is_file() for name in (RESULTS, "model.safetensors", "report.html")):
         return None
     return errors_in_words(_read(place))
 

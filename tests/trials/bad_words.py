@@ -81,6 +81,7 @@ OWN_STEPS = {  # options that mean something at any value, or whose meaning depe
     "--energy-key", "--forces-key", "--stress-key",
 }  # fmt: skip
 ANY_SEED = {"--seed"}
+LISTS = {"runs", "data convert", "data split"}  # take any number of words
 
 
 class Option(NamedTuple):
@@ -126,8 +127,9 @@ def spoilt_words(app: typer.Typer) -> Iterator[Bad]:
     for name, function in commands(app):
         good = [*name.split(), *VERBS[name]]
         yield Bad("unknown option", [*good, "--nonsense"], ("--nonsense",))
-        yield Bad("too many words", [*good, "one", "two\u200b", "three"], ("one", "two"))
-        if VERBS[name] and not VERBS[name][0].startswith("--"):
+        if name not in LISTS:
+            yield Bad("too many words", [*good, "one", "two\u200b", "three"], ("one", "two"))
+        if name != "info" and VERBS[name] and not VERBS[name][0].startswith("--"):
             yield Bad("missing argument", name.split(), ("Missing",))
         for option in options(function):
             for kind, value in _bad_values(option):
