@@ -24,6 +24,7 @@ from mdrelax.forces.metrics import Predictions, errors
 from mdrelax.forces.physics import Physics
 from mdrelax.forces.spread import calibration
 from mdrelax.modelfile import ModelFileError, load_model
+from mdrelax.runs.committee import _finished
 from mdrelax.runs.config import load_config
 from mdrelax.runs.train import run_training
 from molecules import ELEMENTS, crystal, ethanol, rattled, tiny_force_field

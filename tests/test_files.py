@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,14 @@ def test_a_file_that_several_processes_write_has_a_part_of_its_own_for_each(tmp_
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
     with np.load(tmp_path / "a.npz", allow_pickle=False) as archive:
         assert archive["x"].tolist() == [0, 0, 0]  # the outer block ends last
+
+
+def test_remains_of_shared_files_are_removed_a_day_later(tmp_path: Path) -> None:
+    """Each killed writer of a cache left a file of another name, for ever; a younger one may be at work."""
+    young, old = tmp_path / ".x.npz.0123abcd.part", tmp_path / ".x.npz.4567abcd.part"
+    for part in (young, old):
+        part.write_bytes(b"half")
+    os.utime(old, (time.time() - 90_000,) * 2)
+    with whole_file(tmp_path / "x.npz", shared=True) as file:
+        file.write(b"whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [young.name, "x.npz"]

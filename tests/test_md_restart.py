@@ -13,6 +13,7 @@ from ase.calculators.emt import EMT
 from ase.io import read
 
 from command_line import mdrelax
+from mdrelax.cli import CONFIG
 from mdrelax.engines import md
 from mdrelax.engines.md import MDResult, run_md
 from untrained_models import saved
@@ -136,3 +137,20 @@ def test_the_command_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert json.loads((tmp_path / "md.csv.restart").read_text())["step"] == 40
     assert mdrelax(*command, "--ps", "0.005", "--overwrite").code == 0
     assert json.loads((tmp_path / "md.csv.restart").read_text())["step"] == 10
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_run_that_was_killed_before_its_first_state_begins_again(tmp_path, rows):
+    """Log and trajectory may have the start, and the resuming command refused them; with more it still does."""
+    model, water = saved(tmp_path / "m.safetensors", 1, 8), tmp_path / "water.xyz"
+    water.write_text("3\n\nO 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n")
+    log, frames = tmp_path / "l.csv", tmp_path / "t.extxyz"
+    command = ["md", model, water, "--ps", "0.005", "--temperature", "1", "--log", log, "--trajectory", frames]
+    assert mdrelax(*command).code == 0
+    whole = log.read_bytes(), frames.read_bytes()
+    assert len(whole[0].splitlines()) == 3  # the header, steps 0 and 10
+    log.with_name("l.csv.restart").unlink()
+    assert mdrelax(*command, "--restart", "auto").code == CONFIG
+    log.write_bytes(b"".join(whole[0].splitlines(keepends=True)[: 1 + rows]))
+    assert mdrelax(*command, "--restart", "auto").code == 0
+    assert (log.read_bytes(), frames.read_bytes()) == whole

@@ -6,12 +6,14 @@ A file is written under another name, synced to the disk and moved over the old 
 
 import contextlib
 import datetime
+import glob
 import itertools
 import json
 import os
 import secrets
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,7 @@ else:
 
 __all__ = ["InUseError", "locked_file", "locked_folder", "whole_file", "write_atomically"]
 
+REMAINS = 86_400  # seconds after which a temporary file of a unique name is nobody's
 ATTEMPTS = 100  # to make a lock file in a folder that others remove; where none can be made (/proc) it is never there
 
 _held: dict[Path, int] = {}  # lock file -> the thread of this process that holds it
@@ -48,12 +51,15 @@ def whole_file(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
 
     On any failure (a full disk, Ctrl-C) the old file stays and no temporary file remains; the ``strerror`` of an
     ``OSError`` is a sentence with the reason. The temporary file always has the same name, so that the remains of a
-    killed process are overwritten; with ``shared`` its name is unique, so that several processes may write ``path``.
+    killed process are overwritten; with ``shared`` its name is unique, so that several processes may write ``path``, and such
+    remains are removed a day later.
     """
     own = f".{secrets.token_hex(4)}" if shared else ""
     part = path.with_name(f".{path.name}{own}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if shared:
+            _remove_remains(path)
         with part.open("wb") as file:
             yield file
             file.flush()
@@ -67,6 +73,14 @@ def whole_file(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
                 error.errno, f"`{path}` could not be written ({_reason(error)}); an older one is unchanged."
             ) from error
         raise
+
+
+def _remove_remains(path: Path) -> None:
+    """Remove the temporary files of processes that were killed while they wrote ``path``."""
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > REMAINS:
+                old.unlink()
 
 
 def _reason(error: OSError) -> str:

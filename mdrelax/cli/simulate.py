@@ -164,14 +164,17 @@ def _outputs(*paths: Path, state: Path, overwrite: bool, restart: bool) -> "Iter
             refuse(
                 f"`{state}` is the state of a run: continue it with `--restart auto`, or replace it (`--overwrite`)."
             )
-        elif not (restart and _is_empty(*paths)):
+        elif not (restart and _has_not_begun(log=paths[1])):
             refuse_existing(*paths)
         yield
 
 
-def _is_empty(trajectory: Path, log: Path) -> bool:
-    """True for the files of a run that was killed before its first step."""
-    return not trajectory.exists() and log.is_file() and len(log.read_bytes().splitlines()) <= 1
+def _has_not_begun(log: Path) -> bool:
+    """True if a run was killed before its first step, when its log has the start at most, and it had no state yet."""
+    from mdrelax.engines.md_files import LOG_COLUMNS
+
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else ["no log"]
+    return len(lines) <= 2 and ",".join(LOG_COLUMNS).startswith("".join(lines[:1]))
 
 
 def refuse_existing(*outputs: Path) -> None:

@@ -131,6 +131,17 @@ def whole_numbers(option: str, text: str) -> list[int]:
         raise ConfigError(f"`{option}` wants whole numbers separated by commas, got {text!r}.") from error
 
 
+def numbers_of(option: str, text: str) -> list[float]:
+    """The finite numbers of a comma-separated option; raises ``ConfigError`` for anything else."""
+    try:
+        found = [float(word) for word in text.split(",")]
+    except ValueError:
+        found = [math.nan]
+    if not all(map(math.isfinite, found)):
+        raise ConfigError(f"`{option}` wants finite numbers separated by commas, got {text!r}.")
+    return found
+
+
 def check_folder(config: Config, folder: Path, *, restart: bool) -> str | None:
     """A sentence to print if the folder contains a run that is made longer, else None.
 

@@ -206,7 +206,9 @@ LABELS = {
     "key of a thousand letters",
 }
 OF_LABELS = {"data stats", "data check", "data convert", "eval"}  # the rest need none
-OF_MODELS = {"singular lattice", "tiny lattice", "atoms at one point", "no atoms"}  # data may be so; a model refuses
+OF_MODELS = {  # data may be so; a model refuses
+    "singular lattice", "tiny lattice", "atoms at one point", "no atoms", "lattice of NaN",
+}  # fmt: skip
 
 
 def spoilt_frames(folder: Path) -> Iterator[Bad]:

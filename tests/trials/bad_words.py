@@ -136,7 +136,7 @@ def spoilt_words(app: typer.Typer) -> Iterator[Bad]:
                 yield Bad(
                     kind,
                     [*good, option.name, value],
-                    (option.name, option.name.strip("-").replace("-", "_"), value[:40]),
+                    (option.name, option.name.strip("-").replace("-", "_"), value[:40], repr(value)[1:-1]),
                 )
         yield from _without_value(good, function)
     yield Bad("unknown verb", ["trian", "x.yaml"], ("trian",))

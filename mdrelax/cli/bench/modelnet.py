@@ -58,7 +58,7 @@ def modelnet(
     from mdrelax.analysis.studies import modelnet as study
     from mdrelax.datasets.modelnet import require_modelnet
     from mdrelax.packs.recipes import recipe as shipped
-    from mdrelax.runs.inputs import whole_numbers
+    from mdrelax.runs.inputs import numbers_of, whole_numbers
 
     if only_report:
         report_pack_study(study, out)
@@ -70,7 +70,7 @@ def modelnet(
     changes = changes_of(QUICK if quick else [], epochs, override)
     if quick:
         numbers, arms = numbers[:1], "all"
-    weights = [float(text) for text in lambdas.split(",")] if lambdas else [base["relaxation"]["weight"]]
+    weights = numbers_of("--lambdas", lambdas) if lambdas else [base["relaxation"]["weight"]]
     chosen = ABLATIONS if arms == "all" else arms
     runs = study.STUDY.plan(base, arms=chosen.split(","), seeds=numbers, levels={"penalty": weights}, overrides=changes)
     run_pack_study(study, runs, out, crew)
