@@ -53,6 +53,12 @@ def test_an_unknown_key_names_the_nearest(section, key, nearest):
         load_config(with_key(section, key, 1))
 
 
+def test_a_number_is_not_true_or_false():
+    """`batch_size: true` was a batch of one."""
+    with pytest.raises(ConfigError, match=r"`training\.batch_size`: input should be a number, got True"):
+        load_config({"data": {"source": "x"}, "training": {"batch_size": True}})
+
+
 def test_an_unknown_section_names_the_nearest():
     """At the top level too."""
     with pytest.raises(ConfigError, match=r"Unknown config key `trainig`; did you mean `training`\?"):

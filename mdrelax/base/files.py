@@ -51,7 +51,7 @@ def whole_file(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
 
     On any failure (a full disk, Ctrl-C) the old file stays and no temporary file remains; the ``strerror`` of an
     ``OSError`` is a sentence with the reason. The temporary file always has the same name, so that the remains of a
-    killed process are overwritten; with ``shared`` its name is unique, so that several processes may write ``path``, and such
+    killed process are overwritten; with ``shared`` its name is unique, so that several may write ``path``, and its
     remains are removed a day later.
     """
     own = f".{secrets.token_hex(4)}" if shared else ""

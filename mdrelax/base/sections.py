@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from mdrelax.base.documents import DocumentError, read_document
 from mdrelax.base.names import nearest_name
@@ -23,9 +23,18 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, no unknown keys, no infinite numbers."""
+    """Base of all sections: frozen, no unknown keys, no infinite numbers, no number that is true or false."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`batch_size: true` would be 1."""
+        kind = str(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and "bool" not in kind and ("int" in kind or "float" in kind):
+            raise ValueError(f"input should be a number, got {value}")
+        return value
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
