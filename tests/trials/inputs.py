@@ -218,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
             wrong = wrong_call(case.call) if isinstance(case, Call) else bench.wrong(case)
             slowest = max(slowest, time.monotonic() - since)
             if wrong:
-                found.report(_verb(case), f"{case.kind}: {wrong}", _portable(case, folder))
+                found.report(_verb(case), f"{case.kind}: {wrong}".replace(f"{folder}/", ""), _portable(case, folder))
         os.chdir("/")
         found.notes = {"made": len(cases), "slowest_seconds": round(slowest, 1)}
     return found.finish(options.out)

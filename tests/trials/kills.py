@@ -82,6 +82,7 @@ class Case:
         """A finding, with the history of this case."""
         launcher = "torchrun --nproc-per-node 2 -m " if self.verb.ranks > 1 else ""
         command = f"`{launcher}mdrelax {' '.join(self.verb.words)}`"
+        what = what.replace(f"{self.folder.parent}/", "")
         self.found.report(self.name, what, f"{command}: {'; '.join(self.told) or 'undisturbed'}; then resumed")
 
     def kill(self, how: Kill) -> bool:
