@@ -1,7 +1,6 @@
 """Whether two folders of results are the same, bit for bit, but for what a clock measured.
 
-Names of files have to be the same, so that nothing temporary may be left (but parts of a cache that several processes
-share, which are removed a day later); contents are compared by kind:
+Names of files have to be the same, so that nothing temporary may be left but what ``REMAINS`` names; contents are compared by kind:
 
 | files | what is compared |
 | --- | --- |
@@ -30,7 +29,9 @@ MEASURED = {
     "command", "cpu_minutes", "cpu_seconds", "date", "earlier_commands", "peak_MB", "seconds", "time_s",
 }  # fmt: skip
 ONLY_THERE = {".html", ".log", ".md", ".png"}
-REMAINS = re.compile(r"/\..*\.[0-9a-f]{8}\.part$")  # of killed writers of a cache: the next removes them a day later
+# A killed writer of a shared cache leaves a part, which the next one removes a day later; a lock file without its owner
+# locks nothing.
+REMAINS = re.compile(r"/\..*\.[0-9a-f]{8}\.part$|(^|/)\.([^/]*\.)?lock$")
 DATE = re.compile(rb"\d{4}-\d\d-\d\d")
 
 
