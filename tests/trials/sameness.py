@@ -1,6 +1,7 @@
 """Whether two folders of results are the same, bit for bit, but for what a clock measured.
 
-Names of files have to be the same, so that nothing temporary may be left but what ``REMAINS`` names; contents are compared by kind:
+Names of files have to be the same, so that nothing temporary may be left but what ``REMAINS`` names; contents are
+compared by kind:
 
 | files | what is compared |
 | --- | --- |
