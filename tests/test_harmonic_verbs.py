@@ -143,9 +143,9 @@ def test_eval_compares_vibrations_with_a_file(folder: Path, tmp_path: Path) -> N
     [
         ("vibrations", "copper.cif", [], DATA, "use `mdrelax phonons`"),
         ("vibrations", "water.xyz", ["--method", "exakt"], CONFIG, "must be exact or finite, got 'exakt'"),
-        ("vibrations", "water.xyz", ["--delta", "nan"], CONFIG, "`--delta` must be a displacement in A"),
+        ("vibrations", "water.xyz", ["--delta", "nan"], CONFIG, "`--delta` must be a finite number, got nan."),
         ("vibrations", "water.xyz", ["--fmax", "0"], CONFIG, "`--fmax` must be a force > 0"),
-        ("vibrations", "water.xyz", ["--temperature", "-1"], CONFIG, "`--temperature` must be >= 0 K"),
+        ("vibrations", "water.xyz", ["--temperature", "-1"], CONFIG, "Input should be greater than or equal to 0"),
         ("vibrations", "nowhere.xyz", [], DATA, "There is no file"),
         ("phonons", "water.xyz", [], DATA, "use `mdrelax vibrations` for a molecule"),
         ("phonons", "copper.cif", ["--supercell", "2,2"], CONFIG, "`--supercell` must be three whole numbers > 0"),

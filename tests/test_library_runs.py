@@ -185,7 +185,7 @@ def test_a_damaged_network_json_is_named(tmp_path: Path, finished: Path) -> None
     path.write_text(text[:100])
     with pytest.raises(CheckpointError, match=r"network.json` is damaged"):
         open_checkpoint(tmp_path / "run", potentials)
-    path.write_text(text.replace('"format_version": 1', '"format_version": 9'))
+    path.write_text(text.replace('"format_version": 2', '"format_version": 9'))
     with pytest.raises(CheckpointError, match="format version 9"):
         open_checkpoint(tmp_path / "run", potentials)
 

@@ -17,7 +17,6 @@ import yaml
 
 from mdrelax.analysis.benchmarks import ranks_worker
 from mdrelax.runs.config import load_config
-from mdrelax.runs.inputs import load_parts
 from mdrelax.runs.jobs import job_environment, on_ranks
 
 __all__ = ["ranks_config", "time_ranks"]
@@ -49,9 +48,8 @@ def time_ranks(
 ) -> pd.DataFrame:
     """One row for one process and one for ``ranks``: median times of a step over rounds, and the speed-up.
 
-    Raises ``RuntimeError`` with the last line of a training that failed, and as ``load_parts`` for its data.
+    Raises ``RuntimeError`` with the last line of a training that failed.
     """
-    load_parts(load_config(config).data)
     times: dict[int, list[float]] = {1: [], ranks: []}
     for number in range(rounds):
         for size, medians in times.items():

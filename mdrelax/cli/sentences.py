@@ -38,7 +38,7 @@ def one_line(message: str) -> str:
 
     >>> from mdrelax.cli.sentences import one_line
     >>> len(one_line(f"There is no file `{4000 * 'x'}`."))
-    139
+    137
     """
     return "\n".join(_shortened(line) for line in message.splitlines())
 

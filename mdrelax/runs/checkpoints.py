@@ -123,7 +123,7 @@ def project_checkpoint(folder: Path, output: Path, networks: Networks) -> Certif
 def _take_references(network: ForceField, folder: Path, *, best_step: int) -> None:
     """Those of the run's model file, if it is of the same step: its hash tells that they are as they were fitted."""
     path = folder / MODEL
-    if path.is_file():
+    if path.is_file() and not network.exact_lone_atoms:  # those have been fitted once, and are folded in the file
         header, tensors = read_container(path)
         if header["card"].get("best_step") == best_step and header["elements"] == list(network.elements):
             network.reference_energies.copy_(tensors["reference_energies"])

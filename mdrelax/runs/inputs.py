@@ -128,7 +128,7 @@ def whole_numbers(option: str, text: str) -> list[int]:
     try:
         return [int(word) for word in text.split(",")]
     except ValueError as error:
-        raise ConfigError(f"`{option}` wants whole numbers separated by commas, got {text!r}.") from error
+        raise ConfigError(f"`{option}` wants whole numbers separated by commas, got `{text}`.") from error
 
 
 def numbers_of(option: str, text: str) -> list[float]:
@@ -138,7 +138,7 @@ def numbers_of(option: str, text: str) -> list[float]:
     except ValueError:
         found = [math.nan]
     if not all(map(math.isfinite, found)):
-        raise ConfigError(f"`{option}` wants finite numbers separated by commas, got {text!r}.")
+        raise ConfigError(f"`{option}` wants finite numbers separated by commas, got `{text}`.")
     return found
 
 

@@ -70,6 +70,9 @@ VERBS: dict[str, list[str]] = {
     "bench lammps-nve": ["--out", "{new}"],
     "bench lammps-paper": [],
     "bench torch-sim": ["--out", "{new}"],
+    "bench long-md": ["--out", "{new}", "--data", "{new}"],
+    "bench long-md-run": ["0", "{model}", "{water}", "{new}"],
+    "bench pretrain": ["--out", "{new}", "--data", "{new}"],
 }
 
 NOT_WHOLE = ("abc", "1.5", "", "1e400", "٣²")

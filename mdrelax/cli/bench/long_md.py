@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mdrelax.cli.ending import resumes
 from mdrelax.cli.options import Jobs, OnlyReport
 from mdrelax.cli.output import refuse, write_text
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from mdrelax.analysis.benchmarks.long_run import LongRun
 
 
+@resumes
 def long_md(
     data: Annotated[
         Path | None, typer.Option(help="Folder with rmd17_MOLECULE_train_01.npz and _test_01.npz; default: fetched.")
@@ -77,6 +79,7 @@ def _pair(text: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
+@resumes
 def long_md_run(
     settings: Annotated[str, typer.Argument(help="The settings as JSON.")],
     model: Annotated[Path, typer.Argument(help="A model file, .pt2 if the settings say so.")],

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mdrelax.cli.bench.studies import has_compiler, train_and_tell
+from mdrelax.cli.ending import resumes
 from mdrelax.cli.options import (
     Compile,
     Jobs,
@@ -26,6 +27,7 @@ QUICK = [  # in miniature: the shipped frames and the smallest network
 ]  # fmt: skip
 
 
+@resumes
 def pretrain(
     data: Annotated[
         Path | None,

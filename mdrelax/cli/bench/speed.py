@@ -119,8 +119,11 @@ def ranks(
 ) -> None:
     """Time training steps of one process and of several by torchrun: `small`, relaxed, batches of 32 molecules."""
     from mdrelax.analysis.benchmarks.ranks import ranks_config, time_ranks
+    from mdrelax.runs.config import load_config
+    from mdrelax.runs.inputs import load_parts
 
     config = ranks_config(source, steps=steps, overrides=override or [])
+    load_parts(load_config(config).data)  # what it refuses is refused before processes start
     table = time_ranks(config, ranks=processes, rounds=rounds, threads=threads, tell=typer.echo)
     tell_table(table)
     size, name = config["training"]["batch_size"], config["potential"]["preset"]
