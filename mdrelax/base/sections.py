@@ -6,7 +6,7 @@ An unknown key is an error that names the nearest known one. A document is data,
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
@@ -26,11 +26,14 @@ class Section(BaseModel):
     """Base of all sections: frozen, no unknown keys, no infinite numbers, no number that is true or false."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    switches: ClassVar[frozenset[str]] = frozenset()  # numbers that may be true, 1, and false, 0
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """`batch_size: true` would be 1."""
+        if info.field_name in cls.switches:
+            return value
         kind = str(cls.model_fields[str(info.field_name)].annotation)
         if isinstance(value, bool) and "bool" not in kind and ("int" in kind or "float" in kind):
             raise ValueError(f"input should be a number, got {value}")

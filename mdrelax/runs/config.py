@@ -5,7 +5,7 @@ never code. Every default is written into the run's own config.yaml.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -93,6 +93,8 @@ class PotentialConfig(Section):
 
 class PhysicsConfig(Section):
     """The terms that are not learnt, see `mdrelax.forces.physics`."""
+
+    switches: ClassVar[frozenset[str]] = frozenset({"zbl"})
 
     zbl: float = Field(
         0.0,
