@@ -5,7 +5,6 @@ smaller one, unless a model file is named.
 Everything runs in processes of its own, as a user would start it.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -26,6 +25,7 @@ from mdrelax.analysis.benchmarks.structures import water_box
 from mdrelax.base import o3
 from mdrelax.base.files import write_atomically
 from mdrelax.base.seeds import numpy_generator
+from mdrelax.compiled import file_hash
 from mdrelax.engines.ase import MDRelaxCalculator
 from mdrelax.engines.md import energy_drift, thermal_momenta
 from mdrelax.forces.forcefield import ForceField
@@ -194,7 +194,7 @@ def drifts(
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = model or untrained_model(folder / "miniature.safetensors", cutoff=NEAR, **MINIATURE)
-    settings = {"side": side, "dtype": dtype, "model": hashlib.sha256(model.read_bytes()).hexdigest()}
+    settings = {"side": side, "dtype": dtype, "model": file_hash(model)}
     _refuse_others(folder / "settings.json", settings)
     atoms = write_water(folder / "water.data", side)
     steps = round(picoseconds * 1000 / FEMTOSECONDS)

@@ -33,8 +33,7 @@ from mdrelax.base.sections import ConfigError
 from mdrelax.runs.config import load_config
 from mdrelax.runs.config_changes import read_saved
 
-__all__ = ["BASE", "SIZES", "STUDY", "finished_runs", "learning_curve", "refuse_mixtures", "study_of",
-           "write_study"]  # fmt: skip
+__all__ = ["BASE", "SIZES", "STUDY", "finished_runs", "learning_curve", "study_of", "write_study"]
 
 SIZES = (50, 100, 200, 450, 950)
 BASE = [  # overrides of the preset rmd17-ethanol
@@ -90,6 +89,7 @@ def study_of(data: Path | None = None) -> Study:
         first="scratch",
         own_arms=False,
         budget=("data",),
+        seeds=("data.seed", "pretrain.seed"),
         shown={
             "molecule": plain("molecule"),
             "DFT frames": plain("n_train"),
@@ -125,18 +125,6 @@ def finished_runs(folder: Path) -> tuple[list[Done], list[str]]:
             continue
         done.append(Done(Run(name, factors, read_saved(place / "config.yaml")), results))
     return sorted(done, key=_order), begun
-
-
-def refuse_mixtures(runs: Sequence[Run], done: Sequence[Done]) -> None:
-    """As ``Study.refuse_mixtures``, of runs whose DFT frames and labels are drawn with their own seeds."""
-    STUDY.refuse_mixtures([_seedless(run) for run in runs], [each._replace(run=_seedless(each.run)) for each in done])
-
-
-def _seedless(run: Run) -> Run:
-    config = {**run.config, "data": {**run.config["data"], "seed": 0}}
-    if config["pretrain"] is not None:
-        config["pretrain"] = {**config["pretrain"], "seed": 0}
-    return run._replace(config=config)
 
 
 def _order(each: Done) -> tuple[int, int, int, int]:

@@ -96,11 +96,16 @@ def portable_config(config: Any) -> Any:
     return Path(config).name if isinstance(config, str) and Path(config).is_absolute() else config
 
 
-def recipe(config: Config) -> dict[str, Any]:
-    """The settings shared by all runs of an arm: the config without seed and settings that affect only speed."""
+def recipe(config: Config, *, seeds: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings shared by all runs of an arm: the config without seed and settings that affect only speed.
+
+    ``seeds`` are further keys, as ``section.key``, that follow a run's seed.
+    """
     known = {key: value for key, value in with_defaults(portable_config(config)).items() if key != "compile"}
-    training = {key: value for key, value in known["training"].items() if key not in ("seed", "compile")}
-    return {**known, "training": training}
+    for section, _, own in (name.partition(".") for name in ("training.seed", "training.compile", *seeds)):
+        if known[section] is not None:
+            known[section] = {key: value for key, value in known[section].items() if key != own}
+    return known
 
 
 def record(path: Path, done: Sequence[Done], unfinished: Sequence[str], summary: pd.DataFrame, command: str) -> str:

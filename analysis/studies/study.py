@@ -72,6 +72,7 @@ class Study(NamedTuple):
     first: str | None = None  # the arm that others are compared with; none: the first of each setting
     own_arms: bool = False  # whether users may define their own arms
     budget: Sequence[str] = ("data", "training.steps")  # keys that all arms of a setting share
+    seeds: Sequence[str] = ()  # keys that follow the seed of a run, beside `training.seed`
     aggregates: Mapping[str, tuple[str, Callable[["pd.Series[Any]"], Any]]] = {}  # of summary.csv: column and rule
     shown: Mapping[str, Cell] = {}  # header of a column, with {first} and {judged}, and its cells
     notes: Callable[[pd.DataFrame], Sequence[str]] = lambda summary: ()  # below the table, with {first}
@@ -179,7 +180,7 @@ class Study(NamedTuple):
             same_setting = [run for run in runs if self._setting(run) == self._setting(old.run)]
             same_arm = [run for run in same_setting if run.factors["arm"] == old.run.factors["arm"]]
             if same_setting:
-                shared = recipe if same_arm else self._shared_by_arms
+                shared = self._recipe if same_arm else self._shared_by_arms
                 new = (same_arm or same_setting)[0].config
                 found = f"`{old.run.name}` is the result of another config"
                 refuse_changes(shared(old.run.config), shared(new), found=found, choose="folder for results")
@@ -187,8 +188,11 @@ class Study(NamedTuple):
     def _setting(self, run: Run) -> tuple[Any, ...]:
         return tuple(run.factors[name] for name in self.factors)
 
+    def _recipe(self, config: Config) -> dict[str, Any]:
+        return recipe(config, seeds=self.seeds)
+
     def _shared_by_arms(self, config: Config) -> dict[str, Any]:
-        known = recipe(config)
+        known = self._recipe(config)
         return {key: _at(known, key) for key in self.budget}
 
     # --- collect and summarise ---

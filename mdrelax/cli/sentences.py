@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from typer.models import OptionInfo
 
+from mdrelax.base.names import printable
 from mdrelax.cli.output import refuse
 
 __all__ = ["one_line", "refuse_endless_numbers", "usage_sentence"]
@@ -44,8 +45,7 @@ def one_line(message: str) -> str:
 
 
 def _shortened(line: str) -> str:
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    shown = re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda word: f"{word[0][:60]}...{word[0][-57:]}", shown)
+    shown = re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda word: f"{word[0][:60]}...{word[0][-57:]}", printable(line))
     return shown if len(shown) <= LONGEST else f"{shown[:360]} ... {shown[-200:]}"
 
 

@@ -96,17 +96,22 @@ def fine_tune_peer(
         model, train, validation = peer.load(settings.model), *_data(settings)
         some = [each.atoms for each in validation[:MEASURED]]
         original = symmetry_errors(peer.calculator(model), some)
-        offsets = energy_offsets(peer, model.eval(), train[:MOST_REFERENCES])
-        peer.shift_energies(model, offsets)
+        offsets = _fit_references(peer, model, train)
         before = errors_of(peer, model, validation)
         tell(f"{len(train)} training and {len(validation)} validation structures.")
         tell(_said("As loaded, with references fitted", before))
         fit = _train(settings, peer, model, train, validation, folder, resume=resume, tell=tell, listener=listener)
         network = _original_form(peer.load(settings.model), fit.model)
-        last = energy_offsets(peer, network.eval(), train[:MOST_REFERENCES])
-        peer.shift_energies(network, last)
+        last = _fit_references(peer, network, train)
         offsets = {number: offset + last[number] for number, offset in offsets.items()}
         return _finish(settings, peer, network, fit, validation, original, before, offsets, folder, tell)
+
+
+def _fit_references(peer: StoredPeer, model: nn.Module, train: list[Labelled]) -> dict[int, float]:
+    """Move the energy of each element to the labels of some training structures; returns by how much (eV)."""
+    offsets = energy_offsets(peer, model.eval(), train[:MOST_REFERENCES])
+    peer.shift_energies(model, offsets)
+    return offsets
 
 
 def _original_form(model: nn.Module, trained: nn.Module) -> nn.Module:

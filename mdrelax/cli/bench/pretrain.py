@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mdrelax.cli.bench.studies import has_compiler, train_and_tell
+from mdrelax.cli.bench.studies import has_compiler, report_pack_study, run_pack_study
 from mdrelax.cli.ending import resumes
 from mdrelax.cli.options import (
     Compile,
@@ -58,28 +58,19 @@ def pretrain(
 ) -> None:
     """Train with and without pre-training on xTB labels, at equal budgets; write learning curves, table and figure."""
     from mdrelax.analysis.studies import pretrain as study
-    from mdrelax.base.provenance import command_line
     from mdrelax.runs.inputs import open_config, whole_numbers
 
     if only_report:
-        train_and_tell(lambda: None, lambda: study.write_study(out), f"Runs in {out}", folder=out)
+        report_pack_study(study, out)
         return
     crew = workers(out, jobs=jobs, threads=threads, ranks=ranks, launcher=launcher, slurm=slurm)
     compiled = not quick and (has_compiler() if compile is None else compile)
     levels: dict[str, list[Any]] = {"molecule": molecules.split(","), "n_train": whole_numbers("--sizes", sizes)}
     if quick:
         levels = {"molecule": ["ethanol"], "n_train": [20, 50]}
-    plan = study.study_of(None if quick else data)
-    runs = plan.plan(
+    runs = study.study_of(None if quick else data).plan(
         open_config("rmd17-ethanol", []).model_dump(mode="json"),
         arms=arms.split(","), seeds=whole_numbers("--seeds", seeds)[: 1 if quick else None], levels=levels,
         overrides=[*study.BASE, f"training.compile={compiled}", *(QUICK if quick else []), *(override or [])],
     )  # fmt: skip
-
-    def train() -> None:
-        study.refuse_mixtures(runs, study.finished_runs(out)[0])
-        plan.run(runs, out, **crew._asdict(), tell=typer.echo)
-
-    train_and_tell(
-        train, lambda: study.write_study(out, command=command_line()), f"{len(runs)} runs in {out}", folder=out
-    )
+    run_pack_study(study, runs, out, crew)
