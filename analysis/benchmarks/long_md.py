@@ -120,8 +120,7 @@ def run_all(
     stage = partial(run_side_by_side, jobs=inputs.jobs, start=start, tell=tell)
     plans = {name: _plan(name, folder, inputs) for name in systems if name not in inputs.models}
     _make_data(list(plans), folder, stage)
-    for plan in plans.values():
-        STUDY.run([plan], folder, jobs=inputs.jobs, start=start, tell=tell)
+    STUDY.run(list(plans.values()), folder, jobs=inputs.jobs, start=start, tell=tell)
     models = {name: inputs.models.get(name, folder / "models" / name / "model.safetensors") for name in systems}
     packages = {folder / "models" / run.system: models[run.system] for run in runs if run.compiled}
     stage(
