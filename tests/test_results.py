@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -318,6 +319,23 @@ def test_the_page_on_scale_repeats_the_costs_of_lammps():
     page = {row[1:-1] for row in rows_of((ROOT / "docs/scale.md").read_text())}
     assert len(found) == 10
     assert found <= page
+
+
+def test_the_page_on_scale_repeats_the_drifts_of_lammps_and_ase():
+    """Slope and largest deviation, which follow from the stored energies too."""
+    folder = ROOT / "docs/results/speed/lammps-nve"
+    text = (ROOT / "docs/scale.md").read_text().replace("\n", " ")
+    rows = {row["engine"]: row for row in json.loads((folder / "lammps-nve.json").read_text())["rows"]}
+    for engine, row in rows.items():
+        table = pd.read_csv(folder / f"{engine}.csv")
+        energies = 1000 * table.energy_eV / row["atoms"]
+        assert np.polyfit(table.step / 1000, energies, 1)[0] == pytest.approx(row["drift_meV_per_atom_ps"], abs=1e-7)
+        assert (energies - energies[0]).abs().max() == pytest.approx(row["largest_deviation_meV_per_atom"], abs=1e-7)
+    lammps, ase = rows["lammps"], rows["ase"]
+    assert f"by {lammps['drift_meV_per_atom_ps']:+.4f} meV/atom/ps in LAMMPS on 2 ranks" in text
+    assert f"by {ase['drift_meV_per_atom_ps']:+.4f} in ASE" in text
+    deviations = " and ".join(f"{row['largest_deviation_meV_per_atom']:.3f}" for row in (lammps, ase))
+    assert f"within {deviations} meV/atom" in text
 
 
 def test_the_page_on_scale_repeats_the_speed_up_of_ranks():

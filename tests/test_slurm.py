@@ -44,7 +44,7 @@ def test_runs_are_jobs_that_the_study_collects(tmp_path, monkeypatch):
     places = [tmp_path / "good", tmp_path / "bad"]
     with pytest.raises(RuntimeError, match=r"These runs failed: bad; see run\.log in their folders, then run again\."):
         run_side_by_side(places, command, finished=finished, jobs=10, start=start, tell=said.append)
-    assert {line.partition(" ")[2] for line in said} == {"good: done", "bad: FAILED with exit code 1"}
+    assert {line.partition(" ")[2] for line in said} == {"good: done", "bad: FAILED with exit code 1: threads 3"}
     assert (tmp_path / "good" / "run.log").read_text() == "threads 3\n"
     run_side_by_side(places[:1], command, finished=finished, jobs=1, start=None)  # finished: not started again
 

@@ -23,6 +23,7 @@ __all__ = ["ONE_THREAD_EACH", "PARENT", "Job", "Processes", "Start", "cores", "e
            "on_ranks", "run_side_by_side"]  # fmt: skip
 
 POLL_SECONDS = 0.5
+LONGEST_SENTENCE = 2000  # bytes at the end of a run's output
 PARENT = "MDRELAX_PARENT"  # environment variable: the process that waits for this run
 
 
@@ -73,10 +74,12 @@ def run_side_by_side(
     """Run the command of each folder that is not finished, ``jobs`` at a time; its output goes to run.log there.
 
     ``finished`` returns a line about the run in a folder, or None while it is not finished. After all runs have ended,
-    raises ``RuntimeError`` naming the folders whose runs failed, or the exception that ``tell`` raised meanwhile.
+    raises ``RuntimeError`` with the folders whose runs failed and the last words of the first of them, or the exception
+    that ``tell`` raised meanwhile.
     """
     waiting = [place for place in places if finished(place) is None]
-    done, failed = len(places) - len(waiting), []
+    done = len(places) - len(waiting)
+    failed: list[Path] = []
     running: dict[Path, Job] = {}
     untold: list[Exception] = []
     try:
@@ -89,10 +92,10 @@ def run_side_by_side(
                 del running[place]
                 line = None if code else finished(place)
                 done += 1
-                failed += [place.name] if line is None else []
-                line = f"[{done}/{len(places)}] {place.name}: {line or f'FAILED with exit code {code}'}"
+                failed += [place] if line is None else []
+                line = line or f"FAILED with exit code {code}: {_last_words(place)}".removesuffix(": ")
                 try:
-                    tell(line)
+                    tell(f"[{done}/{len(places)}] {place.name}: {line}")
                 except Exception as error:
                     untold.append(error)
     finally:
@@ -100,9 +103,24 @@ def run_side_by_side(
             job.terminate()
             job.wait()
     if failed:
-        raise RuntimeError(f"These runs failed: {', '.join(failed)}; see run.log in their folders, then run again.")
+        names, words = ", ".join(place.name for place in failed), _last_words(failed[0])
+        said = f" `{failed[0].name}` ended with: {words}" if words else ""
+        raise RuntimeError(f"These runs failed: {names}; see run.log in their folders, then run again.{said}")
     if untold:
         raise untold[0]
+
+
+def _last_words(place: Path) -> str:
+    """The last sentence of a run's output, with the lines that belong to it; empty if it said nothing."""
+    try:
+        with (place / "run.log").open("rb") as file:
+            file.seek(-min(LONGEST_SENTENCE, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            lines = file.read().decode("utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    said = [line.rstrip() for line in lines if line.strip()]
+    first = next((i for i in reversed(range(len(said))) if not said[i].startswith(" ")), 0)
+    return " ".join(line.strip() for line in said[first:])
 
 
 def cores() -> int:
