@@ -15,11 +15,14 @@ from typing import Any
 
 from pydantic import create_model
 
+from mdrelax.base import o3
 from mdrelax.base.sections import Section
 from mdrelax.forces.potential import Potential
 
-__all__ = ["check_numbers", "section_of"]
+__all__ = ["check_degree", "check_numbers", "irreps_of", "section_of"]
 
+LARGEST_SIZE = 10_000  # of a width or depth: one matrix of that size already has 400 MB
+LARGEST_DEGREE = 12  # of e3nn's spherical harmonics
 SET_ELSEWHERE = ("cutoff",)  # ``potential.cutoff``: the neighbour lists need it, too
 
 
@@ -36,10 +39,30 @@ def section_of(network: type[Potential]) -> type[Section]:
 
 
 def check_numbers(sizes: Mapping[str, int], lengths: Mapping[str, float]) -> None:
-    """Raise ``ValueError`` for a size below 1 and for a length that is not a finite number above 0."""
+    """Raise ``ValueError`` for a size outside [1, 10,000] and for a length that is not a finite number above 0."""
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"`{name}` must be at least 1, got {size}.")
+        if size > LARGEST_SIZE:
+            raise ValueError(f"`{name}` must be at most {LARGEST_SIZE:,}, got {size:,}.")
     for name, value in lengths.items():
         if not 0 < value < math.inf:
             raise ValueError(f"`{name}` must be a finite number > 0, got {value}.")
+
+
+def check_degree(name: str, degree: int) -> None:
+    """Raise ``ValueError`` for a degree above that of the spherical harmonics."""
+    if degree > LARGEST_DEGREE:
+        raise ValueError(f"The largest degree in `{name}` may be {LARGEST_DEGREE}, got {degree}.")
+
+
+def irreps_of(name: str, text: str) -> o3.Irreps:
+    """The irreps that an argument spells; raises ``ValueError`` for other words, sizes and degrees out of range."""
+    try:
+        irreps = o3.Irreps(text)
+    except ValueError as error:
+        raise ValueError(f"`{name}` must be irreps such as 64x0e+32x1o, got `{text}`.") from error
+    if (largest := max((mul for mul, _ in irreps), default=0)) > LARGEST_SIZE:
+        raise ValueError(f"Each multiplicity of `{name}` must be at most {LARGEST_SIZE:,}, got {largest:,}.")
+    check_degree(name, irreps.lmax if len(irreps) else 0)
+    return irreps

@@ -34,7 +34,7 @@ from torch.nn import functional
 from mdrelax.base import o3
 from mdrelax.forces.potential import Potential
 from mdrelax.potentials.adjacency import Adjacency, make_adjacency
-from mdrelax.potentials.arguments import check_numbers
+from mdrelax.potentials.arguments import check_degree, check_numbers, irreps_of
 from mdrelax.potentials.edge_chunks import EdgeChunk, gather_in_chunks, join, split_edges
 from mdrelax.potentials.edge_convolution import EdgeBasis, EdgeConvolution
 from mdrelax.potentials.equiformer_layers import Block, BlockSizes
@@ -95,7 +95,7 @@ class Equiformer(Potential):
         norm_eps: Annotated[float, Field(description="Added to the mean square under the norm's root.")] = 1e-5,
     ) -> None:
         super().__init__()
-        hidden = o3.Irreps(irreps)
+        hidden = irreps_of("irreps", irreps)
         sizes = {"n_species": n_species, "n_blocks": n_blocks, "n_heads": n_heads, "expansion": expansion}
         sizes |= {"n_features": n_features, "n_basis": n_basis, "radial_hidden": radial_hidden}
         check_numbers(sizes, {"cutoff": cutoff, "average_neighbors": average_neighbors, "norm_eps": norm_eps})
@@ -106,6 +106,7 @@ class Equiformer(Potential):
         self.symmetry = "SE(3)" if even and hidden.lmax > 0 else "E(3)"
         self.roughness = why_rough(norm) if hidden.lmax > 0 else None
         lmax_edge = hidden.lmax if lmax_edge is None else lmax_edge
+        check_degree("lmax_edge", lmax_edge)
         irreps_edge = o3.Irreps([(1, (degree, 1 if even else (-1) ** degree)) for degree in range(lmax_edge + 1)])
         scalars, features = hidden[:1], o3.Irreps([(n_features, "0e")])
         reached = o3.Irreps([(mul, ir) for mul, ir in hidden if ir in [edge for _, edge in irreps_edge]])

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from mdrelax.base import o3
 from mdrelax.forces.potential import Potential
 from mdrelax.potentials.adjacency import Adjacency, make_adjacency
-from mdrelax.potentials.arguments import check_numbers
+from mdrelax.potentials.arguments import check_degree, check_numbers
 from mdrelax.potentials.attributes import INTEGRAL, Attribute, AttributeBasis, Ends, GatedProduct, SteerableProduct
 from mdrelax.potentials.edge_chunks import EdgeChunk, gather_in_chunks, split_edges
 from mdrelax.potentials.radial import BesselBasis, polynomial_envelope
@@ -174,10 +174,11 @@ class SEGNNPotential(Potential):
         ] = "none",
     ) -> None:
         super().__init__()
-        check_numbers({}, {"cutoff": cutoff, "average_neighbors": average_neighbors})
-        if min(n_species, n_basis) < 1:
-            raise ValueError(f"`n_species` and `n_basis` must be at least 1, got {n_species} and {n_basis}.")
+        check_numbers(
+            {"n_species": n_species, "n_basis": n_basis}, {"cutoff": cutoff, "average_neighbors": average_neighbors}
+        )
         lmax_attribute = lmax if lmax_attribute is None else lmax_attribute
+        check_degree("lmax_attribute", lmax_attribute)
         self.cutoff, self.average_neighbors, self.n_species = float(cutoff), average_neighbors, n_species
         self.n_rounds = n_layers + 1  # the attributes of the atoms are one
         self.roughness = why_rough(norm) if lmax > 0 else None
@@ -229,8 +230,7 @@ class SEGNNPotential(Potential):
 
 
 def _check(*, channels: int, n_layers: int, lmax: int, lmax_attribute: int, norm: str) -> None:
-    if min(channels, n_layers) < 1:
-        raise ValueError(f"`channels` and `n_layers` must be at least 1, got {channels} and {n_layers}.")
+    check_numbers({"channels": channels, "n_layers": n_layers}, {})
     if not 0 <= lmax <= lmax_attribute:
         raise ValueError(
             f"`lmax` must lie in [0, lmax_attribute], got {lmax} and {lmax_attribute}: a feature can only be made "

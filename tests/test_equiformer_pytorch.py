@@ -216,6 +216,7 @@ def test_direct_forces_have_no_stress() -> None:
         ({"dim": []}, "one number per degree"),
         ({"dim": [16, 8], "dim_head": [4]}, "one number per degree"),
         ({"dim": [16, 0], "dim_head": 4}, r"`dim\[1\]` must be at least 1, got 0"),
+        ({"dim": [16, 10**9], "dim_head": 4}, r"`dim\[1\]` must be at most 10,000, got 1,000,000,000"),
         ({"depth": 0}, "`depth` must be at least 1, got 0"),
         ({"attention": "dot"}, "must be mlp or distance, got 'dot'"),
         ({"forces": "both"}, "must be gradient or direct, got 'both'"),

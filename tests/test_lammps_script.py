@@ -37,6 +37,7 @@ def test_the_input_is_cut_behind_the_line_of_the_fix(tmp_path: Path) -> None:
         (FIX + "run_style respa 2 2\n", "write|use verlet"),
         (FIX + "comm_modify cutoff 2\n", "could take away ghost atoms"),
         (FIX + "clear\n", "removes the model"),
+        ("atom_modify map yes id no\n" + FIX, "remove it: ghost atoms are found by their ids"),
         ("neighbor ${s} bin\n" + FIX, "must be a plain number"),
     ],
 )

@@ -168,10 +168,12 @@ def test_higher_degrees_are_equivariant():
     ("arguments", "message"),
     [
         ({"lmax": 2, "lmax_attribute": 1}, r"`lmax` must lie in \[0, lmax_attribute\], got 2 and 1"),
-        ({"channels": 0}, "`channels` and `n_layers` must be at least 1, got 0 and 3"),
+        ({"channels": 0}, "`channels` must be at least 1, got 0"),
+        ({"channels": 10**9}, "`channels` must be at most 10,000, got 1,000,000,000"),
+        ({"lmax_attribute": 13}, "The largest degree in `lmax_attribute` may be 12, got 13"),
         ({"norm": "instance"}, "`norm` must be none, joint or separable, got 'instance'"),
         ({"cutoff": -1.0}, "`cutoff` must be a finite number > 0, got -1.0"),
-        ({"n_basis": 0}, "`n_species` and `n_basis` must be at least 1, got 2 and 0"),
+        ({"n_basis": 0}, "`n_basis` must be at least 1, got 0"),
     ],
 )
 def test_impossible_arguments_are_sentences(arguments, message):

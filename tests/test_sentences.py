@@ -10,6 +10,7 @@ from command_line import mdrelax
 from mdrelax.base.names import nearest_name
 from mdrelax.base.units import energy_unit
 from mdrelax.cli import is_sentence
+from mdrelax.cli.sentences import memory_sentence
 
 MISTAKES: dict[str, Callable[[], object]] = {
     "numpy's": lambda: np.zeros(3) + np.zeros(4),
@@ -27,6 +28,15 @@ def test_a_mistake_in_a_program_is_no_sentence(name: str) -> None:
     with pytest.raises((ValueError, TypeError)) as caught:
         MISTAKES[name]()
     assert not is_sentence(caught.value)
+
+
+@pytest.mark.parametrize("ask", [lambda: torch.empty(10**15), lambda: np.zeros(10**15), lambda: bytes(10**17)])
+def test_memory_that_cannot_be_had_is_a_sentence(ask: Callable[[], object]) -> None:
+    """Torch's, numpy's and Python's own; no other error is taken for it."""
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        ask()
+    assert memory_sentence(caught.value).startswith("The memory does not suffice")
+    assert not memory_sentence(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_an_error_that_the_package_raises_is_a_sentence() -> None:

@@ -35,7 +35,7 @@ from mdrelax.cli import (
 )
 from mdrelax.cli.ending import ELASTIC, end_of, lost_words, received, stop_when_terminated
 from mdrelax.cli.output import reading_bar
-from mdrelax.cli.sentences import one_line, refuse_endless_numbers, usage_sentence
+from mdrelax.cli.sentences import memory_sentence, one_line, refuse_endless_numbers, usage_sentence
 from mdrelax.runs.jobs import end_with_parent
 
 __all__ = ["app", "main", "stop_when_terminated"]
@@ -139,6 +139,8 @@ def _explain(error: Exception) -> None:
 
     if isinstance(error, ConfigError):
         _fail(str(error), CONFIG)
+    if sentence := memory_sentence(error):
+        _fail(sentence, OTHER)
     if isinstance(error, CertificateError):
         _fail(str(error), CERTIFICATE)
     if isinstance(error, FileNotFoundError) and error.filename is not None:

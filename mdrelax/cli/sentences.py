@@ -13,7 +13,7 @@ from typer.models import OptionInfo
 from mdrelax.base.names import printable
 from mdrelax.cli.output import refuse
 
-__all__ = ["one_line", "refuse_endless_numbers", "usage_sentence"]
+__all__ = ["memory_sentence", "one_line", "refuse_endless_numbers", "usage_sentence"]
 
 LONGEST_WORD = 120  # characters of a word in a message: a path, a key, a value
 LONGEST = 600  # characters of a message
@@ -30,6 +30,21 @@ def usage_sentence(error: Any) -> str:
     command = getattr(getattr(error, "ctx", None), "command_path", "mdrelax")
     said = error.format_message().strip().rstrip(".")
     return f"{said}{' See' if said.endswith('?') else '; see'} `{command} --help`."
+
+
+def memory_sentence(error: BaseException) -> str:
+    """The sentence for memory that could not be had (torch on CPU or GPU, numpy, Python); empty for other errors.
+
+    >>> from mdrelax.cli.sentences import memory_sentence
+    >>> memory_sentence(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64000 bytes."))
+    'The memory does not suffice (64000 bytes more were needed): take a smaller network, batch or structure.'
+    """
+    said, known = str(error), ("can't allocate memory", "out of memory", "Unable to allocate")
+    if not isinstance(error, MemoryError) and not any(words in said for words in known):
+        return ""
+    wanted = re.search(r"allocate ([\d.]+ \w+)", said)
+    needed = f" ({wanted[1]} more were needed)" if wanted else ""
+    return f"The memory does not suffice{needed}: take a smaller network, batch or structure."
 
 
 def one_line(message: str) -> str:

@@ -187,11 +187,15 @@ def summary(ranks: list[dict[str, float]]) -> str:
 def abort(comm: "Intracomm", error: BaseException, where: str) -> None:
     """Write the sentence of an error and end every rank; what LAMMPS has written so far is flushed.
 
-    Errors of all ranks at once, LAMMPS' own among them, are told by rank 0 alone.
+    Errors of all ranks at once are told by rank 0 alone. LAMMPS' own are a plain ``Exception`` on all ranks, or of a
+    class of its own on some of them.
     """
-    expected = isinstance(error, ValueError | OSError | RuntimeError) or type(error) is Exception  # LAMMPS' own
-    text = str(error) if expected else "".join(traceback.format_exception(error))
-    if comm.rank and (isinstance(error, SharedError) or type(error) is Exception):
+    of_all, of_some = type(error) is Exception, type(error).__module__.startswith("lammps")
+    expected = isinstance(error, ValueError | OSError | RuntimeError) or of_all or of_some
+    text = "".join(traceback.format_exception(error))
+    if expected:
+        text = str(getattr(error, "message", error)).strip()
+    if comm.rank and (isinstance(error, SharedError) or of_all):
         comm.Barrier()  # until rank 0 has spoken and ends this one
     sys.stderr.write(f"mdrelax, rank {comm.rank} of {comm.size}, {where}: {text}\n")
     sys.stderr.flush()

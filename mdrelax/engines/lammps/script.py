@@ -9,6 +9,7 @@ files, so that loops (`label`, `next`, `jump SELF`) work within each, and `inclu
 """
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,6 +74,8 @@ def _refuse(path: Path, before: list[list[str]], after: list[list[str]]) -> None
             raise ScriptError(
                 f"`{path}` has `run_style respa`, which never asks `fix external` for forces; use verlet."
             )
+        if words[0] == "atom_modify" and ("id", "no") in pairwise(words):
+            raise ScriptError(f"`{path}` has `atom_modify id no`; remove it: ghost atoms are found by their ids.")
     for words in after:
         if words[0] == "comm_modify" and {"cutoff", "mode"} & set(words):
             raise ScriptError(
