@@ -135,7 +135,9 @@ def _damage(comment: str, first: Sequence[str]) -> str:
             return "has a column without its name, type or width; its `Properties` are damaged"
         widths = [int(width) for width in fields[2::3] if width.isdecimal()]
         if first and len(widths) == len(fields) // 3 and len(first[0].split()) > sum(widths):
-            return f"has {len(first[0].split())} columns, and its `Properties` name {sum(widths)}"
+            columns, named = len(first[0].split()), sum(widths)
+            remedy = f"name the others too: Properties={given[1]:.100}:forces:R:{columns - named}, if they are forces"
+            return f"has {columns} columns, and its `Properties` name {named}; {remedy}"
     if (periodic := PBC.search(comment)) and not set(re.split(r"[\s,]+", periodic[1].strip("[] ").lower())) <= TRUTHS:
         return f'has `pbc="{periodic[1]:.20}"`, which is three of T and F'
     return ""

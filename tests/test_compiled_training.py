@@ -70,7 +70,7 @@ def assert_alike(ours: list[Tensor], theirs: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("relaxed", [False, True])
+@pytest.mark.parametrize("relaxed", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
 def test_the_recorded_graph_trains_as_the_network_does(build: Callable[[], nn.Module], relaxed: bool) -> None:
     """For any sizes: recorded on a molecule, used for a batch of others; free maps, theta and penalty included."""
