@@ -174,12 +174,15 @@ def test_all_ten_molecules_run_at_both_temperatures_and_two_of_them_plain():
     assert [run.name for run in runs if run.ensemble == "npt"] == ["silicon-npt-300K"]
 
 
-def test_unknown_systems_and_lengths_are_refused():
+def test_unknown_systems_lengths_and_settings_are_refused(tmp_path):
     """Each in one sentence."""
     with pytest.raises(ConfigError, match="no system `etanol`; choose from ethanol, "):
         planned(["etanol"], [300.0], **LENGTHS)
     with pytest.raises(ConfigError, match="`--ps` must be > 0, got 0"):
         planned(["ethanol"], [300.0], **{**LENGTHS, "ps": 0.0})
+    said = mdrelax("bench", "long-md-run", '{"system": "x"}', "m.safetensors", "w.xyz", tmp_path / "run")
+    assert (said.code, '`{"system": "x"}` (temperature: field required).' in said.last_line) == (2, True)
+    assert not (tmp_path / "run").exists()
     said = mdrelax("bench", "long-md", "--model", "silicon")
     assert said.code == 2
     assert "`--model` wants SYSTEM=FILE" in said.last_line

@@ -198,6 +198,16 @@ def test_a_finished_run_can_be_entered_again(tmp_path, source, whole):
     assert_same_runs(whole("in mid-epoch"), tmp_path / "run")
 
 
+def test_a_run_killed_between_its_last_checkpoint_and_its_tables_has_all_rows(tmp_path, source, whole):
+    """Found by tests/trials/kills.py: nothing is trained after the checkpoint, so nothing else would write them."""
+    shutil.copytree(whole("in mid-epoch"), tmp_path / "run")
+    for name in ("metrics.csv", "layers.csv"):
+        lines = (tmp_path / "run" / name).read_text().splitlines(keepends=True)
+        (tmp_path / "run" / name).write_text("".join(lines[:-1]))
+    run_training(load_config(document(source)), tmp_path / "run", potentials, restart=True)
+    assert_same_runs(whole("in mid-epoch"), tmp_path / "run")
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path, source, whole):
     """There is nothing to go on from, and nothing to complain about."""
     config = load_config(document(source))

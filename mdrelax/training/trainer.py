@@ -334,6 +334,9 @@ class Trainer(Generic[Model]):
         state = {name: getattr(self, name) for name in PRIMITIVES}
         state |= {name: getattr(self, name).state_dict() for name in STATES}
         save_checkpoint(self.folder / "checkpoints" / "last.pt", state)
+        self._write_tables()
+
+    def _write_tables(self) -> None:
         write_atomically(self.folder / "metrics.csv", self.metrics().to_csv(index=False).encode())
         if self.relaxed:
             table = pd.DataFrame(self.layer_rows, columns=list(LAYER_COLUMNS))
@@ -354,6 +357,8 @@ class Trainer(Generic[Model]):
             raise CheckpointError(f"`{path}` belongs to another network; delete it and restart.") from error
         for name in PRIMITIVES:
             setattr(self, name, state[name])
+        if self.ranks.first:  # a run that was killed right after its last checkpoint lacks the last rows
+            self._write_tables()
 
     def metrics(self) -> pd.DataFrame:
         """One row per validation: step, time, rate, theta, penalty and loss, then the task's columns.

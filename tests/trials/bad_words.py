@@ -71,7 +71,7 @@ VERBS: dict[str, list[str]] = {
     "bench lammps-paper": [],
     "bench torch-sim": ["--out", "{new}"],
     "bench long-md": ["--out", "{new}", "--data", "{new}"],
-    "bench long-md-run": ["0", "{model}", "{water}", "{new}"],
+    "bench long-md-run": ['{"system": "ethanol", "temperature": 300, "picoseconds": 0.001, "compiled": false}', "{model}", "{water}", "{new}"],
     "bench pretrain": ["--out", "{new}", "--data", "{new}"],
 }
 

@@ -71,6 +71,23 @@ def _run(runs: "list[LongRun]", out: Path, results: Path, inputs: "Inputs") -> N
         run_all(runs, out, results, inputs, start=ONE_THREAD_EACH, command=command_line(), tell=typer.echo)
 
 
+def _settings(text: str) -> "LongRun":
+    """The settings of a run; raises ``ConfigError``."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from mdrelax.analysis.benchmarks.long_run import LongRun
+
+    try:
+        return TypeAdapter(LongRun).validate_json(text)
+    except ValidationError as error:
+        reason = error.errors()[0]
+        place = "".join(f"{name}: " for name in reason["loc"])
+        refuse(
+            "`SETTINGS` must be the settings of one run as JSON, which `mdrelax bench long-md` makes, got "
+            f"`{text}` ({place}{reason['msg'][:1].lower()}{reason['msg'][1:]})."
+        )
+
+
 def _pair(text: str) -> tuple[str, Path]:
     """System and file of a `--model`; raises ``ConfigError``."""
     name, equals, path = text.partition("=")
@@ -89,9 +106,10 @@ def long_md_run(
     """One run of `mdrelax bench long-md`."""
     import json
 
-    from mdrelax.analysis.benchmarks.long_run import LongRun, long_run
+    from mdrelax.analysis.benchmarks.long_run import long_run
     from mdrelax.base.files import locked_folder
 
+    run = _settings(settings)
     with locked_folder(folder):
-        result = long_run(LongRun(**json.loads(settings)), model, structure, folder)
+        result = long_run(run, model, structure, folder)
     typer.echo(json.dumps({key: value for key, value in result.items() if key != "environment"}))
