@@ -25,6 +25,7 @@ class Bad(NamedTuple):
 
 
 # Placeholders: {x} is a good file of that name (trials/bad_files.py), {new} a place where nothing is.
+LONG_RUN = '{"system": "ethanol", "temperature": 300, "picoseconds": 0.001, "compiled": false}'
 VERBS: dict[str, list[str]] = {
     "train": ["{config}", "--out", "{new}"],
     "fine-tune": ["{model}", "{frames}", "--out", "{new}", "--steps", "2"],
@@ -71,7 +72,7 @@ VERBS: dict[str, list[str]] = {
     "bench lammps-paper": [],
     "bench torch-sim": ["--out", "{new}"],
     "bench long-md": ["--out", "{new}", "--data", "{new}"],
-    "bench long-md-run": ['{"system": "ethanol", "temperature": 300, "picoseconds": 0.001, "compiled": false}', "{model}", "{water}", "{new}"],
+    "bench long-md-run": [LONG_RUN, "{model}", "{water}", "{new}"],
     "bench pretrain": ["--out", "{new}", "--data", "{new}"],
 }
 
