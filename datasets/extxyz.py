@@ -109,10 +109,10 @@ def _require_whole(path: Path, lines: Sequence[str]) -> None:
             return  # a blank line at the end, or no extxyz, which its reader explains
         left = len(lines) - place - 2
         if len(word) > 15 or not 0 <= int(word) <= left:
-            announced = f"frame {number} announces {word:.20} atoms, and {max(left, 0)} lines follow"
+            announced = f"frame {number} announces {word:.20} atoms, and {max(left, 0)} lines of atoms follow"
             raise ValueError(
-                f"`{path}` cannot be read as extxyz ({announced}); it is cut off or another format, "
-                f"from frame {number} on."
+                f"`{path}` cannot be read as extxyz ({announced}); from there on it is cut off, has a wrong number of "
+                "atoms or another format."
             )
         if damage := _damage(lines[place + 1], lines[place + 2 : place + 3] if int(word) else []):
             raise ValueError(f"`{path}` cannot be read as extxyz (frame {number} {damage}).")

@@ -61,7 +61,9 @@ def irreps_of(name: str, text: str) -> o3.Irreps:
     try:
         irreps = o3.Irreps(text)
     except ValueError as error:
-        raise ValueError(f"`{name}` must be irreps such as 64x0e+32x1o, got `{text}`.") from error
+        raise ValueError(
+            f"`{name}` must be irreps, each with degree and parity (e or o), such as 64x0e+32x1o, got `{text}`."
+        ) from error
     if (largest := max((mul for mul, _ in irreps), default=0)) > LARGEST_SIZE:
         raise ValueError(f"Each multiplicity of `{name}` must be at most {LARGEST_SIZE:,}, got {largest:,}.")
     check_degree(name, irreps.lmax if len(irreps) else 0)

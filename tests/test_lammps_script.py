@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mdrelax.engines.lammps.models import SwappedElementsWarning, elements_by_mass, warn_of_masses
 from mdrelax.engines.lammps.script import ScriptError, read_script
 
 FIX = "fix m all external pf/callback 1 1\n"
@@ -45,6 +46,15 @@ def test_an_input_that_would_give_wrong_results_is_refused(tmp_path: Path, text:
     """A sentence with the line and the remedy."""
     with pytest.raises(ScriptError, match=sentence):
         script(tmp_path, text)
+
+
+def test_elements_in_another_order_than_the_masses_are_warned_of() -> None:
+    """Water in the wrong order; neither deuterium nor masses that all are the same, nor masses that were not set."""
+    with pytest.warns(SwappedElementsWarning, match=r"type 1 is H, but its mass of 15\.999 is that of O"):
+        warn_of_masses([15.999, 1.008], [1, 8])
+    for masses in ([1.008, 15.999], [2.014, 15.999], [4.0, 13.0], [20.0, 20.0], [0.0, 15.999], []):
+        warn_of_masses(masses, [1, 8])  # a warning would be an error here
+    assert elements_by_mass([0.0, 1.008], [1, 8]) == ""
 
 
 def test_a_missing_input_is_a_sentence(tmp_path: Path) -> None:

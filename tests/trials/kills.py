@@ -121,8 +121,8 @@ def wrong_end(process: Started, how: Kill, verb: Verb) -> str:
     code, last = process.code, process.last_line()
     if code == 0 or verb.ranks > 1:  # it had finished; torchrun has codes of its own
         return ""
-    if how.twice and code in (1, 2) and last.endswith(".") and "Traceback" not in process.text():
-        return ""  # the other one was there first
+    if how.twice and code in (1, 2, -how.number) and last.endswith(".") and "Traceback" not in process.text():
+        return ""  # the other one was there first; a signal may come when this one has said so and is ending
     if code == -how.number and (how.number == signal.SIGKILL or (how.cold and not process.text())):
         return ""  # killed, or ended while Python was starting
     if how.number == signal.SIGKILL:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +24,7 @@ import numpy as np
 from mdrelax.base.units import EV_PER_KCAL_MOL
 from mdrelax.engines.lammps.domain import Atoms, Domain, Halo, halo_width
 from mdrelax.engines.lammps.exchange import SharedError
+from mdrelax.engines.lammps.models import elements_by_mass, warn_of_masses
 from mdrelax.engines.lammps.script import Script, ScriptError
 from mdrelax.forces.forcefield import ForceField
 
@@ -64,7 +66,9 @@ class Driver:
         self, lammps: Any, comm: "Intracomm", force_field: ForceField, elements: list[int], halo: Halo, script: Script
     ) -> None:
         self.lammps, self.fix = lammps, script.fix
-        self.energy_unit = _check(lammps, comm, elements)
+        self.energy_unit = _check(lammps, comm, elements, force_field.elements)
+        if comm.rank == 0:
+            warn_of_masses(_masses(lammps), elements)
         self.number_of = np.array([0, *elements])
         self.domain = Domain(force_field, comm, halo=halo, margin=script.skin)
         self.failure: BaseException | None = None
@@ -208,7 +212,13 @@ def _flush() -> None:
     ctypes.CDLL(None).fflush(None)
 
 
-def _check(lammps: Any, comm: "Intracomm", elements: list[int]) -> float:
+def _masses(lammps: Any) -> list[float]:
+    """The mass of each type (g/mol); none if the atoms have masses of their own."""
+    found = lammps.extract_atom("mass")
+    return [float(found[kind + 1]) for kind in range(lammps.extract_setting("ntypes"))] if found else []
+
+
+def _check(lammps: Any, comm: "Intracomm", elements: list[int], known: Sequence[int]) -> float:
     """The energy unit in eV; raises ``ScriptError``."""
     units = lammps.extract_global("units")
     if units not in ENERGY_UNITS:
@@ -217,7 +227,7 @@ def _check(lammps: Any, comm: "Intracomm", elements: list[int]) -> float:
     if n_types != len(elements):
         raise ScriptError(
             f"The box has {n_types} atom types and `--elements` names {len(elements)}; name the element of each type, "
-            "in order: --elements H,O."
+            f"in order{elements_by_mass(_masses(lammps), known)}."
         )
     if lammps.extract_setting("world_size") != comm.size:
         raise ScriptError(

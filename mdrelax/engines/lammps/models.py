@@ -1,10 +1,11 @@
 """Models: what a command line names, checked before LAMMPS starts."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from ase.data import atomic_numbers
+from ase.data import atomic_masses, atomic_numbers, chemical_symbols
 
 from mdrelax.base.names import nearest_name
 from mdrelax.compiled import CompiledPotential, load_compiled
@@ -13,11 +14,16 @@ from mdrelax.engines.results import own_copy
 from mdrelax.forces.forcefield import ForceField
 from mdrelax.modelfile import load_model
 
-__all__ = ["DispersionLeftOutWarning", "chosen_halo", "load", "numbers_of"]
+__all__ = ["DispersionLeftOutWarning", "SwappedElementsWarning", "chosen_halo", "elements_by_mass", "load",
+           "numbers_of", "warn_of_masses"]  # fmt: skip
 
 
 class DispersionLeftOutWarning(UserWarning):
     """Warns of a model whose dispersion LAMMPS has to add."""
+
+
+class SwappedElementsWarning(UserWarning):
+    """Warns of types whose masses are those of other elements than they are given."""
 
 
 def load(model: Path | None, compiled: Path | None, dtype: str | None, device: str, rank: int) -> ForceField:
@@ -67,6 +73,41 @@ def numbers_of(elements: str, force_field: ForceField) -> list[int]:
     numbers = [atomic_numbers[symbol] for symbol in symbols]
     force_field.species_of(torch.tensor(numbers, device=force_field.scale.device))
     return numbers
+
+
+def elements_by_mass(masses: Sequence[float], known: Sequence[int]) -> str:
+    """A clause with the ``--elements`` of types with these masses (g/mol), empty if a mass was not set.
+
+    >>> from mdrelax.engines.lammps.models import elements_by_mass
+    >>> elements_by_mass([15.999, 1.008], [1, 8])
+    ': --elements O,H by their masses 15.999, 1.008'
+    """
+    if not masses or not min(masses) > 0:
+        return ""
+    symbols = [chemical_symbols[_nearest(mass, known)] for mass in masses]
+    return f": --elements {','.join(symbols)} by their masses {', '.join(f'{mass:g}' for mass in masses)}"
+
+
+def warn_of_masses(masses: Sequence[float], elements: Sequence[int]) -> None:
+    """Warn (``SwappedElementsWarning``) if a type's mass is nearer to that of another of the elements.
+
+    Heavier hydrogen passes. Masses that all are the same, which some choose to sample faster, pass too.
+    """
+    for kind, (mass, number) in enumerate(zip(masses, elements, strict=False), 1):
+        nearest = _nearest(mass, elements)
+        if mass > 0 and nearest != number and len(set(masses)) > 1:
+            warnings.warn(
+                f"`--elements` says that type {kind} is {chemical_symbols[number]}, but its mass of {mass:g} is that "
+                f"of {chemical_symbols[nearest]}: name the elements in the order of the types.",
+                SwappedElementsWarning,
+                stacklevel=3,
+            )
+            return
+
+
+def _nearest(mass: float, elements: Sequence[int]) -> int:
+    """The one of some elements with the nearest mass."""
+    return min(elements, key=lambda number: abs(atomic_masses[number] - mass))
 
 
 def chosen_halo(named: Halo | None, force_field: ForceField, n_ranks: int) -> Halo:
