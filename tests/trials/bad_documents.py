@@ -62,7 +62,8 @@ def _changed(document: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str, d
             wrong = _misspelt(key)
             yield (wrong,), "misspelt key", {**document, section: {**given, wrong: given.get(key, 1)}}
             for value in VALUES:
-                if _is_wrong(str(inner.annotation), value):
+                switch = value is True and key in getattr(model, "switches", ())
+                if not switch and _is_wrong(str(inner.annotation), value):
                     yield (key,), "value of another kind", {**document, section: {**given, key: value}}
 
 
