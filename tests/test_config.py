@@ -237,6 +237,24 @@ def test_the_template_is_a_config_once_its_required_keys_are_filled(tmp_path):
     assert load_config(yaml.safe_load(validated.out)) == load_config(SMALLEST)
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("", "The config key `data.source` is missing; `mdrelax config template` shows all keys."),
+        ("3", "`data.source`: input should be a valid string, got 3."),
+        ("{a: 1}", "`data.source`: input should be a valid string, got {'a': 1}."),
+    ],
+)
+def test_a_template_whose_source_is_not_filled_in_is_one_sentence(given, sentence, tmp_path):
+    """The key may be a name or a list of names; pydantic tells of each alternative."""
+    template = mdrelax("config", "template").out.splitlines()
+    lines = [f"  source: {given}" if "REQUIRED" in line else line for line in template]
+    (tmp_path / "c.yaml").write_text("\n".join(lines))
+    for verb in (["config", "validate"], ["train"]):
+        said = mdrelax(*verb, tmp_path / "c.yaml")
+        assert (said.code, said.err.strip()) == (2, sentence)
+
+
 def test_the_template_explains_every_key():
     """Each line of a key has its sentence beside it."""
     lines = [line for line in mdrelax("config", "template").out.splitlines() if not line.endswith(":")]

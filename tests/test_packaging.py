@@ -182,9 +182,9 @@ def test_a_room_says_what_it_is(room: str):
 
 
 def test_the_command_opens_the_door(installed: Path, tmp_path: Path):
-    """``mdrelax`` and ``python -m mdrelax`` both reach ``mdrelax.cli:main``, and the door answers ``--help``."""
+    """``mdrelax`` and ``python -m mdrelax`` both reach ``mdrelax.__main__:main``, and the door answers ``--help``."""
     (script,) = _scripts(installed)
-    assert (script.name, script.value) == ("mdrelax", "mdrelax.cli:main")
+    assert (script.name, script.value) == ("mdrelax", "mdrelax.__main__:main")
     result = python("-m", "mdrelax", "--help", cwd=tmp_path, path=installed)
     assert result.returncode == 0, result.stderr
     assert "train" in result.stdout

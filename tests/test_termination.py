@@ -1,10 +1,12 @@
-"""A killed benchmark takes its runs with it: no process goes on writing into a folder that somebody starts again."""
+"""The ends of commands: a killed benchmark takes its runs with it; Ctrl-C at the very beginning leaves no traceback."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+
+import pytest
 
 CONTROLLER = """
 import sys
@@ -31,6 +33,42 @@ def test_runs_end_with_the_benchmark_that_was_terminated(tmp_path):
     parent.send_signal(signal.SIGTERM)
     assert parent.wait(timeout=30) != 0
     assert not _alive(child)
+
+
+LOADING = """
+import os, signal, sys
+
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == at:
+            os.kill(os.getpid(), number)
+
+at, number = sys.argv.pop(1), int(sys.argv.pop(1))
+sys.meta_path.insert(0, Interrupted())
+from mdrelax.__main__ import main
+main()
+"""
+
+
+def loading(at: str, number: int, *words: str) -> "subprocess.CompletedProcess[str]":
+    """A command that gets a signal when it looks for a module."""
+    command = [sys.executable, "-c", LOADING, at, str(number), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_ctrl_c_while_the_commands_are_loaded_is_silent():
+    """The shell sees the signal, which is 130 there; Python's own answer is a traceback of its imports."""
+    ended = loading("typer", signal.SIGINT)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_torch_is_imported_ends_in_the_usual_sentence(number, code, tmp_path):
+    """An exception in the middle of that import aborts the process: torch's C++ part calls back into Python."""
+    ended = loading("torch.autograd.profiler", number, "train", "ethanol-tiny", "--out", str(tmp_path / "run"))
+    assert ended.returncode == code
+    assert ended.stderr.startswith(("Interrupted (Ctrl-C); resume with", "Terminated (SIGTERM); resume with"))
+    assert len(ended.stderr.splitlines()) == 1
 
 
 def _alive(pid: int) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
 from mdrelax.base.documents import DocumentError, read_document
 from mdrelax.base.names import nearest_name
@@ -16,6 +17,8 @@ from mdrelax.base.names import nearest_name
 __all__ = ["ConfigError", "Section", "apply_overrides", "explain", "load", "read_yaml", "section_of"]
 
 Model = TypeVar("Model", bound=BaseModel)
+
+ALTERNATIVES = ("bool", "float", "int", "str")  # of a union, as pydantic appends them to a place; others have brackets
 
 
 class ConfigError(ValueError):
@@ -98,7 +101,7 @@ def _override(document: dict[str, Any], override: str) -> None:
 
 def _place(error: Any) -> tuple[str, ...]:
     """Section and key, without the alternative of a union type that pydantic appends."""
-    return tuple(str(part) for part in error["loc"] if part not in ("int", "float"))
+    return tuple(part for part in map(str, error["loc"]) if part not in ALTERNATIVES and "[" not in part)
 
 
 def _sentence(error: Any, model: type[BaseModel], section: str) -> str:
@@ -106,20 +109,22 @@ def _sentence(error: Any, model: type[BaseModel], section: str) -> str:
     place = _place(error)
     where = ".".join([section, *place] if section else place) or "config"
     if error["type"] == "extra_forbidden":
-        return f"Unknown config key `{where}`; {nearest_name(place[-1], _keys(place[:-1], model))}"
-    if error["type"] == "missing":
+        return f"Unknown config key `{where}`; {nearest_name(place[-1], list(_fields(place[:-1], model)))}"
+    field = _fields(place[:-1], model).get(place[-1]) if place else None
+    if error["type"] == "missing" or (error["input"] is None and field is not None and field.is_required()):
         return f"The config key `{where}` is missing; `mdrelax config template` shows all keys."
     message = error["msg"].removeprefix("Value error, ").removesuffix(", unable to parse string as a number")
     given = "" if error["type"] == "value_error" else f", got {error['input']!r:.200}"
     return f"`{where}`: {message[0].lower() + message[1:]}{given}."
 
 
-def _keys(sections: Sequence[str], root: type[BaseModel]) -> list[str]:
+def _fields(sections: Sequence[str], root: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Key -> field of the section at a place in a document for ``root``."""
     model: Any = root
     for section in sections:
-        field = model.model_fields.get(section)
+        field = getattr(model, "model_fields", {}).get(section)
         model = section_of(field.annotation) or field.annotation if field else root
-    return list(getattr(model, "model_fields", {}))
+    return getattr(model, "model_fields", {})
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:

