@@ -155,3 +155,22 @@ def test_a_killed_rank_ends_all_and_the_run_resumes(tmp_path, source, rank):
         torch.testing.assert_close(ours[name], tensor, rtol=1e-10, atol=1e-13)
     tables = [pd.read_csv(tmp_path / name / "metrics.csv")["val_forces_mae_meV_per_A"] for name in ("run", "alone")]
     pd.testing.assert_series_equal(*tables, rtol=1e-10)
+
+
+@pytest.mark.slow
+def test_a_killed_launcher_takes_its_ranks_with_it(tmp_path, source):
+    """kill -9 of torchrun: the ranks end, and the run resumes; orphans finished it, and then waited for ever."""
+    config = write_config(tmp_path / "c.yaml", document(source, training={"steps": 5000}))
+    process = start(tmp_path, "train", config, "--out", "run")
+    assert begun(tmp_path / "run", process)
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(ranks) == 2
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + LONGEST
+    while any(Path(f"/proc/{rank}").exists() for rank in ranks) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    step = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["step"]
+    assert 0 < step < 5000
+    assert "resume with `mdrelax train" in (tmp_path / "said").read_text()

@@ -33,10 +33,10 @@ from mdrelax.cli import (
     train,
     vibrations,
 )
-from mdrelax.cli.ending import ELASTIC, end_of, lost_words, received, stop_when_terminated
+from mdrelax.cli.ending import end_of, lost_words, received, stop_when_terminated
 from mdrelax.cli.output import reading_bar
 from mdrelax.cli.sentences import memory_sentence, one_line, refuse_endless_numbers, usage_sentence
-from mdrelax.runs.jobs import end_with_parent
+from mdrelax.runs.jobs import ELASTIC, end_with_parent
 
 __all__ = ["app", "main", "stop_when_terminated"]
 

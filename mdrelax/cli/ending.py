@@ -21,9 +21,10 @@ from typing import Any, TextIO, TypeVar
 
 import typer
 
-__all__ = ["ELASTIC", "end_of", "lost_words", "received", "resumes", "resuming_command", "stop_when_terminated"]
+from mdrelax.runs.jobs import ELASTIC
 
-ELASTIC = "TORCHELASTIC_RUN_ID"  # environment variable of a rank that torchrun started
+__all__ = ["end_of", "lost_words", "received", "resumes", "resuming_command", "stop_when_terminated"]
+
 NAMES = {signal.SIGINT: "Interrupted (Ctrl-C)", signal.SIGTERM: "Terminated (SIGTERM)"}
 INITIALIZING = "_initializing"  # of the spec of a module: importlib's own mark
 REPEATED = "If interrupted, the same command resumes."

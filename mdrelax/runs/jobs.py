@@ -19,11 +19,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["ONE_THREAD_EACH", "PARENT", "Job", "Processes", "Start", "cores", "end_with_parent", "job_environment",
-           "on_ranks", "run_side_by_side"]  # fmt: skip
+__all__ = ["ELASTIC", "ONE_THREAD_EACH", "PARENT", "Job", "Processes", "Start", "cores", "end_with_parent",
+           "job_environment", "on_ranks", "run_side_by_side"]  # fmt: skip
 
 POLL_SECONDS = 0.5
 LONGEST_SENTENCE = 2000  # bytes at the end of a run's output
+ENDING_SECONDS = 30.0
+ELASTIC = "TORCHELASTIC_RUN_ID"  # environment variable of a rank that torchrun started
 PARENT = "MDRELAX_PARENT"  # environment variable: the process that waits for this run
 
 
@@ -139,11 +141,12 @@ def on_ranks(command: Sequence[str], ranks: int) -> list[str]:
 
 
 def end_with_parent() -> None:
-    """Watch the process that started this one, if requested by it: when it is gone, end as if terminated.
+    """Watch the process that started this one, if it is torchrun or requests it: when it is gone, end as if terminated.
 
-    Otherwise the runs of a killed study would continue in the folders that the repeated study uses.
+    Otherwise the runs of a killed study or launcher would continue in the folders that the repeated command uses. A
+    process that does not end (a rank in an exchange that nobody answers) is ended after half a minute.
     """
-    parent = os.environ.get(PARENT)
+    parent = os.environ.get(PARENT, str(os.getppid()) if ELASTIC in os.environ else None)
     if parent is None:
         return
 
@@ -151,5 +154,7 @@ def end_with_parent() -> None:
         while str(os.getppid()) == parent:
             time.sleep(POLL_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ENDING_SECONDS)
+        os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
