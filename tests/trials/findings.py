@@ -107,7 +107,7 @@ def parser_of(trial: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python tests/trials/{trial}.py", description=description)
     parser.add_argument("--minutes", type=float, default=10.0, help="how long to go on; the last case is finished")
     parser.add_argument("--seed", type=int, help="of everything random; another one each time if left out")
-    parser.add_argument("--out", type=Path, help="a JSON file for the result")
+    parser.add_argument("--out", type=lambda word: Path(word).absolute(), help="a JSON file for the result")
     return parser
 
 
