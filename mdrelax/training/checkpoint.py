@@ -89,7 +89,7 @@ def refuse_impossible(state: dict[str, Any], path: Path, *, n_steps: int | None 
     most = sys.maxsize if n_steps is None else n_steps
     counts = {name: state[name] for name in ("step", "epoch", "batch", "reductions", "stale")}
     states = [state[name] for name in ("model", "optimizer", "ema", "controller")]
-    rows, best = state["rows"], state["best"]
+    rows, of_layers, best = state["rows"], state["layer_rows"], state["best"]
     times = [state["seconds"], state["cpu_seconds"]]
     possible = (
         all(isinstance(each, dict) for each in states)
@@ -97,6 +97,7 @@ def refuse_impossible(state: dict[str, Any], path: Path, *, n_steps: int | None 
         and all(isinstance(seconds, float | int) and 0 <= seconds < math.inf for seconds in times)
         and isinstance(best, dict) and set(best) == {"step", "error", "state", "layers"}
         and isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+        and isinstance(of_layers, list) and all(isinstance(row, dict) for row in of_layers)
         and rows != [] and rows[-1].get("step") == counts["step"]
     )  # fmt: skip
     if not possible:

@@ -182,6 +182,7 @@ class Trainer(Generic[Model]):
                     break
             else:
                 self.epoch, self.batch = self.epoch + 1, 0
+        self._write_tables()  # a resumed run that was killed right after its last checkpoint lacks their last rows
         return self.result()
 
     def _train_step(self, batch: Any) -> tuple[float, float]:
@@ -329,14 +330,15 @@ class Trainer(Generic[Model]):
 
     def save(self) -> None:
         """Write checkpoints/last.pt, metrics.csv and layers.csv; rank 0 does."""
-        if not self.ranks.first:
-            return
-        state = {name: getattr(self, name) for name in PRIMITIVES}
-        state |= {name: getattr(self, name).state_dict() for name in STATES}
-        save_checkpoint(self.folder / "checkpoints" / "last.pt", state)
-        self._write_tables()
+        if self.ranks.first:
+            state = {name: getattr(self, name) for name in PRIMITIVES}
+            state |= {name: getattr(self, name).state_dict() for name in STATES}
+            save_checkpoint(self.folder / "checkpoints" / "last.pt", state)
+            self._write_tables()
 
     def _write_tables(self) -> None:
+        if not self.ranks.first:
+            return
         write_atomically(self.folder / "metrics.csv", self.metrics().to_csv(index=False).encode())
         if self.relaxed:
             table = pd.DataFrame(self.layer_rows, columns=list(LAYER_COLUMNS))
@@ -357,8 +359,6 @@ class Trainer(Generic[Model]):
             raise CheckpointError(f"`{path}` belongs to another network; delete it and restart.") from error
         for name in PRIMITIVES:
             setattr(self, name, state[name])
-        if self.ranks.first:  # a run that was killed right after its last checkpoint lacks the last rows
-            self._write_tables()
 
     def metrics(self) -> pd.DataFrame:
         """One row per validation: step, time, rate, theta, penalty and loss, then the task's columns.
