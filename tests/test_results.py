@@ -338,6 +338,14 @@ def test_the_page_on_scale_repeats_the_drifts_of_lammps_and_ase():
     assert f"within {deviations} meV/atom" in text
 
 
+def test_the_page_on_scale_repeats_the_gain_of_torch_sim():
+    """Steps per second of the batch over those of its molecules one by one."""
+    one, many = json.loads((ROOT / "docs/results/speed/torch-sim/torch-sim.json").read_text())["rows"]
+    gain = many["molecule_steps_per_s"] / one["molecule_steps_per_s"]
+    sentence = f"{many['molecules']} molecules of ethanol at once made {gain:.1f} times as many steps per second"
+    assert sentence in (ROOT / "docs/scale.md").read_text().replace("\n", " ")
+
+
 def test_the_page_on_scale_repeats_the_speed_up_of_ranks():
     """Median, smallest and largest of the rounds."""
     *_, two = json.loads((ROOT / "docs/results/speed/ranks/ranks.json").read_text())["rows"]
