@@ -16,6 +16,7 @@ import pandas as pd
 import yaml
 
 from mdrelax.analysis.benchmarks import ranks_worker
+from mdrelax.base.words import last_sentence
 from mdrelax.runs.config import load_config
 from mdrelax.runs.jobs import job_environment, on_ranks
 
@@ -75,7 +76,7 @@ def _steps(config: dict[str, Any], ranks: int, threads: int) -> list[float]:
         command = on_ranks(ranks_worker.command(folder / "given.yaml", folder / "run", folder / "times.json"), ranks)
         done = subprocess.run(command, env=job_environment(threads), capture_output=True, text=True, check=False)
         if done.returncode:
-            last = (done.stderr.strip() or done.stdout.strip() or "it said nothing.").splitlines()[-1]
-            raise RuntimeError(f"The training on {ranks} ranks failed: {last}")
+            words = last_sentence(done.stderr) or last_sentence(done.stdout) or "it said nothing."
+            raise RuntimeError(f"The training on {ranks} ranks failed: {words}")
         times: list[float] = json.loads((folder / "times.json").read_text())
     return times

@@ -10,6 +10,7 @@ import time
 from typing import Any, Protocol
 
 from mdrelax.analysis.benchmarks.implementations import Implementation
+from mdrelax.base.words import last_sentence
 
 __all__ = ["LostWorkerError", "Process", "Timer", "Worker", "start"]
 
@@ -106,8 +107,7 @@ class Process:
         if code == KILLED:
             return "killed by the system, which happens when memory runs out"
         self.complaints.seek(0)
-        lines = [line.strip() for line in self.complaints.read().splitlines() if line.strip()]
-        return f"ended with code {code}: {lines[-1] if lines else 'without a word'}"
+        return f"ended with code {code}: {last_sentence(self.complaints.read()) or 'without a word'}"
 
 
 class Timer:
@@ -142,8 +142,8 @@ class Timer:
         except subprocess.TimeoutExpired as error:
             raise LostWorkerError(f"no end in {self.longest:g} s") from error
         except subprocess.CalledProcessError as error:
-            lines = error.stderr.decode(errors="replace").strip().splitlines() or ["without a word"]
-            raise LostWorkerError(f"ended with code {error.returncode}: {lines[-1]}") from error
+            words = last_sentence(error.stderr.decode(errors="replace")) or "without a word"
+            raise LostWorkerError(f"ended with code {error.returncode}: {words}") from error
 
 
 def start(implementation: Implementation, *, longest: float) -> Worker:

@@ -10,12 +10,12 @@ import signal
 import sys
 import tempfile
 import traceback
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import typer
 
+from mdrelax.base.words import warnings_in_words
 from mdrelax.cli import (
     audit,
     bench,
@@ -94,17 +94,6 @@ def main() -> None:
                 error.show()
                 sys.exit(CONFIG)
             _explain(error)
-
-
-@contextlib.contextmanager
-def warnings_in_words() -> Iterator[None]:
-    """Print only the message of a warning; the line of code that raised it means nothing to a user."""
-    shown = warnings.showwarning
-    warnings.showwarning = lambda message, *_, **__: typer.echo(f"Warning: {message}", err=True)
-    try:
-        yield
-    finally:
-        warnings.showwarning = shown
 
 
 @contextlib.contextmanager

