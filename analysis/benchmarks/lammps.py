@@ -33,6 +33,7 @@ from mdrelax.forces.symmetry import certify
 from mdrelax.modelfile import save_model
 from mdrelax.potentials import build_potential, preset
 from mdrelax.structures.neighbors import build_graph
+from mdrelax.training.folders import refuse_changes
 
 __all__ = ["costs", "drifts", "on_paper", "untrained_model", "write_water"]
 
@@ -189,13 +190,16 @@ def drifts(
     """NVE of a box of water in LAMMPS and in ASE from the same start; energies are kept every 10 steps.
 
     Both go on from where an earlier call in this folder was stopped, at most ``chunk`` steps before. A row per engine:
-    drift in meV/atom/ps, and the largest deviation from the first total energy in meV/atom. Raises ``ValueError`` in a
-    folder with states of another box, network or precision.
+    drift in meV/atom/ps, and the largest deviation from the first total energy in meV/atom. Raises ``ConfigError`` in
+    a folder with states of another box, network or precision.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = model or untrained_model(folder / "miniature.safetensors", cutoff=NEAR, **MINIATURE)
     settings = {"side": side, "dtype": dtype, "model": file_hash(model)}
-    _refuse_others(folder / "settings.json", settings)
+    if (own := folder / "settings.json").is_file():
+        before = json.loads(own.read_text(encoding="utf-8"))
+        refuse_changes(before, settings, found=f"`{folder}` has states of other settings", choose="`--out`")
+    write_atomically(own, json.dumps(settings).encode())
     atoms = write_water(folder / "water.data", side)
     steps = round(picoseconds * 1000 / FEMTOSECONDS)
     rows = []
@@ -213,20 +217,6 @@ def drifts(
         rows.append({"engine": engine, "atoms": len(atoms), "ps": picoseconds, "drift_meV_per_atom_ps": drift})
         rows[-1] |= {"largest_deviation_meV_per_atom": deviation}
     return pd.DataFrame(rows)
-
-
-def _refuse_others(path: Path, settings: dict[str, Any]) -> None:
-    """Raise ``ValueError`` if the states beside ``path`` are of other settings; write them if there are none."""
-    if not path.is_file():
-        write_atomically(path, json.dumps(settings).encode())
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    changed = [name for name, value in settings.items() if before.get(name) != value]
-    if changed:
-        raise ValueError(
-            f"`{path.parent}` has states of another {' and '.join(changed)}; give the same options as before, or "
-            "another `--out`."
-        )
 
 
 def _done(log: Path) -> int:

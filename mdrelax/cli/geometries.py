@@ -35,15 +35,21 @@ def check_options(*, method: str, delta: float, fmax: float) -> None:
         refuse(f"`--fmax` must be a force > 0 in eV/A, got {fmax}.")
 
 
-def only_structure(path: Path) -> "Atoms":
-    """The structure of a file, the last of several, without labels and constraints."""
-    from mdrelax.analysis.geometry import bare
+def one_structure(path: Path) -> "Atoms":
+    """The structure of a file; of several, the last, which is said."""
     from mdrelax.datasets.structure_files import last_structure
 
     last, number = last_structure(path)
     if number > 1:
-        typer.echo(f"`{path}` holds {number} structures; the last is taken.")
-    return bare(last)
+        typer.echo(f"`{path}` has {number} structures; the last one is taken.")
+    return last
+
+
+def bare_structure(path: Path) -> "Atoms":
+    """``one_structure`` without labels and constraints."""
+    from mdrelax.analysis.geometry import bare
+
+    return bare(one_structure(path))
 
 
 def double_precision(model: Path) -> "MDRelaxCalculator":

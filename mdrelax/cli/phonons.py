@@ -14,10 +14,10 @@ from mdrelax.cli.geometries import (
     ModelFile,
     Overwrite,
     Relax,
+    bare_structure,
     check_options,
     double_precision,
     geometry,
-    only_structure,
     provenance,
     smoothness,
 )
@@ -62,7 +62,7 @@ def phonons(
     if not overwrite:
         refuse_existing(folder / "phonons.json")
     _require(require_phonopy)
-    atoms = only_structure(structure)
+    atoms = bare_structure(structure)
     _refuse_molecules(atoms, structure)
     calculator = double_precision(model)
     found = geometry(atoms, calculator, relax=relax, fmax=fmax, cell=calculator.force_field.conservative)

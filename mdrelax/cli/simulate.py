@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mdrelax.cli.geometries import one_structure
 from mdrelax.cli.output import one_of, refuse
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def md(
     kind: Literal["nve", "nvt"] = "nvt" if ensemble == "nvt" else "nve"
     state = log.with_name(f"{log.name}.restart")
     with _outputs(trajectory, log, state=state, overwrite=overwrite, restart=restart == "auto"):
-        start = atoms = _last(structure)
+        start = atoms = one_structure(structure)
         _say_what_moves(structure, atoms, temperature, keep=keep_velocities)
         atoms.calc = open_calculator(model, dtype=dtype or None, device=device, compile=compile)
         if equilibrate > 0 and not state.exists():
@@ -88,16 +89,6 @@ def _equilibrated(atoms: "Atoms", **settings: Any) -> "Atoms":
         raise ExplodedError(f"The equilibration exploded: {warm.reason}")
     warm.atoms.calc = atoms.calc
     return warm.atoms
-
-
-def _last(path: Path) -> "Atoms":
-    """The structure of a file; of several, the last, which is said."""
-    from mdrelax.datasets.structure_files import last_structure
-
-    last, number = last_structure(path)
-    if number > 1:
-        typer.echo(f"`{path}` has {number} structures; the last one is taken.")
-    return last
 
 
 def _stop(model: Path, limit: float | None) -> "Callable[[Atoms], str]":

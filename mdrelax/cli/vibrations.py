@@ -14,10 +14,10 @@ from mdrelax.cli.geometries import (
     ModelFile,
     Overwrite,
     Relax,
+    bare_structure,
     check_options,
     double_precision,
     geometry,
-    only_structure,
     provenance,
     smoothness,
 )
@@ -50,7 +50,7 @@ def vibrations(
         refuse(f"`--temperature` must be >= 0 K and finite, got {temperature}.")
     if not overwrite:
         refuse_existing(folder / "vibrations.json")
-    atoms = only_structure(structure)
+    atoms = bare_structure(structure)
     _refuse_crystals(atoms, structure)
     calculator = double_precision(model)
     found = geometry(atoms, calculator, relax=relax, fmax=fmax)
