@@ -52,9 +52,10 @@ def said(place: Path, process: "subprocess.Popen[str]") -> str:
 def begun(folder: Path, process: "subprocess.Popen[str]") -> bool:
     """Wait for the first checkpoint of a run."""
     deadline = time.monotonic() + STARTING
-    while not (folder / "metrics.csv").is_file() and process.poll() is None and time.monotonic() < deadline:
+    checkpoint = folder / "checkpoints" / "last.pt"
+    while not checkpoint.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    return (folder / "metrics.csv").is_file()
+    return checkpoint.is_file()
 
 
 # --- launchers --------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from mdrelax.runs.checkpoints import open_checkpoint, project_checkpoint
 from mdrelax.runs.config import load_config
 from mdrelax.runs.jobs import run_side_by_side
 from mdrelax.runs.train import run_training
+from mdrelax.training import trainer
 from mdrelax.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from mdrelax.training.trainer import Progress
 from small_runs import CRYSTAL_CUTOFF, clusters, crystals, document, write_config, write_frames
@@ -198,14 +199,35 @@ def test_a_finished_run_can_be_entered_again(tmp_path, source, whole):
     assert_same_runs(whole("in mid-epoch"), tmp_path / "run")
 
 
-def test_a_run_killed_between_its_last_checkpoint_and_its_tables_has_all_rows(tmp_path, source, whole):
-    """Found by tests/trials/kills.py: nothing is trained after the checkpoint, so nothing else would write them."""
-    shutil.copytree(whole("in mid-epoch"), tmp_path / "run")
-    for name in ("metrics.csv", "layers.csv"):
-        lines = (tmp_path / "run" / name).read_text().splitlines(keepends=True)
-        (tmp_path / "run" / name).write_text("".join(lines[:-1]))
-    run_training(load_config(document(source)), tmp_path / "run", potentials, restart=True)
-    assert_same_runs(whole("in mid-epoch"), tmp_path / "run")
+@pytest.mark.parametrize("written", ["nothing", "metrics.csv", "layers.csv", "last.pt"])
+def test_a_run_killed_between_the_files_of_its_last_validation_has_all_rows(
+    tmp_path, source, whole, written, monkeypatch
+):
+    """Found by tests/trials/kills.py: after the last checkpoint nothing is trained, so no other write follows."""
+    n_steps = int(load_checkpoint(whole("in mid-epoch") / "checkpoints" / "last.pt")["step"])
+    last: list[str] = []
+
+    def dying(write: Callable[..., None]) -> Callable[..., None]:
+        def write_or_die(path: Path, content: Any) -> None:
+            if last and written == "nothing":
+                raise Stop
+            write(path, content)
+            if last and written == path.name:
+                raise Stop
+
+        return write_or_die
+
+    def forward(progress: Progress) -> None:
+        if progress.step == n_steps - 1:
+            last.append("the validation after the next step is the last")
+
+    with monkeypatch.context() as patched:
+        for name in ("write_atomically", "save_checkpoint"):
+            patched.setattr(trainer, name, dying(getattr(trainer, name)))
+        with pytest.raises(Stop):
+            run_training(load_config(document(source)), tmp_path, potentials, listener=forward)
+    run_training(load_config(document(source)), tmp_path, potentials, restart=True)
+    assert_same_runs(whole("in mid-epoch"), tmp_path)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path, source, whole):

@@ -182,7 +182,6 @@ class Trainer(Generic[Model]):
                     break
             else:
                 self.epoch, self.batch = self.epoch + 1, 0
-        self._write_tables()  # a resumed run that was killed right after its last checkpoint lacks their last rows
         return self.result()
 
     def _train_step(self, batch: Any) -> tuple[float, float]:
@@ -329,16 +328,17 @@ class Trainer(Generic[Model]):
             self.reductions += 1
 
     def save(self) -> None:
-        """Write checkpoints/last.pt, metrics.csv and layers.csv; rank 0 does."""
+        """Write metrics.csv, layers.csv and checkpoints/last.pt; rank 0 does.
+
+        The checkpoint comes last: a run that is killed between them resumes from the one before and writes all again.
+        """
         if self.ranks.first:
+            self._write_tables()
             state = {name: getattr(self, name) for name in PRIMITIVES}
             state |= {name: getattr(self, name).state_dict() for name in STATES}
             save_checkpoint(self.folder / "checkpoints" / "last.pt", state)
-            self._write_tables()
 
     def _write_tables(self) -> None:
-        if not self.ranks.first:
-            return
         write_atomically(self.folder / "metrics.csv", self.metrics().to_csv(index=False).encode())
         if self.relaxed:
             table = pd.DataFrame(self.layer_rows, columns=list(LAYER_COLUMNS))
