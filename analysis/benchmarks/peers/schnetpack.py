@@ -19,6 +19,8 @@ from schnetpack.transform import MatScipyNeighborList
 from .protocol import Task, Work, serve
 from .steps import count_parameters, md_step, to_atoms, training_step
 
+__all__ = ["PACKAGES", "AtomsConverter", "MatScipyNeighborList", "atoms_collate", "build", "properties"]
+
 CHANNELS = 128
 PACKAGES = ("schnetpack", "torch", "ase", "numpy", "matscipy")
 

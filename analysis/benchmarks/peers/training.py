@@ -38,6 +38,7 @@ __all__ = ["Frames", "Molecule", "Recipe", "Setup", "labelled_atoms", "main"]
 VALIDATIONS = 50  # in a run
 PARENT = "MDRELAX_PARENT"  # environment variable: the process that waits for this run
 LONGEST_WARM_UP = 0.05  # of the budget
+FITTED = 200  # training frames that the constant of the energies is fitted to
 EVALUATED = 10  # frames at once, in validation and test
 
 Array = npt.NDArray[np.float64]
@@ -248,18 +249,28 @@ def labelled_atoms(molecule: Molecule, frames: Frames) -> list[Atoms]:
     return found
 
 
-def predictions(run: Run, molecule: Molecule) -> tuple[Array, Array]:
-    """Energies (G,) in eV and forces (G, n, 3) in eV/A of the test frames, by the selected network."""
+def evaluated(run: Run, frames: Frames) -> tuple[Array, Array]:
+    """Energies (G,) and forces (G, n, 3) of some frames by the selected network, eV and eV/A."""
     setup, energies, forces = run.setup, [], []
     with run.weights(run.chosen):
-        for batch in _groups(setup, setup.frames(molecule.test)):
+        for batch in _groups(setup, setup.frames(frames)):
             energy, force = setup.predict(batch)
             energies.append(energy.detach().double().flatten().numpy())
             forces.append(force.detach().double().numpy())
-    shape = molecule.test.positions.shape
-    return setup.unit * np.concatenate(energies) + molecule.mean_energy, setup.unit * np.concatenate(forces).reshape(
-        shape
-    )
+    whole = np.concatenate(forces).reshape(frames.positions.shape)
+    return setup.unit * np.concatenate(energies), setup.unit * whole
+
+
+def predictions(run: Run, molecule: Molecule) -> tuple[Array, Array]:
+    """Energies (G,) in eV and forces (G, n, 3) in eV/A of the test frames.
+
+    The constant of the energies is that which fits training frames, as in our own runs: while the weights move, the
+    mean of all energies wanders by more than the energies scatter about it.
+    """
+    known = Frames(*(array[:FITTED] for array in molecule.train))
+    shift = float(np.mean(known.energies - evaluated(run, known)[0]))
+    energies, forces = evaluated(run, molecule.test)
+    return energies + shift + molecule.mean_energy, forces
 
 
 def main(prepare: Callable[[Molecule, int], Setup], packages: Sequence[str]) -> None:

@@ -1,0 +1,165 @@
+"""Our own networks as workers of the accuracy benchmark: `python -m mdrelax.analysis.benchmarks.accuracy_worker FOLDER`.
+
+The files are those of ``peers.training``; task.json has ``model``, ``compile`` and ``overrides`` too. A model is a
+potential and its preset, ``equiformer-small``, trained by the preset `rmd17-ethanol` without relaxation, or with it:
+``equiformer-small:relaxed``.
+
+The number of steps is set before the run. A trial of a few steps measures the CPU time of the first step (compilation),
+of a later one and of a validation, and plan.json keeps the number that fits the budget; the trial itself is not part of
+the measured time. A run that was killed resumes from its checkpoint.
+"""
+
+import contextlib
+import io
+import json
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from mdrelax import potentials
+from mdrelax.analysis.benchmarks.peers.training import VALIDATIONS, Frames, read_molecule
+from mdrelax.analysis.tables import read_json
+from mdrelax.base.files import write_atomically
+from mdrelax.base.provenance import software_versions
+from mdrelax.engines.ase import MDRelaxCalculator
+from mdrelax.runs.config import Config, load_config
+from mdrelax.runs.inputs import IN_MEMORY, open_config
+from mdrelax.runs.jobs import end_with_parent
+from mdrelax.runs.train import run_training
+from mdrelax.training.trainer import Progress
+
+__all__ = ["Costs", "config_of", "fitting_steps", "train"]
+
+RECIPE = "rmd17-ethanol"
+TRIAL = 25  # steps
+COMPILING = 5  # of them, which are not typical
+MARGIN = 0.97  # of the budget, because steps differ
+WARM_UP = 0.05  # of the steps at most
+
+
+class Costs(NamedTuple):
+    """CPU seconds of the parts of a run."""
+
+    first: float  # of what happens once: compilation
+    step: float
+    validation: float
+
+
+class _TrialOver(Exception):
+    """The trial has been measured."""
+
+
+def config_of(task: dict[str, Any], folder: Path, *, steps: int, n_train: int, n_validation: int) -> Config:
+    """The config of a run whose frames are those of training, then those of validation."""
+    network, _, form = task["model"].partition(":")
+    potential, _, preset = network.rpartition("-")
+    parts = {"train": range(n_train), "validation": range(n_train, n_train + n_validation)}
+    for name, numbers in parts.items():
+        write_atomically(folder / f"{name}.csv", "".join(f"{k}\n" for k in numbers).encode())
+    base = open_config(RECIPE, []).model_dump(mode="json")
+    base["data"] = {"source": IN_MEMORY, "test": None} | {f"{p}_indices": str(folder / f"{p}.csv") for p in parts}
+    base["potential"] |= {"name": potential, "preset": preset}
+    base["training"] |= {"validate_every": 1 / VALIDATIONS, "compile": task["compile"], "seed": task["seed"]}
+    base["md_picoseconds"] = 0.0
+    given = list(task["overrides"]) if form == "relaxed" else ["relaxation.schedule=off", *task["overrides"]]
+    wanted = load_config(base, overrides=given)
+    warm_up = wanted.training.warmup_steps
+    longest = int(WARM_UP * steps)
+    settings = [f"training.steps={steps}", *([f"training.warmup_steps={longest}"] if warm_up > longest else [])]
+    return load_config(wanted.model_dump(mode="json"), overrides=settings)
+
+
+def fitting_steps(costs: Costs, budget: float) -> int:
+    """The number of steps that fits a budget of CPU seconds with all validations; at least one."""
+    left = MARGIN * budget - costs.first - VALIDATIONS * costs.validation
+    return max(1, int(left / costs.step))
+
+
+def train(folder: Path) -> None:
+    """Train in a folder with a task.json; writes predictions.npz and trained.json."""
+    task = read_json(folder / "task.json")
+    molecule = read_molecule(Path(task["data"]))
+    frames = [*_labelled(molecule.numbers, molecule.train), *_labelled(molecule.numbers, molecule.validation)]
+    sizes = {"n_train": len(molecule.train.energies), "n_validation": len(molecule.validation.energies)}
+    if not (folder / "plan.json").is_file():
+        costs = _measure(config_of(task, folder, steps=TRIAL, **sizes), frames)
+        plan = {"steps": fitting_steps(costs, task["budget"]), "costs": costs._asdict()}
+        write_atomically(folder / "plan.json", json.dumps(plan).encode())
+    plan = read_json(folder / "plan.json")
+    config = config_of(task, folder, steps=plan["steps"], **sizes)
+    compilers = _children()
+    outcome = run_training(config, folder / "run", potentials, restart=True, data=frames)
+    seconds = outcome.fit.cpu_seconds + _children() - compilers
+    calculator, found = MDRelaxCalculator(outcome.fit.model), []
+    for positions in molecule.test.positions:
+        atoms = Atoms(molecule.numbers, positions, calculator=calculator)
+        found.append((atoms.get_potential_energy(), atoms.get_forces()))
+    energies, forces = zip(*found, strict=True)
+    buffer = io.BytesIO()
+    np.savez(buffer, energies=np.array(energies) + molecule.mean_energy, forces=np.array(forces))
+    write_atomically(folder / "predictions.npz", buffer.getvalue())
+    document = {
+        "cpu_seconds": seconds, "steps": outcome.fit.steps, "best_step": outcome.fit.best_step,
+        "epochs": outcome.fit.steps * config.training.batch_size / sizes["n_train"],
+        "n_parameters": outcome.results["n_parameters"], "plan": plan,
+        "validation_loss": outcome.results["validation"]["forces_mae_meV_per_A"], "recipe": _recipe(config),
+        "versions": software_versions(),
+    }  # fmt: skip
+    write_atomically(folder / "trained.json", json.dumps(document, indent=1).encode())
+
+
+def _labelled(numbers: Any, frames: Frames) -> list[Atoms]:
+    """Atoms with their labels, eV and eV/A."""
+    found = []
+    for positions, energy, forces in zip(*frames, strict=True):
+        atoms = Atoms(numbers, positions)
+        atoms.calc = SinglePointCalculator(atoms, energy=float(energy), forces=forces)
+        found.append(atoms)
+    return found
+
+
+def _measure(config: Config, frames: list[Atoms]) -> Costs:
+    """Train for a few steps in a folder of its own, with one validation at their end."""
+    settings = config.model_dump(mode="json")
+    settings["training"] |= {"steps": 2 * TRIAL, "validate_every": TRIAL}
+    times = [_seconds()]
+
+    def listen(progress: Progress) -> None:
+        times.append(_seconds())
+        if progress.step == TRIAL:
+            raise _TrialOver
+
+    with tempfile.TemporaryDirectory(prefix="mdrelax-trial-") as place:
+        with contextlib.suppress(_TrialOver):
+            run_training(load_config(settings), Path(place) / "run", potentials, data=frames, listener=listen)
+    steps = np.diff(times)
+    typical = float(np.median(steps[COMPILING:-1]))
+    first = float(steps[:COMPILING].sum()) - COMPILING * typical
+    return Costs(max(0.0, first), typical, max(0.0, float(steps[-1]) - typical))
+
+
+def _seconds() -> float:
+    """CPU seconds of this process and of the compilers that it started."""
+    return time.process_time() + _children()
+
+
+def _children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _recipe(config: Config) -> dict[str, Any]:
+    """The settings that define the training, without paths."""
+    return {**config.model_dump(mode="json"), "data": None}
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    train(Path(sys.argv[1]))
