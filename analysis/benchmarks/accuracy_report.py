@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from mdrelax.analysis.benchmarks.accuracy import is_peer, read_results
 from mdrelax.analysis.benchmarks.accuracy_times import read_times
@@ -58,9 +59,9 @@ def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([groups.size().rename("seeds"), found, spread], axis=1).reset_index()
 
 
-def pareto(costs: Sequence[float], values: Sequence[float]) -> npt.NDArray[np.int64]:
+def pareto(costs: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """The places of the points that no other beats in cost and error, in the order of their costs."""
-    order = np.lexsort((np.asarray(values), np.asarray(costs)))
+    order = np.lexsort((values, costs))
     kept, best = [], math.inf
     for place in order:
         if np.isfinite(costs[place]) and values[place] < best:
@@ -88,15 +89,12 @@ def pareto_figure(summary: pd.DataFrame) -> Figure:
         for ax, (column, label) in zip(row, PANELS.items(), strict=True):
             for model in models:
                 _draw(ax, own[own.model == model], column, model, looks[model], budgets)
-            front = pareto(own[column].to_numpy(), own.test_forces.to_numpy())
-            ax.step(own[column].iloc[front], own.test_forces.iloc[front], where="post", color=GREY, linewidth=0.9,
-                    zorder=0, label="Pareto front")  # fmt: skip
-            if own[column].notna().any():
-                log_scale(ax, "x")
-            else:
-                ax.text(0.5, 0.5, "not timed yet", transform=ax.transAxes, ha="center", color=GREY)
+            _draw_front(ax, own[column].to_numpy(), own.test_forces.to_numpy())
             log_scale(ax, "y")
             ax.set(xlabel=label)
+            if column == "cpu_hours":
+                ax.set(xlim=(budgets[0] / 1.6, budgets[-1] * 1.6))
+                ax.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
         row[0].set(ylabel="test force MAE (meV/Å)", title=molecule)
     shared_legend(figure)
     return figure
@@ -107,11 +105,28 @@ def _draw(
 ) -> None:
     """The points of a model, the larger the longer it was trained, and a line through them."""
     rows = rows[rows[column].notna()].sort_values("budget_hours")
-    line = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": look["linewidth"]}
-    ax.plot(rows[column], rows.test_forces, label=model, marker=look["marker"], markersize=0.0, **line)
+    ax.plot([], [], label=model, **look)
+    ax.plot(rows[column], rows.test_forces, **{**look, "markersize": 0.0})
     for x, y, budget in zip(rows[column], rows.test_forces, rows.budget_hours, strict=True):
-        size = 4.0 + 2.0 * budgets.index(budget)
+        size = 4.5 + 2.0 * budgets.index(budget)
         ax.plot([x], [y], color=look["color"], marker=look["marker"], markersize=size, linestyle="")
+
+
+def _draw_front(ax: Axes, costs: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> None:
+    """The Pareto front as a staircase that ends right of the last point; the axis becomes logarithmic."""
+    front = pareto(costs, values)
+    if not len(front):
+        ax.text(0.5, 0.5, "not timed yet", transform=ax.transAxes, ha="center", color=GREY)
+        ax.set_xticks([])
+        return
+    log_scale(ax, "x")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else _thousands(x)))
+    x, y = np.append(costs[front], 1.2 * np.nanmax(costs)), np.append(values[front], values[front[-1]])
+    ax.step(x, y, where="post", color=GREY, linewidth=0.9, zorder=0, label="Pareto front")
+
+
+def _thousands(x: float) -> str:
+    return f"{x / 1e3:g}k" if x >= 1e3 else f"{x:g}"
 
 
 def page(summary: pd.DataFrame, runs: pd.DataFrame) -> str:

@@ -1,4 +1,4 @@
-"""Our own networks as workers of the accuracy benchmark: `python -m mdrelax.analysis.benchmarks.accuracy_worker FOLDER`.
+"""Our networks as workers of the accuracy benchmark: `python -m mdrelax.analysis.benchmarks.accuracy_worker FOLDER`.
 
 The files are those of ``peers.training``; task.json has ``model``, ``compile`` and ``overrides`` too. A model is a
 potential and its preset, ``equiformer-small``, trained by the preset `rmd17-ethanol` without relaxation, or with it:
@@ -90,8 +90,8 @@ def train(folder: Path) -> None:
     sizes = {"n_train": len(molecule.train.energies), "n_validation": len(molecule.validation.energies)}
     if not (folder / "plan.json").is_file():
         costs = _measure(config_of(task, folder, steps=TRIAL, **sizes), frames)
-        plan = {"steps": fitting_steps(costs, task["budget"]), "costs": costs._asdict()}
-        write_atomically(folder / "plan.json", json.dumps(plan).encode())
+        own = {"steps": fitting_steps(costs, task["budget"]), "costs": costs._asdict()}
+        write_atomically(folder / "plan.json", json.dumps(own).encode())
     plan = read_json(folder / "plan.json")
     config = config_of(task, folder, steps=plan["steps"], **sizes)
     compilers = _children()
@@ -136,9 +136,8 @@ def _measure(config: Config, frames: list[Atoms]) -> Costs:
         if progress.step == TRIAL:
             raise _TrialOver
 
-    with tempfile.TemporaryDirectory(prefix="mdrelax-trial-") as place:
-        with contextlib.suppress(_TrialOver):
-            run_training(load_config(settings), Path(place) / "run", potentials, data=frames, listener=listen)
+    with tempfile.TemporaryDirectory(prefix="mdrelax-trial-") as place, contextlib.suppress(_TrialOver):
+        run_training(load_config(settings), Path(place) / "run", potentials, data=frames, listener=listen)
     steps = np.diff(times)
     typical = float(np.median(steps[COMPILING:-1]))
     first = float(steps[:COMPILING].sum()) - COMPILING * typical

@@ -106,7 +106,8 @@ class Run:
         self.setup, self.budget, self.seed, self.folder = setup, budget, seed, folder
         self.train = setup.frames(molecule.train)
         self.validation = _groups(setup, setup.frames(molecule.validation))
-        self.step, self.validated, self.best_step, self.best = 0, 0, 0, [0.0, float("inf")]  # stage, validation loss
+        self.step = self.checked = self.validated = self.best_step = 0  # checked: the step of the last validation
+        self.best = [0.0, float("inf")]  # stage, validation loss
         self.average = {name: p.detach().clone() for name, p in setup.model.named_parameters()}
         self.chosen = self.average
         self.spent, self.started = 0.0, time.process_time()
@@ -128,8 +129,9 @@ class Run:
                 self.validated = number
                 self._validate(progress)
                 self._save()
-        self._validate(min(1.0, self.seconds() / self.budget))
-        self._save()
+        if self.checked != self.step:
+            self._validate(min(1.0, self.seconds() / self.budget))
+            self._save()
 
     def _step(self, progress: float) -> None:
         setup, recipe = self.setup, self.setup.recipe
@@ -173,7 +175,7 @@ class Run:
         if stage > self.best[0] or loss < self.best[1]:
             self.best, self.best_step = [stage, loss], self.step
             self.chosen = {name: value.clone() for name, value in self.average.items()}
-        self.cost_of_validation = self.seconds() - before
+        self.checked, self.cost_of_validation = self.step, self.seconds() - before
 
     @contextmanager
     def weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
@@ -196,8 +198,8 @@ class Run:
     def _save(self) -> None:
         state = {
             "weights": self.setup.model.state_dict(), "optimizer": self.setup.optimizer.state_dict(),
-            "average": self.average, "chosen": self.chosen, "step": self.step, "validated": self.validated,
-            "best": self.best, "best_step": self.best_step, "spent": self.seconds(),
+            "average": self.average, "chosen": self.chosen, "step": self.step, "checked": self.checked,
+            "validated": self.validated, "best": self.best, "best_step": self.best_step, "spent": self.seconds(),
         }  # fmt: skip
         part = self.folder / "checkpoint.part"
         torch.save(state, part)

@@ -67,8 +67,12 @@ def accuracy(
         if times or quick:
             _time(names, chosen, place, venvs, quick=quick)
 
+    def write() -> list[Path]:
+        only_times = times and not benchmark.read_results(place)
+        return sorted(place.glob("times-*.json")) if only_times else write_accuracy(place)
+
     said = "MD steps" if times else f"{len(runs)} runs in {out}"
-    train_and_tell(work, lambda: write_accuracy(place), f"{said}, results in {place}", folder=out)
+    train_and_tell(work, write, f"{said}, results in {place}", folder=out)
 
 
 def _train(runs: "list[AccuracyRun]", out: Path, results: Path, inputs: "Inputs", jobs: int) -> None:
@@ -85,7 +89,6 @@ def _time(molecules: list[str], models: list[str], results: Path, venvs: Path, *
     from mdrelax.analysis.benchmarks.speed import memory_rules
     from mdrelax.base.provenance import command_line
 
-    rules = Rules(repeats=5, seconds=2.0) if quick else Rules(repeats=50, **memory_rules())
-    measure_times(
-        molecules, models, results, venvs=venvs, rules=rules, command=command_line(), tell=typer.echo
-    )  # fmt: skip
+    repeats, seconds = (5, 2.0) if quick else (50, 20.0)
+    rules = Rules(repeats=repeats, seconds=seconds, dtype="float32", **memory_rules())
+    measure_times(molecules, models, results, venvs=venvs, rules=rules, command=command_line(), tell=typer.echo)
