@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mdrelax.analysis.benchmarks import accuracy_worker
-from mdrelax.analysis.benchmarks.accuracy_worker import Costs, config_of, fitting_steps
+from mdrelax.analysis.benchmarks.accuracy_worker import Costs, config_of, fitting_steps, index_files
 from mdrelax.analysis.benchmarks.peers import training
 from mdrelax.analysis.benchmarks.peers.training import VALIDATIONS, Frames, Molecule, Recipe, Run, Setup
 
@@ -216,8 +216,8 @@ def test_the_steps_of_our_runs_fit_the_budget_with_all_validations() -> None:
 def test_our_config_is_the_shipped_recipe(tmp_path: Path) -> None:
     """`rmd17-ethanol` but for the budget, without relaxation unless asked for; warm-up never takes the whole run."""
     task = {"model": "equiformer-small", "seed": 3, "compile": False, "overrides": []}
-    sizes = {"n_train": 950, "n_validation": 50}
-    config = config_of(task, tmp_path, steps=4000, **sizes)
+    data = index_files(tmp_path, 950, 50)
+    config = config_of(task, data, steps=4000)
     assert (config.training.batch_size, config.training.learning_rate, config.training.optimizer) == (5, 0.003, "muon")
     assert (config.training.steps, config.training.warmup_steps, config.training.seed) == (4000, 100, 3)
     assert (config.potential.name, config.potential.preset) == ("equiformer", "small")
@@ -225,10 +225,10 @@ def test_our_config_is_the_shipped_recipe(tmp_path: Path) -> None:
     assert config.training.validation_interval(4000) == 4000 / VALIDATIONS
     numbers = [int(line) for name in ("train", "validation") for line in (tmp_path / f"{name}.csv").read_text().split()]
     assert numbers == list(range(1000))
-    relaxed = config_of({**task, "model": "segnn-tiny:relaxed"}, tmp_path, steps=200, **sizes)
+    relaxed = config_of({**task, "model": "segnn-tiny:relaxed"}, data, steps=200)
     assert relaxed.relaxation.schedule != "off"
     assert (relaxed.potential.name, relaxed.training.warmup_steps) == ("segnn", 10)
-    changed = config_of({**task, "overrides": ["training.batch_size=8"]}, tmp_path, steps=9, **sizes)
+    changed = config_of({**task, "overrides": ["training.batch_size=8"]}, data, steps=9)
     assert changed.training.batch_size == 8
 
 

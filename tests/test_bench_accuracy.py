@@ -172,6 +172,14 @@ def test_results_and_folders_of_another_run_are_refused(tmp_path: Path) -> None:
         run(tmp_path, ["mace"], sizes=Sizes(20, 10, 5))
 
 
+def test_a_recipe_that_cannot_be_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    """An override of ours is checked before the other packages' runs are started."""
+    venvs = installed(tmp_path / "venvs", "mace")
+    with pytest.raises(ConfigError, match="batch_sise"):
+        run(tmp_path, ["mace", "equiformer-tiny"], overrides=["training.batch_sise=3"])
+    assert calls(venvs, "mace") == []
+
+
 def test_data_that_are_not_there_are_refused(tmp_path: Path) -> None:
     """Before anything is trained."""
     installed(tmp_path / "venvs", "mace")

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mdrelax import datasets
+from mdrelax.analysis.benchmarks.accuracy_worker import config_of
 from mdrelax.analysis.benchmarks.implementations import (
     Implementation,
     implementations,
@@ -222,11 +223,13 @@ def _overrides(run: AccuracyRun, inputs: Inputs) -> list[str]:
 
 def _prepare(place: Path, run: AccuracyRun, folder: Path, inputs: Inputs) -> None:
     """The folder of a run with its task.json; raises ``ConfigError`` if it contains another task."""
-    task = {
+    task: dict[str, Any] = {
         "model": run.model, "budget": HOUR * run.budget_hours, "seed": run.seed,
         "data": str(_data(run.molecule, run.seed, folder, inputs).absolute()),
         "overrides": _overrides(run, inputs), "compile": inputs.compiled, "frames": list(inputs.sizes),
     }  # fmt: skip
+    if not is_peer(run.model):
+        config_of(task, {}, steps=1)  # which refuses overrides before a process is started
     path = place / TASK
     before = read_optional(path, read_json, remedy="Delete its folder and run again.")
     if before is not None and {**before, "data": None, "compile": None} != {**task, "data": None, "compile": None}:

@@ -16,6 +16,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ from mdrelax.runs.jobs import end_with_parent
 from mdrelax.runs.train import run_training
 from mdrelax.training.trainer import Progress
 
-__all__ = ["Costs", "config_of", "fitting_steps", "train"]
+__all__ = ["Costs", "config_of", "fitting_steps", "index_files", "train"]
 
 RECIPE = "rmd17-ethanol"
 TRIAL = 25  # steps
@@ -56,24 +57,27 @@ class _TrialOver(Exception):
     """The trial has been measured."""
 
 
-def config_of(task: dict[str, Any], folder: Path, *, steps: int, n_train: int, n_validation: int) -> Config:
-    """The config of a run whose frames are those of training, then those of validation."""
+def config_of(task: Mapping[str, Any], data: Mapping[str, Any], *, steps: int) -> Config:
+    """The config of a run on a section ``data``; raises ``ConfigError`` for overrides that cannot be."""
     network, _, form = task["model"].partition(":")
     potential, _, preset = network.rpartition("-")
-    parts = {"train": range(n_train), "validation": range(n_train, n_train + n_validation)}
-    for name, numbers in parts.items():
-        write_atomically(folder / f"{name}.csv", "".join(f"{k}\n" for k in numbers).encode())
     base = open_config(RECIPE, []).model_dump(mode="json")
-    base["data"] = {"source": IN_MEMORY, "test": None} | {f"{p}_indices": str(folder / f"{p}.csv") for p in parts}
+    base["data"], base["md_picoseconds"] = {**data, "source": IN_MEMORY, "test": None}, 0.0
     base["potential"] |= {"name": potential, "preset": preset}
     base["training"] |= {"validate_every": 1 / VALIDATIONS, "compile": task["compile"], "seed": task["seed"]}
-    base["md_picoseconds"] = 0.0
     given = list(task["overrides"]) if form == "relaxed" else ["relaxation.schedule=off", *task["overrides"]]
-    wanted = load_config(base, overrides=given)
-    warm_up = wanted.training.warmup_steps
-    longest = int(WARM_UP * steps)
-    settings = [f"training.steps={steps}", *([f"training.warmup_steps={longest}"] if warm_up > longest else [])]
-    return load_config(wanted.model_dump(mode="json"), overrides=settings)
+    wanted, longest = load_config(base, overrides=given), int(WARM_UP * steps)
+    warm_up = [f"training.warmup_steps={longest}"] if wanted.training.warmup_steps > longest else []
+    return load_config(wanted.model_dump(mode="json"), overrides=[f"training.steps={steps}", *warm_up])
+
+
+def index_files(folder: Path, n_train: int, n_validation: int) -> dict[str, str]:
+    """The section ``data`` for frames of which the first ones are for training, the others for validation."""
+    section, parts = {}, {"train": range(n_train), "validation": range(n_train, n_train + n_validation)}
+    for name, numbers in parts.items():
+        write_atomically(folder / f"{name}.csv", "".join(f"{k}\n" for k in numbers).encode())
+        section[f"{name}_indices"] = str(folder / f"{name}.csv")
+    return section
 
 
 def fitting_steps(costs: Costs, budget: float) -> int:
@@ -87,13 +91,14 @@ def train(folder: Path) -> None:
     task = read_json(folder / "task.json")
     molecule = read_molecule(Path(task["data"]))
     frames = [*_labelled(molecule.numbers, molecule.train), *_labelled(molecule.numbers, molecule.validation)]
-    sizes = {"n_train": len(molecule.train.energies), "n_validation": len(molecule.validation.energies)}
+    n_train = len(molecule.train.energies)
+    data = index_files(folder, n_train, len(molecule.validation.energies))
     if not (folder / "plan.json").is_file():
-        costs = _measure(config_of(task, folder, steps=TRIAL, **sizes), frames)
+        costs = _measure(config_of(task, data, steps=TRIAL), frames)
         own = {"steps": fitting_steps(costs, task["budget"]), "costs": costs._asdict()}
         write_atomically(folder / "plan.json", json.dumps(own).encode())
     plan = read_json(folder / "plan.json")
-    config = config_of(task, folder, steps=plan["steps"], **sizes)
+    config = config_of(task, data, steps=plan["steps"])
     compilers = _children()
     outcome = run_training(config, folder / "run", potentials, restart=True, data=frames)
     seconds = outcome.fit.cpu_seconds + _children() - compilers
@@ -107,7 +112,7 @@ def train(folder: Path) -> None:
     write_atomically(folder / "predictions.npz", buffer.getvalue())
     document = {
         "cpu_seconds": seconds, "steps": outcome.fit.steps, "best_step": outcome.fit.best_step,
-        "epochs": outcome.fit.steps * config.training.batch_size / sizes["n_train"],
+        "epochs": outcome.fit.steps * config.training.batch_size / n_train,
         "n_parameters": outcome.results["n_parameters"], "plan": plan,
         "validation_loss": outcome.results["validation"]["forces_mae_meV_per_A"], "recipe": _recipe(config),
         "versions": software_versions(),
