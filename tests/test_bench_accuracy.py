@@ -212,24 +212,30 @@ def stored(tmp_path: Path) -> Path:
     return results
 
 
-def timed(results: Path, monkeypatch: pytest.MonkeyPatch, times: dict[str, float], said: list[str]) -> None:
+TIMES = {"equiformer-small": 20.0, "mace": 50.0, "equiformer-small:compiled": 3.5}
+
+
+def timed(results: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     """The timing run with made-up workers."""
     monkeypatch.setattr(accuracy_times, "timed", lambda model, venvs: accuracy.implementation("equiformer-tiny", venvs)
                         ._replace(name=model, kinds=("md",)))  # fmt: skip
-    start = answering(times, [])
+    start = answering(TIMES, [])
     accuracy_times.measure_times(
-        ["ethanol", "uracil"], list(times), results, venvs=results, rules=Rules(repeats=3), command="mdrelax",
-        tell=said.append, start=lambda worker, longest: start(worker),
+        ["ethanol", "uracil"], ["equiformer-small:relaxed", "equiformer-small", "mace"], results, venvs=results,
+        rules=Rules(repeats=3), command="mdrelax", compiled=True, tell=said.append,
+        start=lambda worker, longest: start(worker),
     )  # fmt: skip
 
 
 def test_times_are_stored_with_their_ratio_to_the_reference(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MACE is the reference where it was timed; a molecule that is no case of the speed benchmark is told of."""
     said: list[str] = []
-    timed(stored, monkeypatch, {"equiformer-small": 20.0, "mace": 50.0}, said)
+    timed(stored, monkeypatch, said)
     table = runs_table(stored).set_index(["molecule", "model"])
     assert set(table.loc[("ethanol", "equiformer-small"), "ms"]) == {20.0}
     assert set(table.loc[("ethanol", "equiformer-small"), "ms_ratio"]) == {0.4}
+    assert set(table.loc[("ethanol", "equiformer-small"), "ms_compiled"]) == {3.5}
+    assert table.loc[("ethanol", "mace"), "ms_compiled"].isna().all()
     assert table.loc[("ethanol", "painn"), "ms"].isna().all()
     assert table.loc[("aspirin", "mace"), "ms"].isna().all()
     assert "MD steps of uracil are not timed: `bench speed` has no such case." in said
@@ -237,7 +243,7 @@ def test_times_are_stored_with_their_ratio_to_the_reference(stored: Path, monkey
 
 def test_the_page_has_a_row_per_model_and_budget(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Means over seeds with their spread, the smallest error of a budget first."""
-    timed(stored, monkeypatch, {"equiformer-small": 20.0, "mace": 50.0}, [])
+    timed(stored, monkeypatch, [])
     names = [path.name for path in write_accuracy(stored)]
     assert names == ["accuracy.md", "runs.csv", "summary.csv", "accuracy.png"]
     text = (stored / "accuracy.md").read_text()
@@ -245,7 +251,7 @@ def test_the_page_has_a_row_per_model_and_budget(stored: Path, monkeypatch: pyte
     first = next(line for line in text.splitlines() if line.startswith("| equiformer-small"))
     cells = [cell.strip() for cell in first.strip("|").split("|")]
     assert cells[1:4] == ["0.25", "2", "18.00 +- 2.83 (36.00)"]
-    assert cells[-2:] == ["20.0", "0.40"]
+    assert cells[-3:] == ["20.0", "0.40", "3.5"]
     assert "the ratio is to mace in the same timing run" in text
     assert len(pd.read_csv(stored / "runs.csv")) == 24
     assert len(pd.read_csv(stored / "summary.csv")) == 12
@@ -253,7 +259,7 @@ def test_the_page_has_a_row_per_model_and_budget(stored: Path, monkeypatch: pyte
 
 def test_the_figure_has_three_panels_for_each_molecule(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Error against MD step, training and parameters; what was not timed says so."""
-    timed(stored, monkeypatch, {"equiformer-small": 20.0, "mace": 50.0}, [])
+    timed(stored, monkeypatch, [])
     figure = pareto_figure(summary_table(runs_table(stored)))
     assert [ax.get_xlabel() for ax in figure.axes] == ["MD step (ms)", "training (CPU-hours)", "parameters"] * 2
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["ethanol", "", "", "aspirin", "", ""]

@@ -150,7 +150,7 @@ def timed(model: str, venvs: Path) -> Implementation:
     if model in PEERS:
         (found,) = implementations([PEERS[model].timed], peers=True, venvs=venvs, settings=settings)
         return found._replace(name=model, cutoff=PEERS[model].cutoff)
-    return mdrelax_implementation(model.partition(":")[0], settings)
+    return mdrelax_implementation(model, settings)._replace(counted=False)
 
 
 # --- runs ---

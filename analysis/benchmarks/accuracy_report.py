@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from mdrelax.analysis.benchmarks.accuracy import is_peer, read_results
-from mdrelax.analysis.benchmarks.accuracy_times import read_times
+from mdrelax.analysis.benchmarks.accuracy_times import COMPILED, read_times
 from mdrelax.analysis.benchmarks.speed_figures import styles
 from mdrelax.analysis.drawing import GREY, WIDTH, NothingToDrawError, log_scale, save, shared_legend, styled
 from mdrelax.analysis.markdown import markdown
@@ -36,7 +36,8 @@ def runs_table(results: Path) -> pd.DataFrame:
     """One row per stored run; ``ms`` and ``ms_ratio`` are those of its model in the timing run of its molecule."""
     rows = []
     for found in read_results(results):
-        times = read_times(results, found["molecule"]).get(found["model"].partition(":")[0], {})
+        timed, name = read_times(results, found["molecule"]), found["model"].partition(":")[0]
+        times, compiled = timed.get(name, {}), timed.get(f"{name}{COMPILED}", {})
         rows.append(
             {
                 **{key: found[key] for key in (*SETTING, "seed")},
@@ -44,7 +45,7 @@ def runs_table(results: Path) -> pd.DataFrame:
                 "cpu_hours": found["cpu_seconds"] / 3600, "budget_used": found["budget_used"],
                 "steps": found["steps"], "epochs": found["epochs"], "n_parameters": found["n_parameters"],
                 "ms": times.get("ms_median", math.nan), "ms_ratio": times.get("ratio", math.nan),
-                "ms_reference": times.get("reference", ""),
+                "ms_compiled": compiled.get("ms_median", math.nan), "ms_reference": times.get("reference", ""),
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
@@ -53,7 +54,7 @@ def runs_table(results: Path) -> pd.DataFrame:
 def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per molecule, model and budget: means over seeds, and the sample standard deviation of errors."""
     groups = runs.groupby(SETTING, sort=False)
-    numbers = [*COLUMNS, "cpu_hours", "budget_used", "steps", "epochs", "n_parameters", "ms", "ms_ratio"]
+    numbers = [*COLUMNS, "cpu_hours", "budget_used", "steps", "epochs", "n_parameters", "ms", "ms_ratio", "ms_compiled"]
     found = groups[numbers].mean()
     spread = groups[list(COLUMNS)].std().add_suffix("_std")
     return pd.concat([groups.size().rename("seeds"), found, spread], axis=1).reset_index()
@@ -155,12 +156,13 @@ def _explanation(runs: pd.DataFrame) -> str:
 
 def _table(rows: pd.DataFrame) -> str:
     header = ["model", "budget, CPU-h", "seeds", "force MAE (RMSE)", "energy MAE (RMSE)", "CPU-h", "steps", "epochs",
-              "parameters", "MD step, ms", "ratio"]  # fmt: skip
+              "parameters", "MD step, ms", "ratio", "compiled, ms"]  # fmt: skip
     lines = [
         [
             row["model"], f"{row['budget_hours']:g}", f"{row['seeds']}", _error(row, "test_forces"),
             _error(row, "test_energy"), f"{row['cpu_hours']:.3g}", f"{row['steps']:,.0f}", f"{row['epochs']:,.1f}",
             f"{row['n_parameters']:,.0f}", _number(row["ms"], ".1f"), _number(row["ms_ratio"], ".2f"),
+            _number(row["ms_compiled"], ".1f"),
         ]
         for row in rows.sort_values(["budget_hours", "test_forces"]).to_dict("records")
     ]  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mdrelax.analysis.benchmarks.accuracy import timed
+from mdrelax.analysis.benchmarks.accuracy import is_peer, timed
 from mdrelax.analysis.benchmarks.implementations import CASES, Implementation
 from mdrelax.analysis.benchmarks.interleaved import Rules, run_cases
 from mdrelax.analysis.benchmarks.workers import Worker, start
@@ -17,9 +17,10 @@ from mdrelax.analysis.tables import read_json, read_optional
 from mdrelax.base.files import write_atomically
 from mdrelax.base.provenance import environment
 
-__all__ = ["REFERENCE", "measure_times", "read_times"]
+__all__ = ["COMPILED", "REFERENCE", "measure_times", "read_times"]
 
 REFERENCE = "mace"  # or the first model, where it was not timed
+COMPILED = ":compiled"  # after the name of one of ours
 LONGEST = 600.0  # s of an answer
 
 
@@ -31,14 +32,18 @@ def measure_times(
     venvs: Path,
     rules: Rules,
     command: str,
+    compiled: bool = False,
     tell: Callable[[str], None] = lambda line: None,
     start: Callable[..., Worker] = start,
 ) -> list[Path]:
     """Time an MD step of each model on each molecule that is a case of `bench speed`; returns the files.
 
-    Models that are not installed are left out with one line.
+    With ``compiled``, our networks are timed compiled ahead of time, too (minutes for each). Models that are not
+    installed are left out with one line.
     """
-    workers = [timed(model, venvs) for model in dict.fromkeys(model.partition(":")[0] for model in models)]
+    names = list(dict.fromkeys(model.partition(":")[0] for model in models))
+    names += [f"{name}{COMPILED}" for name in names if compiled and not is_peer(name)]
+    workers = [timed(name, venvs) for name in names]
     for each in workers:
         if not each.installed:
             tell(f"{each.name} is left out, it is not installed (`make peers`)")

@@ -40,7 +40,10 @@ def accuracy(
     ] = Path(".peers"),
     jobs: Jobs = 0,
     compile: Compile = None,
-    times: Annotated[bool, typer.Option(help="Train nothing: time MD steps of the models, in turns.")] = False,
+    times: Annotated[
+        bool,
+        typer.Option(help="Train nothing: time MD steps of the models, in turns; with --compile ours compiled, too."),
+    ] = False,
     quick: Annotated[bool, typer.Option(help="In miniature on the shipped ethanol, in a few minutes.")] = False,
     only_report: OnlyReport = False,
 ) -> None:
@@ -65,7 +68,7 @@ def accuracy(
         if not times:
             _train(runs, out, place, inputs, jobs)
         if times or quick:
-            _time(names, chosen, place, venvs, quick=quick)
+            _time(names, chosen, place, venvs, quick=quick, compiled=bool(compile))
 
     def write() -> list[Path]:
         only_times = times and not benchmark.read_results(place)
@@ -83,7 +86,7 @@ def _train(runs: "list[AccuracyRun]", out: Path, results: Path, inputs: "Inputs"
     run_all(runs, out, results, inputs, jobs=jobs or cores(), command=command_line(), tell=typer.echo)
 
 
-def _time(molecules: list[str], models: list[str], results: Path, venvs: Path, *, quick: bool) -> None:
+def _time(molecules: list[str], models: list[str], results: Path, venvs: Path, *, quick: bool, compiled: bool) -> None:
     from mdrelax.analysis.benchmarks.accuracy_times import measure_times
     from mdrelax.analysis.benchmarks.interleaved import Rules
     from mdrelax.analysis.benchmarks.speed import memory_rules
@@ -91,4 +94,6 @@ def _time(molecules: list[str], models: list[str], results: Path, venvs: Path, *
 
     repeats, seconds = (5, 2.0) if quick else (50, 20.0)
     rules = Rules(repeats=repeats, seconds=seconds, dtype="float32", **memory_rules())
-    measure_times(molecules, models, results, venvs=venvs, rules=rules, command=command_line(), tell=typer.echo)
+    measure_times(
+        molecules, models, results, venvs=venvs, rules=rules, command=command_line(), compiled=compiled, tell=typer.echo
+    )
