@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mdrelax.analysis.benchmarks import accuracy_worker
-from mdrelax.analysis.benchmarks.accuracy_worker import Costs, config_of, fitting_steps, index_files
+from mdrelax.analysis.benchmarks.accuracy_worker import Costs, config_of, index_files, plan_of
 from mdrelax.analysis.benchmarks.peers import training
 from mdrelax.analysis.benchmarks.peers.training import VALIDATIONS, Frames, Molecule, Recipe, Run, Setup
 
@@ -78,13 +78,16 @@ def begun(clock: Clock, folder: Path, budget: float, recipe: Recipe = RECIPE) ->
     return Run(setup(clock, recipe), molecule(), budget=budget, seed=0, folder=folder)
 
 
-@pytest.mark.parametrize("budget", [20.0, 100.0, 333.0])
+@pytest.mark.parametrize("budget", [50.0, 100.0, 333.0])
 def test_training_ends_within_its_budget(tmp_path: Path, clock: Clock, budget: float) -> None:
-    """The last step and the last validation fit; what is left is less than they cost."""
-    run = begun(clock, tmp_path, budget)
+    """The last step and the last validation fit, what is left is less than they cost; validations take a twentieth."""
+    run, validations = begun(clock, tmp_path, budget), []
+    validate = run._validate
+    run._validate = lambda progress: validations.append(validate(progress))  # type: ignore[method-assign]
     run.fit()
     assert budget - 2 * (STEP + VALIDATION) < run.seconds() <= budget
-    assert run.validated <= VALIDATIONS
+    assert len(validations) <= VALIDATIONS
+    assert 0.02 * budget < VALIDATION * len(validations) < 0.05 * budget + 2 * VALIDATION
     assert run.epochs() == run.step / 5
 
 
@@ -205,12 +208,15 @@ def test_a_worker_reads_the_task_and_writes_the_result_last(
 
 
 def test_the_steps_of_our_runs_fit_the_budget_with_all_validations() -> None:
-    """97 % of the budget is planned for; a budget below the compilation is one step."""
+    """97 % of the budget is planned for, 5 % of it for validations; a budget below the compilation is one step."""
     costs = Costs(first=30.0, step=0.05, validation=1.0)
-    steps = fitting_steps(costs, 900.0)
-    planned = costs.first + steps * costs.step + VALIDATIONS * costs.validation
-    assert 0.97 * 900 - costs.step <= planned <= 0.97 * 900 + 1e-6
-    assert fitting_steps(costs, 10.0) == 1
+    for budget, validations in ((900.0, 45), (3600.0, 50)):
+        plan = plan_of(costs, budget)
+        assert plan["validations"] == validations
+        planned = costs.first + plan["steps"] * costs.step + validations * costs.validation
+        assert 0.97 * budget - costs.step <= planned <= 0.97 * budget + 1e-6
+    assert (plan_of(costs, 10.0)["steps"], plan_of(costs, 10.0)["validations"]) == (1, 1)
+    assert plan_of(costs._replace(validation=0.0), 900.0)["validations"] == 50
 
 
 def test_our_config_is_the_shipped_recipe(tmp_path: Path) -> None:

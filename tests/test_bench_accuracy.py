@@ -22,6 +22,7 @@ from mdrelax.base.sections import ConfigError
 from speed_workers import answering
 
 SIZES = Sizes(20, 10, 15)
+FRAMES = "ethanol-sample-20-10-15-0"
 
 # A package's environment: its Python is called as `python -m peers.MODULE FOLDER`. It predicts the mean energy of the
 # training frames and no forces. A file FAIL makes it fail, as a kill would.
@@ -100,7 +101,7 @@ def test_all_models_get_the_same_frames_without_test_labels(tmp_path: Path) -> N
     run(tmp_path, ["mace", "painn"])
     tasks = [json.loads(path.read_text()) for path in sorted((tmp_path / "runs").glob("*/task.json"))]
     assert len(tasks) == 2
-    assert {task["data"] for task in tasks} == {str(tmp_path / "runs" / "data" / "ethanol-0.npz")}
+    assert {task["data"] for task in tasks} == {str(tmp_path / "runs" / "data" / f"{FRAMES}.npz")}
     assert {(task["budget"], task["seed"]) for task in tasks} == {(1800.0, 0)}
     with np.load(tasks[0]["data"]) as data:
         parts = {name: data[f"{name}_positions"] for name in ("train", "validation", "test")}
@@ -114,9 +115,9 @@ def test_errors_are_computed_here_from_predictions(tmp_path: Path) -> None:
     """Zero forces: the MAE is the mean size of the labels' components, in meV/A; energies from the training mean."""
     installed(tmp_path / "venvs", "mace")
     (found,) = read_results(run(tmp_path, ["mace"]))
-    with np.load(tmp_path / "runs" / "data" / "ethanol-0-labels.npz") as labels:
+    with np.load(tmp_path / "runs" / "data" / f"{FRAMES}-labels.npz") as labels:
         size, energies = 1e3 * np.abs(labels["forces"]).mean(), labels["energies"]
-    with np.load(tmp_path / "runs" / "data" / "ethanol-0.npz") as data:
+    with np.load(tmp_path / "runs" / "data" / f"{FRAMES}.npz") as data:
         offsets = 1e3 * np.abs(energies - data["train_energies"].mean())
     assert found["test"]["forces_mae_meV_per_A"] == pytest.approx(size)
     assert found["test"]["energy_mae_meV"] == pytest.approx(offsets.mean())
@@ -161,15 +162,21 @@ def test_the_same_command_resumes_and_repeats_nothing(tmp_path: Path) -> None:
     )
 
 
-def test_results_and_folders_of_another_run_are_refused(tmp_path: Path) -> None:
-    """Other frames in the results; another budget is another run, other frames under its name are not."""
-    installed(tmp_path / "venvs", "mace")
+def test_results_and_folders_of_other_settings_are_refused(tmp_path: Path) -> None:
+    """Other frames or another recipe of ours in the folder of results; a run's folder with another task."""
+    installed(tmp_path / "venvs", "mace", "schnetpack")
     results = run(tmp_path, ["mace"])
-    with pytest.raises(ConfigError, match=r"another run \(frames: \[20, 10, 15\]\)"):
-        run(tmp_path, ["mace"], sizes=Sizes(20, 10, 5))
-    (results / "ethanol-mace-0.5h-0.json").unlink()
+    with pytest.raises(ConfigError, match=r"ethanol-mace-0\.5h-0\.json.*other settings \(frames: \[20, 10, 15\]\)"):
+        run(tmp_path, ["painn"], sizes=Sizes(20, 10, 5))
+    stored = results / "ethanol-mace-0.5h-0.json"
+    document = json.loads(stored.read_text())
+    stored.unlink()
     with pytest.raises(ConfigError, match="a run with another task"):
         run(tmp_path, ["mace"], sizes=Sizes(20, 10, 5))
+    own = {**document, "model": "equiformer-tiny", "budget_hours": 4.0}
+    (results / "ethanol-equiformer-tiny-4h-0.json").write_text(json.dumps(own))
+    with pytest.raises(ConfigError, match=r"tiny-4h-0\.json.*other settings \(overrides: \[\]\)"):
+        run(tmp_path, ["equiformer-tiny"], overrides=["training.batch_size=9"])
 
 
 def test_a_recipe_that_cannot_be_is_refused_before_anything_is_trained(tmp_path: Path) -> None:

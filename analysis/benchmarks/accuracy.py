@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -205,14 +206,16 @@ def run_all(
 
 
 def _refuse_mixtures(runs: Sequence[AccuracyRun], results: Path, inputs: Inputs) -> None:
-    """Raise ``ConfigError`` if a stored result was made from other frames or by another recipe of ours."""
-    for run in runs:
-        path = results / f"{run.name}.json"
-        found = read_optional(path, read_json, remedy="Delete it and run again.")
-        wanted = {"frames": list(inputs.sizes), "overrides": _overrides(run, inputs)}
-        if found is not None and (other := {key: found[key] for key in wanted if found[key] != wanted[key]}):
+    """Raise ``ConfigError`` if a stored result is of other numbers of frames, or of another recipe of ours."""
+    models = {run.model: run for run in runs}
+    for found in read_results(results):
+        wanted: dict[str, Any] = {"frames": list(inputs.sizes)}
+        if found["model"] in models:
+            wanted["overrides"] = _overrides(models[found["model"]], inputs)
+        if other := {key: found[key] for key in wanted if found[key] != wanted[key]}:
+            name = AccuracyRun(*(found[key] for key in AccuracyRun._fields)).name
             raise ConfigError(
-                f"`{path.name}` is the result of another run ({', '.join(f'{k}: {v}' for k, v in other.items())}); "
+                f"`{name}.json` is a result of other settings ({', '.join(f'{k}: {v}' for k, v in other.items())}); "
                 "choose another folder for results."
             )
 
@@ -239,7 +242,9 @@ def _prepare(place: Path, run: AccuracyRun, folder: Path, inputs: Inputs) -> Non
 
 def _data(molecule: str, seed: int, folder: Path, inputs: Inputs) -> Path:
     """The frames of a molecule, split with a seed: the file that all models get, and the test labels in another."""
-    path = folder / "data" / f"{molecule}-{seed}.npz"
+    kind = "sample" if inputs.sample else "fetched" if inputs.data is None else "split01"
+    sizes = "-".join("all" if size is None else str(size) for size in inputs.sizes)
+    path = folder / "data" / f"{molecule}-{kind}-{sizes}-{seed}.npz"
     if path.is_file():
         return path
     train, test = _frames(molecule, inputs)
@@ -309,7 +314,8 @@ def _result(
         )  # fmt: skip
     return {
         **run._asdict(), "budget_used": found["cpu_seconds"] / (HOUR * run.budget_hours), **found, "test": tested,
-        "frames": list(inputs.sizes), "test_frames": n_frames, "overrides": _overrides(run, inputs),
+        "frames": list(inputs.sizes), "test_frames": n_frames, "data_sha256": sha256(data.read_bytes()).hexdigest(),
+        "overrides": _overrides(run, inputs),
         "command": command, "environment": {**environment(device="cpu", seed=run.seed), "threads": 1},
     }  # fmt: skip
 

@@ -150,7 +150,8 @@ def _explanation(runs: pd.DataFrame) -> str:
     return (
         "Test errors after training for the same CPU time on the same frames, one thread a run: mean absolute ones of "
         "force components (meV/A) and of energies (meV), root mean squares in brackets, `+-` the sample standard "
-        f"deviation over seeds. MD steps are taken in turns, float32, one thread, ASE{ratio}."
+        f"deviation over seeds. MD steps are taken in turns, float32, one thread, ASE{ratio}. In "
+        "accuracy.png points grow with the budget, and the grey line is the Pareto front."
     )
 
 

@@ -25,7 +25,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from mdrelax import potentials
-from mdrelax.analysis.benchmarks.peers.training import VALIDATIONS, Frames, read_molecule
+from mdrelax.analysis.benchmarks.peers.training import VALIDATION_SHARE, VALIDATIONS, Frames, read_molecule
 from mdrelax.analysis.tables import read_json
 from mdrelax.base.files import write_atomically
 from mdrelax.base.provenance import software_versions
@@ -36,7 +36,7 @@ from mdrelax.runs.jobs import end_with_parent
 from mdrelax.runs.train import run_training
 from mdrelax.training.trainer import Progress
 
-__all__ = ["Costs", "config_of", "fitting_steps", "index_files", "train"]
+__all__ = ["Costs", "config_of", "index_files", "plan_of", "train"]
 
 RECIPE = "rmd17-ethanol"
 TRIAL = 25  # steps
@@ -57,14 +57,20 @@ class _TrialOver(Exception):
     """The trial has been measured."""
 
 
-def config_of(task: Mapping[str, Any], data: Mapping[str, Any], *, steps: int) -> Config:
+def config_of(
+    task: Mapping[str, Any], data: Mapping[str, Any], *, steps: int, validations: int = VALIDATIONS
+) -> Config:
     """The config of a run on a section ``data``; raises ``ConfigError`` for overrides that cannot be."""
     network, _, form = task["model"].partition(":")
     potential, _, preset = network.rpartition("-")
     base = open_config(RECIPE, []).model_dump(mode="json")
     base["data"], base["md_picoseconds"] = {**data, "source": IN_MEMORY, "test": None}, 0.0
     base["potential"] |= {"name": potential, "preset": preset}
-    base["training"] |= {"validate_every": 1 / VALIDATIONS, "compile": task["compile"], "seed": task["seed"]}
+    base["training"] |= {
+        "validate_every": max(1, steps // validations),
+        "compile": task["compile"],
+        "seed": task["seed"],
+    }
     given = list(task["overrides"]) if form == "relaxed" else ["relaxation.schedule=off", *task["overrides"]]
     wanted, longest = load_config(base, overrides=given), int(WARM_UP * steps)
     warm_up = [f"training.warmup_steps={longest}"] if wanted.training.warmup_steps > longest else []
@@ -80,10 +86,12 @@ def index_files(folder: Path, n_train: int, n_validation: int) -> dict[str, str]
     return section
 
 
-def fitting_steps(costs: Costs, budget: float) -> int:
-    """The number of steps that fits a budget of CPU seconds with all validations; at least one."""
-    left = MARGIN * budget - costs.first - VALIDATIONS * costs.validation
-    return max(1, int(left / costs.step))
+def plan_of(costs: Costs, budget: float) -> dict[str, Any]:
+    """Steps and validations that fit a budget of CPU seconds, at least one of each."""
+    affordable = VALIDATION_SHARE * budget / costs.validation if costs.validation else VALIDATIONS
+    validations = max(1, min(VALIDATIONS, int(affordable)))
+    left = MARGIN * budget - costs.first - validations * costs.validation
+    return {"steps": max(1, int(left / costs.step)), "validations": validations, "costs": costs._asdict()}
 
 
 def train(folder: Path) -> None:
@@ -95,10 +103,9 @@ def train(folder: Path) -> None:
     data = index_files(folder, n_train, len(molecule.validation.energies))
     if not (folder / "plan.json").is_file():
         costs = _measure(config_of(task, data, steps=TRIAL), frames)
-        own = {"steps": fitting_steps(costs, task["budget"]), "costs": costs._asdict()}
-        write_atomically(folder / "plan.json", json.dumps(own).encode())
+        write_atomically(folder / "plan.json", json.dumps(plan_of(costs, task["budget"])).encode())
     plan = read_json(folder / "plan.json")
-    config = config_of(task, data, steps=plan["steps"])
+    config = config_of(task, data, steps=plan["steps"], validations=plan["validations"])
     compilers = _children()
     outcome = run_training(config, folder / "run", potentials, restart=True, data=frames)
     seconds = outcome.fit.cpu_seconds + _children() - compilers

@@ -35,7 +35,8 @@ from torch import Tensor, nn
 
 __all__ = ["Frames", "Molecule", "Recipe", "Setup", "labelled_atoms", "main"]
 
-VALIDATIONS = 50  # in a run
+VALIDATIONS = 50  # in a run at most,
+VALIDATION_SHARE = 0.05  # of the budget at most
 PARENT = "MDRELAX_PARENT"  # environment variable: the process that waits for this run
 LONGEST_WARM_UP = 0.05  # of the budget
 FITTED = 200  # training frames that the constant of the energies is fitted to
@@ -106,7 +107,8 @@ class Run:
         self.setup, self.budget, self.seed, self.folder = setup, budget, seed, folder
         self.train = setup.frames(molecule.train)
         self.validation = _groups(setup, setup.frames(molecule.validation))
-        self.step = self.checked = self.validated = self.best_step = 0  # checked: the step of the last validation
+        self.step = self.best_step = self.checked = 0  # checked: the step of the last validation,
+        self.checked_at = 0.0  # and its CPU second
         self.best = [0.0, float("inf")]  # stage, validation loss
         self.average = {name: p.detach().clone() for name, p in setup.model.named_parameters()}
         self.chosen = self.average
@@ -125,13 +127,16 @@ class Run:
             progress = min(1.0, before / self.budget)
             self._step(progress)
             self.cost_of_step = self.seconds() - before if self.step > 3 else 0.0  # the first ones compile
-            if (number := int(VALIDATIONS * min(1.0, self.seconds() / self.budget))) > self.validated:
-                self.validated = number
+            if self.seconds() - self.checked_at >= self._interval():
                 self._validate(progress)
                 self._save()
         if self.checked != self.step:
             self._validate(min(1.0, self.seconds() / self.budget))
             self._save()
+
+    def _interval(self) -> float:
+        """CPU seconds between validations."""
+        return max(self.budget / VALIDATIONS, self.cost_of_validation / VALIDATION_SHARE)
 
     def _step(self, progress: float) -> None:
         setup, recipe = self.setup, self.setup.recipe
@@ -175,7 +180,8 @@ class Run:
         if stage > self.best[0] or loss < self.best[1]:
             self.best, self.best_step = [stage, loss], self.step
             self.chosen = {name: value.clone() for name, value in self.average.items()}
-        self.checked, self.cost_of_validation = self.step, self.seconds() - before
+        self.checked, self.checked_at = self.step, self.seconds()
+        self.cost_of_validation = self.checked_at - before
 
     @contextmanager
     def weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
@@ -199,7 +205,8 @@ class Run:
         state = {
             "weights": self.setup.model.state_dict(), "optimizer": self.setup.optimizer.state_dict(),
             "average": self.average, "chosen": self.chosen, "step": self.step, "checked": self.checked,
-            "validated": self.validated, "best": self.best, "best_step": self.best_step, "spent": self.seconds(),
+            "checked_at": self.checked_at, "cost_of_validation": self.cost_of_validation,
+            "best": self.best, "best_step": self.best_step, "spent": self.seconds(),
         }  # fmt: skip
         part = self.folder / "checkpoint.part"
         torch.save(state, part)
