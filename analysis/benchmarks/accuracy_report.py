@@ -156,14 +156,16 @@ def _explanation(runs: pd.DataFrame) -> str:
 
 
 def _table(rows: pd.DataFrame) -> str:
+    """The rows of a molecule; MD steps of compiled networks have a column where there are any."""
+    compiled = bool(rows.ms_compiled.notna().any())
     header = ["model", "budget, CPU-h", "seeds", "force MAE (RMSE)", "energy MAE (RMSE)", "CPU-h", "steps", "epochs",
-              "parameters", "MD step, ms", "ratio", "compiled, ms"]  # fmt: skip
+              "parameters", "MD step, ms", "ratio", *(["compiled, ms"] if compiled else [])]  # fmt: skip
     lines = [
         [
             row["model"], f"{row['budget_hours']:g}", f"{row['seeds']}", _error(row, "test_forces"),
             _error(row, "test_energy"), f"{row['cpu_hours']:.3g}", f"{row['steps']:,.0f}", f"{row['epochs']:,.1f}",
             f"{row['n_parameters']:,.0f}", _number(row["ms"], ".1f"), _number(row["ms_ratio"], ".2f"),
-            _number(row["ms_compiled"], ".1f"),
+            *([_number(row["ms_compiled"], ".1f")] if compiled else []),
         ]
         for row in rows.sort_values(["budget_hours", "test_forces"]).to_dict("records")
     ]  # fmt: skip
