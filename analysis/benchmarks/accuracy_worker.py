@@ -5,8 +5,8 @@ potential and its preset, ``equiformer-small``, trained by the preset `rmd17-eth
 ``equiformer-small:relaxed``.
 
 The number of steps is set before the run. A trial of a few steps measures the CPU time of the first step (compilation),
-of a later one and of a validation, and plan.json keeps the number that fits the budget; the trial itself is not part of
-the measured time. A run that was killed resumes from its checkpoint.
+of a later one and of a validation, and plan.json keeps the number that fits the budget. Of the trial its compilation is
+part of the measured time, because the run finds the compiled code in torch's cache. A run that was killed resumes from its checkpoint.
 """
 
 import contextlib
@@ -108,7 +108,7 @@ def train(folder: Path) -> None:
     config = config_of(task, data, steps=plan["steps"], validations=plan["validations"])
     compilers = _children()
     outcome = run_training(config, folder / "run", potentials, restart=True, data=frames)
-    seconds = outcome.fit.cpu_seconds + _children() - compilers
+    seconds = plan["costs"]["first"] + outcome.fit.cpu_seconds + _children() - compilers
     calculator, found = MDRelaxCalculator(outcome.fit.model), []
     for positions in molecule.test.positions:
         atoms = Atoms(molecule.numbers, positions, calculator=calculator)
