@@ -6,7 +6,8 @@ potential and its preset, ``equiformer-small``, trained by the preset `rmd17-eth
 
 The number of steps is set before the run. A trial of a few steps measures the CPU time of the first step (compilation),
 of a later one and of a validation, and plan.json keeps the number that fits the budget. Of the trial its compilation is
-part of the measured time, because the run finds the compiled code in torch's cache. A run that was killed resumes from its checkpoint.
+part of the measured time, because the run finds the compiled code in torch's cache. A run that was killed resumes
+from its checkpoint.
 """
 
 import contextlib
