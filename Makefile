@@ -69,7 +69,7 @@ wheel: $(STAMP)  ## sdist and wheel in dist/
 # resolved. Those of tests/environments contain older versions of e3nn, and none of our packages.
 LISTS := $(wildcard analysis/benchmarks/peers/*.txt tests/environments/*.txt)
 
-peers: $(patsubst %.txt,$(PEERS)/%/.stamp,$(notdir $(LISTS)))  ## the other packages that `mdrelax bench speed` times, and older versions of e3nn
+peers: $(patsubst %.txt,$(PEERS)/%/.stamp,$(notdir $(LISTS)))  ## the other packages that `mdrelax bench speed` and `bench accuracy` need, and older versions of e3nn
 
 define environment
 $(PYTHON) -m venv $(PEERS)/$*

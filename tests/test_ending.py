@@ -169,6 +169,7 @@ RESUMED = {
     "train", "fine-tune", "md", "compare", "data fetch", "data generate molecule", "data generate plume",
     "bench modelnet", "bench modelnet-run", "bench smoke", "bench smoke-run", "bench nbody", "bench nbody-run",
     "bench rmd17", "bench smoothness", "bench lammps-nve", "bench long-md", "bench long-md-run", "bench pretrain",
+    "bench accuracy",
 }  # fmt: skip
 STARTED_AGAIN = {
     "vibrations", "phonons", "audit", "eval", "project", "export", "predict", "runs", "report", "info", "data stats",

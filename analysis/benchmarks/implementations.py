@@ -51,6 +51,7 @@ class Implementation(NamedTuple):
     kinds: tuple[str, ...]
     ours: bool = True
     counted: bool = False  # whether operations and bytes are counted
+    cutoff: float = 5.0  # Angstrom
 
     @property
     def installed(self) -> bool:

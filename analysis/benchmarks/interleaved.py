@@ -150,6 +150,7 @@ class Crew:
             "kind": case.kind,
             "structures": [each._asdict() for each in structures_of(case)],
             "dtype": self.rules.dtype,
+            "cutoff": implementation.cutoff,
             "seconds": self.rules.seconds / 4,
         }
         return Entry(worker, worker.ask("prepare", task=task))

@@ -1,5 +1,7 @@
 """The figure of the speed benchmark: the time of an MD step against the number of atoms."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -22,7 +24,7 @@ from mdrelax.analysis.drawing import (
     styled,
 )
 
-__all__ = ["scaling"]
+__all__ = ["scaling", "styles"]
 
 # The first matching prefix determines the colour, one per network or package; ours are thicker.
 COLOURS = {
@@ -32,6 +34,7 @@ COLOURS = {
     "mace": VERMILION,
     "nequip": GREEN,
     "torchmdnet": PURPLE,
+    "tensornet": PURPLE,
     "painn": ORANGE,
 }
 OURS = ("equiformer", "segnn")
@@ -51,10 +54,10 @@ def scaling(table: pd.DataFrame) -> Figure:
         raise NothingToDrawError("`table` holds no MD step: there is nothing to draw.")
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    styles = _styles(sorted(steps.contestant.unique()))
+    looks = styles(sorted(steps.contestant.unique()))
     for name, rows in steps.groupby("contestant"):
-        left.plot(rows.n_atoms, rows.ms_median, label=name, **styles[str(name)])
-        right.plot(rows.n_atoms, 1e3 * rows.ms_median / rows.n_atoms, label=name, **styles[str(name)])
+        left.plot(rows.n_atoms, rows.ms_median, label=name, **looks[str(name)])
+        right.plot(rows.n_atoms, 1e3 * rows.ms_median / rows.n_atoms, label=name, **looks[str(name)])
     left.set(title="MD step", ylabel="milliseconds")
     right.set(title="MD step, per atom", ylabel="microseconds per atom")
     for ax in (left, right):
@@ -64,21 +67,21 @@ def scaling(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _styles(names: list[str]) -> dict[str, dict[str, object]]:
+def styles(names: Sequence[str]) -> dict[str, dict[str, object]]:
     """Colour by network or package, dashes and markers by size or form."""
-    styles: dict[str, dict[str, object]] = {}
+    looks: dict[str, dict[str, object]] = {}
     seen: dict[str, int] = {}
     for name in names:
         family = next((beginning for beginning in COLOURS if name.startswith(beginning)), "")
         number = seen[family] = seen.get(family, -1) + 1
-        styles[name] = {
+        looks[name] = {
             "color": COLOURS.get(family, GREY),
             "linestyle": DASHES[number % len(DASHES)],
             "marker": MARKERS[number % len(MARKERS)],
             "markersize": 4.5,
             "linewidth": 2.2 if name.startswith(OURS) else 1.1,
         }
-    return styles
+    return looks
 
 
 def _log_log(ax: Axes, sizes: list[int]) -> None:

@@ -74,6 +74,7 @@ VERBS: dict[str, list[str]] = {
     "bench long-md": ["--out", "{new}", "--data", "{new}"],
     "bench long-md-run": [LONG_RUN, "{model}", "{water}", "{new}"],
     "bench pretrain": ["--out", "{new}", "--data", "{new}"],
+    "bench accuracy": ["--out", "{new}", "--data", "{new}"],
 }
 
 NOT_WHOLE = ("abc", "1.5", "", "1e400", "٣²")

@@ -1,6 +1,7 @@
 """MACE (Batatia et al., NeurIPS 2022, arXiv 2206.07697) as a worker; the argument is the number of channels."""
 
 import sys
+from collections.abc import Sequence
 
 import mace  # noqa: F401 (before e3nn: it lets torch >= 2.6 read the constants of its old e3nn)
 import torch
@@ -17,10 +18,18 @@ ELEMENTS = [1, 6, 8]
 PACKAGES = ("mace-torch", "torch", "e3nn", "ase", "numpy", "matscipy")
 
 
-def build(channels: int, task: Task) -> nn.Module:
+def build(
+    channels: int,
+    task: Task,
+    *,
+    elements: Sequence[int] = ELEMENTS,
+    average_neighbors: float = 16.0,
+    scale: float = 1.0,
+    seed: int = 0,
+) -> nn.Module:
     """Two layers, l up to 3 on the edges, body order 4, as in the paper and in the default of `mace_run_train`."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = modules.ScaleShiftMACE(
             r_max=task.cutoff,
             num_bessel=8,
@@ -29,15 +38,15 @@ def build(channels: int, task: Task) -> nn.Module:
             interaction_cls=modules.interaction_classes["RealAgnosticResidualInteractionBlock"],
             interaction_cls_first=modules.interaction_classes["RealAgnosticResidualInteractionBlock"],
             num_interactions=2,
-            num_elements=len(ELEMENTS),
+            num_elements=len(elements),
             hidden_irreps=o3.Irreps(f"{channels}x0e+{channels}x1o"),
             MLP_irreps=o3.Irreps("16x0e"),
-            atomic_energies=torch.zeros(len(ELEMENTS)).numpy(),
-            avg_num_neighbors=16.0,
-            atomic_numbers=ELEMENTS,
+            atomic_energies=torch.zeros(len(elements)).numpy(),
+            avg_num_neighbors=average_neighbors,
+            atomic_numbers=list(elements),
             correlation=3,
             gate=torch.nn.functional.silu,
-            atomic_inter_scale=1.0,
+            atomic_inter_scale=scale,
             atomic_inter_shift=0.0,
         )
     return model.to(getattr(torch, task.dtype))

@@ -5,6 +5,7 @@ the package's own foundation models.
 """
 
 import sys
+from collections.abc import Sequence
 
 from nequip.data import AtomicDataDict, from_ase
 from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
@@ -20,15 +21,23 @@ ELEMENTS = ["H", "C", "O"]
 PACKAGES = ("nequip", "torch", "e3nn", "ase", "numpy", "matscipy")
 
 
-def build(name: str, task: Task) -> nn.Module:
+def build(
+    name: str,
+    task: Task,
+    *,
+    elements: Sequence[str] = ELEMENTS,
+    average_neighbors: float = 16.0,
+    scales: float | dict[str, float] = 1.0,
+    seed: int = 0,
+) -> nn.Module:
     """The network of that name."""
     shared = {
-        "seed": 0,
+        "seed": seed,
         "model_dtype": task.dtype,
-        "type_names": ELEMENTS,
+        "type_names": list(elements),
         "r_max": task.cutoff,
-        "avg_num_neighbors": 16.0,
-        "per_type_energy_scales": 1.0,
+        "avg_num_neighbors": average_neighbors,
+        "per_type_energy_scales": scales,
         "per_type_energy_shifts": 0.0,
     }
     if name == "l2":

@@ -10,6 +10,7 @@ if not hasattr(dataloader, "T_co"):  # SchNetPack imports this name, which torch
     dataloader.T_co = TypeVar("T_co", covariant=True)  # type: ignore[attr-defined]
 
 from schnetpack import atomistic, properties, representation
+from schnetpack.data.loader import _atoms_collate_fn as atoms_collate
 from schnetpack.interfaces.ase_interface import AtomsConverter, SpkCalculator
 from schnetpack.model import NeuralNetworkPotential
 from schnetpack.nn import CosineCutoff, GaussianRBF
@@ -17,6 +18,8 @@ from schnetpack.transform import MatScipyNeighborList
 
 from .protocol import Task, Work, serve
 from .steps import count_parameters, md_step, to_atoms, training_step
+
+__all__ = ["PACKAGES", "AtomsConverter", "MatScipyNeighborList", "atoms_collate", "build", "properties"]
 
 CHANNELS = 128
 PACKAGES = ("schnetpack", "torch", "ase", "numpy", "matscipy")
@@ -29,10 +32,10 @@ class InMemory(SpkCalculator):
         return model_file.eval().requires_grad_(False)
 
 
-def build(task: Task) -> nn.Module:
+def build(task: Task, *, seed: int = 0) -> nn.Module:
     """PaiNN with energy and forces."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = NeuralNetworkPotential(
             representation=representation.PaiNN(
                 n_atom_basis=CHANNELS,

@@ -52,13 +52,14 @@ class InMemory(Calculator):
         self.results = {"energy": float(energy), "forces": forces[0].numpy()}
 
 
-def build(name: str, task: Task) -> nn.Module:
-    """The network of that name."""
+def build(name: str, task: Task, *, std: float = 1.0, seed: int = 0) -> nn.Module:
+    """The network of that name; its energies have the factor ``std``."""
     precision = 64 if task.dtype == "float64" else 32
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return create_model(
-            {**SHARED, **NETWORKS[name], "model": name, "precision": precision, "cutoff_upper": task.cutoff}
+            {**SHARED, **NETWORKS[name], "model": name, "precision": precision, "cutoff_upper": task.cutoff},
+            std=torch.tensor(std),
         )
 
 

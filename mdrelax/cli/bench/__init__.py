@@ -2,11 +2,13 @@
 
 import typer
 
-from mdrelax.cli.bench import engines, long_md, modelnet, pretrain, smoke, smoothness, speed, studies
+from mdrelax.cli.bench import accuracy, engines, long_md, modelnet, pretrain, smoke, smoothness, speed, studies
 
 app = typer.Typer(
-    help="Benchmarks: N-body, ModelNet and smoke (the paper's), rMD17, pre-training and speed.", no_args_is_help=True
+    help="Benchmarks: N-body, ModelNet and smoke (the paper's), rMD17, pre-training, accuracy and speed.",
+    no_args_is_help=True,
 )
+app.command()(accuracy.accuracy)
 app.command()(modelnet.modelnet)
 app.command(hidden=True)(modelnet.modelnet_run)
 app.command()(smoke.smoke)
