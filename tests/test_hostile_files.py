@@ -233,14 +233,29 @@ def as_double(nest: Any) -> Any:
     return nest.double() if isinstance(nest, Tensor) else nest
 
 
+def with_steps(state: dict[str, Any], steps: float) -> dict[str, Any]:
+    """The state of Adam after a number of steps, which is a tensor in it."""
+    return {**state, "state": {key: {**each, "step": steps} for key, each in state["state"].items()}}
+
+
 @pytest.mark.parametrize(("part", "change"), [
     ("controller", lambda found: {"gammas": []}), ("controller", lambda found: 7), ("optimizer", lambda found: None),
     ("ema", lambda found: {**found, "average": {name: a.double() for name, a in found["average"].items()}}),
     ("model", lambda found: {name: tensor.double() for name, tensor in found.items()}),
     ("optimizer", lambda found: as_double(found)), ("best", lambda found: 3), ("rows", lambda found: [7]),
+    ("optimizer", lambda found: with_steps(found, 1e308)),
+    ("rows", lambda found: [{**found[0], "step": [1]}, *found[1:]]), ("rows", lambda found: [{}, *found[1:]]),
+    ("layer_rows", lambda found: [*found[:-1], {name: found[-1][name] for name in ("step", "layer", "norm")}]),
+    ("best", lambda found: {**found, "state": [[[]]]}), ("best", lambda found: {**found, "state": {"weight": 2.0}}),
+    ("best", lambda found: {**found, "state": dict(list(found["state"].items())[1:])}),
+    ("best", lambda found: {**found, "step": 10**6}), ("best", lambda found: {**found, "error": "small"}),
+    ("best", lambda found: {**found, "layers": [{"name": "a"}]}),
 ])  # fmt: skip
 def test_a_state_that_fits_no_run_is_not_resumed(tmp_path: Path, part: str, change: Any) -> None:
-    """Its hash fits, its parts do not: another controller's state was ignored, another precision was rounded."""
+    """Its hash fits, its parts do not: another controller's state was ignored, another precision was rounded.
+
+    A number of steps that is no tensor was made one, and the best network was first loaded when the run had ended.
+    """
     toy_regression.trainer(tmp_path).run()
     path = tmp_path / "checkpoints" / "last.pt"
     state = load_checkpoint(path)

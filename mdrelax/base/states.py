@@ -27,10 +27,12 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], *, may_lack: Col
 
 
 def refuse_other_forms(given: Any, taken: Any) -> None:
-    """Raise ``ValueError`` if a tensor in a nest was ``given`` in another dtype or shape than it was ``taken`` in.
+    """Raise ``ValueError`` if a tensor in a nest was ``given`` in another form than it was ``taken`` in.
 
-    Optimisers cast their state to the dtype of the parameters without a word.
+    Optimisers cast their state to the dtype of the parameters without a word, and make numbers tensors.
     """
+    if isinstance(given, Tensor) != isinstance(taken, Tensor):
+        raise ValueError(f"a tensor of its state is a {type(given).__name__}, or should be a {type(taken).__name__}")
     if isinstance(given, Tensor) and isinstance(taken, Tensor):
         if (given.dtype, given.shape) != (taken.dtype, taken.shape):
             raise ValueError(f"a tensor of its state is {given.dtype} {tuple(given.shape)!s:.60}")

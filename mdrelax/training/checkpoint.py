@@ -16,9 +16,11 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mdrelax.base.files import write_atomically
 from mdrelax.base.names import printable
+from mdrelax.method.projection import LayerRecord
 
 __all__ = ["CheckpointError", "load_checkpoint", "refuse_impossible", "save_checkpoint"]
 
@@ -89,19 +91,38 @@ def refuse_impossible(state: dict[str, Any], path: Path, *, n_steps: int | None 
     most = sys.maxsize if n_steps is None else n_steps
     counts = {name: state[name] for name in ("step", "epoch", "batch", "reductions", "stale")}
     states = [state[name] for name in ("model", "optimizer", "ema", "controller")]
-    rows, of_layers, best = state["rows"], state["layer_rows"], state["best"]
+    rows = state["rows"]
     times = [state["seconds"], state["cpu_seconds"]]
     possible = (
         all(isinstance(each, dict) for each in states)
         and all(type(count) is int and 0 <= count <= most for count in counts.values())
         and all(isinstance(seconds, float | int) and 0 <= seconds < math.inf for seconds in times)
-        and isinstance(best, dict) and set(best) == {"step", "error", "state", "layers"}
-        and isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
-        and isinstance(of_layers, list) and all(isinstance(row, dict) for row in of_layers)
-        and rows != [] and rows[-1].get("step") == counts["step"]
+        and _is_table(rows) and rows != [] and rows[-1].get("step") == counts["step"]
+        and _is_table(state["layer_rows"]) and _is_best(state["best"], counts["step"])
     )  # fmt: skip
     if not possible:
         run = "run" if n_steps is None else f"run of {n_steps} steps"
         raise CheckpointError(
             f"`{path}` has counters that a {run} cannot have ({counts!s:.150}, or its table); delete it and restart."
         )
+
+
+def _is_table(rows: Any) -> bool:
+    """True for rows of numbers and words, of which those of a layer have the same columns."""
+    if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+        return False
+    if not all(isinstance(value, int | float | str) for row in rows for value in row.values()):
+        return False
+    columns: dict[Any, set[Any]] = {}
+    return all(columns.setdefault(row.get("layer"), set(row)) == set(row) for row in rows)
+
+
+def _is_best(best: Any, step: int) -> bool:
+    """True for what a trainer keeps of its best network up to a step."""
+    return (
+        isinstance(best, dict) and set(best) == {"step", "error", "state", "layers"}
+        and type(best["step"]) is int and 0 <= best["step"] <= step and isinstance(best["error"], float | int)
+        and isinstance(best["state"], dict) and all(isinstance(each, Tensor) for each in best["state"].values())
+        and isinstance(best["layers"], list)
+        and all(isinstance(each, dict) and set(each) == set(LayerRecord._fields) for each in best["layers"])
+    )  # fmt: skip

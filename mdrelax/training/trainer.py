@@ -328,10 +328,7 @@ class Trainer(Generic[Model]):
             self.reductions += 1
 
     def save(self) -> None:
-        """Write metrics.csv, layers.csv and checkpoints/last.pt; rank 0 does.
-
-        The checkpoint comes last: a run that is killed between them resumes from the one before and writes all again.
-        """
+        """Write metrics.csv, layers.csv and last, since it says that they are there, the checkpoint; rank 0 does."""
         if self.ranks.first:
             self._write_tables()
             state = {name: getattr(self, name) for name in PRIMITIVES}
@@ -355,6 +352,8 @@ class Trainer(Generic[Model]):
             for name in STATES[1:]:
                 getattr(self, name).load_state_dict(state[name])
                 refuse_other_forms(state[name], getattr(self, name).state_dict())
+            if best := state["best"]["state"]:
+                load_exactly(projected_copy(self.model, how=self.relaxation.projection)[0], best, may_lack=None)
         except Exception as error:  # optimisers raise anything for a state that is none of theirs
             raise CheckpointError(f"`{path}` belongs to another network; delete it and restart.") from error
         for name in PRIMITIVES:
