@@ -244,6 +244,8 @@ def with_steps(state: dict[str, Any], steps: float) -> dict[str, Any]:
     ("model", lambda found: {name: tensor.double() for name, tensor in found.items()}),
     ("optimizer", lambda found: as_double(found)), ("best", lambda found: 3), ("rows", lambda found: [7]),
     ("optimizer", lambda found: with_steps(found, 1e308)),
+    ("optimizer", lambda found: {
+        **found, "param_groups": [{**group, "decoupled_weight_decay": 118} for group in found["param_groups"]]}),
     ("rows", lambda found: [{**found[0], "step": [1]}, *found[1:]]), ("rows", lambda found: [{}, *found[1:]]),
     ("layer_rows", lambda found: [*found[:-1], {name: found[-1][name] for name in ("step", "layer", "norm")}]),
     ("best", lambda found: {**found, "state": [[[]]]}), ("best", lambda found: {**found, "state": {"weight": 2.0}}),

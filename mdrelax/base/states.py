@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["load_exactly", "refuse_other_forms"]
+__all__ = ["load_exactly", "refuse_changed"]
 
 
 def load_exactly(model: nn.Module, state: Mapping[str, Tensor], *, may_lack: Collection[str] | None = ()) -> None:
@@ -26,19 +26,20 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], *, may_lack: Col
     model.load_state_dict(state)
 
 
-def refuse_other_forms(given: Any, taken: Any) -> None:
-    """Raise ``ValueError`` if a tensor in a nest was ``given`` in another form than it was ``taken`` in.
+def refuse_changed(given: Any, taken: Any) -> None:
+    """Raise ``ValueError`` if a nest of tensors, numbers and words was not ``taken`` as it was ``given``.
 
-    Optimisers cast their state to the dtype of the parameters without a word, and make numbers tensors.
+    Optimisers cast their state to the dtype of the parameters without a word, make numbers tensors, and replace some.
+    Tensors are compared in dtype and shape. A key that only one of them has is passed over (versions differ).
     """
-    if isinstance(given, Tensor) != isinstance(taken, Tensor):
-        raise ValueError(f"a tensor of its state is a {type(given).__name__}, or should be a {type(taken).__name__}")
     if isinstance(given, Tensor) and isinstance(taken, Tensor):
         if (given.dtype, given.shape) != (taken.dtype, taken.shape):
             raise ValueError(f"a tensor of its state is {given.dtype} {tuple(given.shape)!s:.60}")
     elif isinstance(given, Mapping) and isinstance(taken, Mapping):
         for key in given.keys() & taken.keys():
-            refuse_other_forms(given[key], taken[key])
+            refuse_changed(given[key], taken[key])
     elif isinstance(given, list | tuple) and isinstance(taken, list | tuple):
         for one, other in zip(given, taken, strict=False):
-            refuse_other_forms(one, other)
+            refuse_changed(one, other)
+    elif type(given) is not type(taken) or (given != taken and given == given):
+        raise ValueError(f"a value of its state is {given!s:.60}, which was taken as {taken!s:.60}")

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from mdrelax.base.allocator import keep_freed_memory
 from mdrelax.base.files import write_atomically
 from mdrelax.base.seeds import default_stream
-from mdrelax.base.states import load_exactly, refuse_other_forms
+from mdrelax.base.states import load_exactly, refuse_changed
 from mdrelax.method.free_map_log import LAYER_COLUMNS, activation_lie_squares, layer_rows
 from mdrelax.method.penalty import Inputs, penalty, record_inputs
 from mdrelax.method.projection import LayerRecord, projected_copy
@@ -351,7 +351,7 @@ class Trainer(Generic[Model]):
             load_exactly(self.model, state["model"], may_lack=None)
             for name in STATES[1:]:
                 getattr(self, name).load_state_dict(state[name])
-                refuse_other_forms(state[name], getattr(self, name).state_dict())
+                refuse_changed(state[name], getattr(self, name).state_dict())
             if best := state["best"]["state"]:
                 load_exactly(projected_copy(self.model, how=self.relaxation.projection)[0], best, may_lack=None)
         except Exception as error:  # optimisers raise anything for a state that is none of theirs
