@@ -90,17 +90,24 @@ class Certificate(NamedTuple):
         Raises ``ValueError`` for a document that is no certificate.
         """
         n_structures = data.get("n_structures")
-        if not isinstance(data.get("symmetry"), str) or isinstance(n_structures, bool):
+        if not _is_word(data.get("symmetry")):
             raise ValueError("its certificate names no symmetry")
-        if not isinstance(n_structures, int) or n_structures < 1:
+        if type(n_structures) is not int or n_structures < 1:
             raise ValueError(f"its certificate was measured on {n_structures!s:.40} structures")
         if not isinstance(data.get("layers"), list) or not all(isinstance(layer, dict) for layer in data["layers"]):
             raise ValueError("its certificate lists no layers")
         history = data.get("history")
-        if not isinstance(history, str | None):
-            raise ValueError(f"its certificate has a history that is no text, {history!s:.40}")
+        if history is not None and not _is_word(history):
+            raise ValueError("its certificate has a history that is no line of text")
         layers = [LayerRecord(**layer) for layer in data["layers"]]
+        if not all(_is_word(layer.name) and _is_word(layer.how) for layer in layers):
+            raise ValueError("its certificate has a layer without a name")
         return cls(data["symmetry"], _errors(data, "float64"), _errors(data, "float32"), n_structures, layers, history)
+
+
+def _is_word(value: Any) -> bool:
+    """True for a text without characters that a terminal would obey: it is quoted in tables and messages."""
+    return isinstance(value, str) and value.isprintable()
 
 
 def _errors(data: dict[str, Any], precision: str) -> EquivarianceError:
