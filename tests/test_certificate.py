@@ -103,12 +103,13 @@ def test_a_certificate_survives_json():
     assert not Certificate.from_dict(data).passed
 
 
+@pytest.mark.parametrize("word", ["\x1b[2J", 600 * "E"])
 @pytest.mark.parametrize("place", ["symmetry", "history", "name", "how"])
-def test_no_word_of_a_certificate_reaches_a_terminal_as_a_command(place):
+def test_no_word_of_a_certificate_is_endless_or_a_command_to_the_terminal(place, word):
     """Messages and tables quote them; `\\x1b[2J` clears the screen."""
     record = LayerRecord("blocks.0", 1.5, 1.25, 1.75, [0.1, 0.2], 0.5, "folded")
     data = json.loads(json.dumps(Certificate("SE(3)", SMALL, SMALL, 7, [record], history="pre-trained").to_dict()))
-    (data["layers"][0] if place in ("name", "how") else data)[place] = "\x1b[2J"
+    (data["layers"][0] if place in ("name", "how") else data)[place] = word
     with pytest.raises(ValueError, match="its certificate") as caught:
         Certificate.from_dict(data)
     assert str(caught.value).isprintable()

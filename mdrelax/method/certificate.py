@@ -90,7 +90,7 @@ class Certificate(NamedTuple):
         Raises ``ValueError`` for a document that is no certificate.
         """
         n_structures = data.get("n_structures")
-        if not _is_word(data.get("symmetry")):
+        if not _is_word(data.get("symmetry"), longest=40):
             raise ValueError("its certificate names no symmetry")
         if type(n_structures) is not int or n_structures < 1:
             raise ValueError(f"its certificate was measured on {n_structures!s:.40} structures")
@@ -105,9 +105,9 @@ class Certificate(NamedTuple):
         return cls(data["symmetry"], _errors(data, "float64"), _errors(data, "float32"), n_structures, layers, history)
 
 
-def _is_word(value: Any) -> bool:
-    """True for a text without characters that a terminal would obey: it is quoted in tables and messages."""
-    return isinstance(value, str) and value.isprintable()
+def _is_word(value: Any, longest: int = 500) -> bool:
+    """True for a text that tables and messages can quote: not endless, no characters that a terminal would obey."""
+    return isinstance(value, str) and value.isprintable() and len(value) <= longest
 
 
 def _errors(data: dict[str, Any], precision: str) -> EquivarianceError:
