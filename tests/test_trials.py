@@ -1,6 +1,8 @@
 """The trials of tests/trials, a short slice of each with a fixed seed, and that a trial finds what is wrong."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from command_line import ROOT, shell
+from trials import processes
 from trials.bad_words import VERBS, commands
 from trials.sameness import differences
 from trials.verbs import VERBS as KILLED
@@ -21,6 +24,7 @@ def trial(name: str, out: Path, *options: str) -> dict[str, object]:
     command = [sys.executable, str(TRIALS / f"{name}.py"), "--out", str(out), *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stderr
+    assert out.is_file(), done.stderr  # an error of the trial itself has the code 1, too
     return json.loads(out.read_text())
 
 
@@ -53,6 +57,16 @@ def test_every_verb_is_tried_with_bad_inputs() -> None:
     from mdrelax.cli import app
 
     assert {name for name, _ in commands(app)} == VERBS.keys()
+
+
+def test_a_process_that_is_killed_before_its_first_word_has_said_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second start was killed before it had opened its file of words, which ended the trial of kills itself."""
+    monkeypatch.setattr(processes, "_enter", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    process = processes.start(["info"], tmp_path, tmp_path / "said", cold=True)
+    assert processes.ended(process, patience=60)
+    assert (process.code, process.text(), process.last_line()) == (-signal.SIGKILL, "", "")
 
 
 def test_a_lost_a_changed_and_a_leftover_file_are_differences() -> None:

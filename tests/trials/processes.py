@@ -82,6 +82,8 @@ def start(
 
     What it says goes to ``said``, or on stderr to ``errors``; a warm one calls ``first``.
     """
+    for path in (said, errors or said):
+        path.touch()  # it may be killed before it has said a word
     mark = secrets.token_hex(8)
     own = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(environment or {}), MARK: mark}
     launch = [sys.executable, *(TORCHRUN if ranks > 1 else ()), "-m", "mdrelax", *words]
