@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from command_line import ROOT, shell
-from trials import processes
+from trials import processes, versions
 from trials.bad_words import VERBS, commands
+from trials.findings import Findings
 from trials.sameness import differences
 from trials.verbs import VERBS as KILLED
 
@@ -67,6 +68,15 @@ def test_a_process_that_is_killed_before_its_first_word_has_said_nothing(
     process = processes.start(["info"], tmp_path, tmp_path / "said", cold=True)
     assert processes.ended(process, patience=60)
     assert (process.code, process.text(), process.last_line()) == (-signal.SIGKILL, "", "")
+
+
+def test_an_interpreter_that_is_not_here_is_not_tried(tmp_path: Path) -> None:
+    """It is no finding, and its name is the one that was given."""
+    result = versions.trial("python3.99", tmp_path, local_torch=True)
+    assert (result["python"], result["not_tried"]) == ("3.99", "not here")
+    found = Findings("versions", seed=0)
+    versions.record(found, result)
+    assert (list(found.counts), found.findings) == (["Python 3.99 (not tried: not here)"], [])
 
 
 def test_a_lost_a_changed_and_a_leftover_file_are_differences() -> None:

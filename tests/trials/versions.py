@@ -80,16 +80,24 @@ def _run(words: Sequence[str | Path]) -> tuple[int, str]:
 def trial(python: str, folder: Path, *, local_torch: bool) -> dict[str, Any]:
     """Install the lowest versions in a new environment and run the tests; the counts and what went wrong.
 
+    An interpreter that is not here, or has no such torch, is not tried.
+
     ``local_torch`` takes torch from pip's own folders of wheels (find-links) only.
     """
     own = folder / "bin" / "python"
     pip = [own, "-m", "pip", "--no-input", "install", "--quiet"]
-    version = _run([python, "--version"])[1].strip().removeprefix("Python ")
+    try:
+        code, said = _run([python, "--version"])
+    except OSError as error:
+        code, said = 1, str(error)
+    if code:
+        return {"python": Path(python).name.removeprefix("python"), "not_tried": "not here", "said": _last(said)}
+    version = said.strip().removeprefix("Python ")
     torch = [*pip, *(["--no-index", "--no-deps"] if local_torch else []), f"torch=={lowest()['torch']}"]
     for words in ([python, "-m", "venv", folder], torch):
         code, said = _run(words)
         if code:
-            return {"python": version, "not_tried": f"torch {lowest()['torch']} cannot be had: {_last(said)}"}
+            return {"python": version, "not_tried": "no torch", "said": _last(said)}
     code, said = _run([*pip, "-c", LOWEST, *TOOLS, copied(folder.with_name(f"{folder.name}-sources"))])
     if code:
         return {"python": version, "findings": [f"cannot be installed: {_last(said)}"]}
@@ -144,7 +152,7 @@ def record(found: Findings, result: dict[str, Any]) -> None:
     """Count the tests of an environment, and report what failed in it."""
     kind = f"Python {result['python']}"
     if "not_tried" in result:
-        found.count(f"{kind} (not tried: no torch)", 0)
+        found.count(f"{kind} (not tried: {result['not_tried']})", 0)
     for word, number in result.get("tests", {}).items():
         found.count(f"{kind} {word}", number)
     for finding in result.get("findings", []):
