@@ -41,8 +41,8 @@ from mdrelax.forces.metrics import Predictions, errors
 from mdrelax.potentials import POTENTIALS, preset
 from mdrelax.runs.jobs import PARENT, Job, run_side_by_side
 
-__all__ = ["PEERS", "QUICK", "AccuracyRun", "Inputs", "Sizes", "implementation", "is_peer", "planned", "read_results",
-           "run_all", "timed"]  # fmt: skip
+__all__ = ["MOST_OF_BUDGET", "PEERS", "QUICK", "AccuracyRun", "Inputs", "Sizes", "implementation", "is_peer", "planned",
+           "read_results", "run_all", "timed"]  # fmt: skip
 
 HOUR = 3600.0  # s
 MOST_OF_BUDGET = 1.1  # a run that used more is told of
@@ -138,20 +138,24 @@ def _check_model(model: str) -> None:
 
 def implementation(model: str, venvs: Path) -> Implementation:
     """The process that trains a model, but for the folder at the end of its command."""
-    settings = thread_settings(1)
-    if model in PEERS:
-        (found,) = implementations([PEERS[model].timed], peers=True, venvs=venvs, settings=settings)
-        return found._replace(name=model, command=(found.command[0], "-m", f"peers.{PEERS[model].module}"))
-    return mdrelax_implementation(model, settings)._replace(command=(sys.executable, *WORKER))
+    found = _in_speed(model, venvs)
+    command = (found.command[0], "-m", f"peers.{PEERS[model].module}") if model in PEERS else (sys.executable, *WORKER)
+    return found._replace(command=command)
 
 
 def timed(model: str, venvs: Path) -> Implementation:
     """The process that times MD steps of a model, as in the speed benchmark."""
+    found = _in_speed(model, venvs)
+    return found._replace(cutoff=PEERS[model].cutoff) if model in PEERS else found._replace(counted=False)
+
+
+def _in_speed(model: str, venvs: Path) -> Implementation:
+    """A model as the speed benchmark starts it, with one thread."""
     settings = thread_settings(1)
-    if model in PEERS:
-        (found,) = implementations([PEERS[model].timed], peers=True, venvs=venvs, settings=settings)
-        return found._replace(name=model, cutoff=PEERS[model].cutoff)
-    return mdrelax_implementation(model, settings)._replace(counted=False)
+    if model not in PEERS:
+        return mdrelax_implementation(model, settings)
+    (found,) = implementations([PEERS[model].timed], peers=True, venvs=venvs, settings=settings)
+    return found._replace(name=model)
 
 
 # --- runs ---

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from mdrelax.analysis.benchmarks.accuracy import is_peer, read_results
+from mdrelax.analysis.benchmarks.accuracy import MOST_OF_BUDGET, is_peer, read_results
 from mdrelax.analysis.benchmarks.accuracy_times import COMPILED, read_times
 from mdrelax.analysis.benchmarks.speed_figures import styles
 from mdrelax.analysis.drawing import GREY, WIDTH, NothingToDrawError, log_scale, save, shared_legend, styled
@@ -135,12 +135,12 @@ def page(summary: pd.DataFrame, runs: pd.DataFrame) -> str:
     parts = ["# Accuracy benchmark", _explanation(runs)]
     for molecule, rows in summary.groupby("molecule", sort=False):
         parts += [f"## {molecule}", _table(rows)]
-    over = runs[runs.budget_used > 1.1]
+    over = runs[runs.budget_used > MOST_OF_BUDGET]
     if len(over):
         names = ", ".join(
             f"{r.molecule} {r.model} {r.budget_hours:g} h ({r.budget_used:.2f})" for r in over.itertuples()
         )
-        parts.append(f"Runs that used more than 1.1 of their budget: {names}.")
+        parts.append(f"Runs that used more than {MOST_OF_BUDGET:g} of their budget: {names}.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -18,6 +18,14 @@ Arms = Annotated[
         "your own, name:key=value;key=value."
     ),
 ]
+Rmd17Folder = Annotated[
+    Path | None,
+    typer.Option(help="Folder with rmd17_MOLECULE_train_01.npz and _test_01.npz; default: fetched trajectories."),
+]
+ResultsFolder = Annotated[
+    Path | None, typer.Option(help="Folder of result files and tables; runs that have one there are not repeated.")
+]
+Molecules = Annotated[str, typer.Option(help="Comma-separated: ethanol, malonaldehyde, uracil, aspirin.")]
 Seeds = Annotated[str, typer.Option(help="Comma-separated seeds; each arm runs with each seed in each setting.")]
 Override = Annotated[list[str] | None, typer.Option("-r", help="section.key=value for all runs, any number of times.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the training set; the default is the recipe's.")]

@@ -7,7 +7,7 @@ import typer
 
 from mdrelax.cli.bench.studies import has_compiler, train_and_tell
 from mdrelax.cli.ending import resumes
-from mdrelax.cli.options import Compile, Jobs, OnlyReport, Override, Seeds
+from mdrelax.cli.options import Compile, Jobs, Molecules, OnlyReport, Override, ResultsFolder, Rmd17Folder, Seeds
 
 if TYPE_CHECKING:
     from mdrelax.analysis.benchmarks.accuracy import AccuracyRun, Inputs
@@ -18,17 +18,10 @@ QUICK_HOURS = 0.002  # CPU-hours
 
 @resumes
 def accuracy(
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder with rmd17_MOLECULE_train_01.npz and _test_01.npz; default: fetched trajectories."),
-    ] = None,
+    data: Rmd17Folder = None,
     out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/accuracy"),
-    results: Annotated[
-        Path | None, typer.Option(help="Folder of result files and tables; runs that have one there are not repeated.")
-    ] = None,
-    molecules: Annotated[str, typer.Option(help="Comma-separated: ethanol, malonaldehyde, uracil, aspirin.")] = (
-        "ethanol,aspirin"
-    ),
+    results: ResultsFolder = None,
+    molecules: Molecules = "ethanol,aspirin",
     budgets: Annotated[str, typer.Option(help="Comma-separated CPU-hours of a run.")] = "0.25,1,4",
     models: Annotated[
         str, typer.Option(help="Comma-separated: equiformer-small, segnn-tiny:relaxed, ..., or other packages'.")

@@ -11,9 +11,11 @@ from mdrelax.cli.options import (
     Compile,
     Jobs,
     Launcher,
+    Molecules,
     OnlyReport,
     Override,
     RanksOfRun,
+    Rmd17Folder,
     Seeds,
     Slurm,
     Threads,
@@ -29,16 +31,11 @@ QUICK = [  # in miniature: the shipped frames and the smallest network
 
 @resumes
 def pretrain(
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder with rmd17_MOLECULE_train_01.npz and _test_01.npz; default: fetched trajectories."),
-    ] = None,
+    data: Rmd17Folder = None,
     out: Annotated[Path, typer.Option(help="Folder of the study: a folder per run, tables and figure.")] = Path(
         "runs/pretrain"
     ),
-    molecules: Annotated[str, typer.Option(help="Comma-separated: ethanol, malonaldehyde, uracil, aspirin.")] = (
-        "ethanol,malonaldehyde,uracil,aspirin"
-    ),
+    molecules: Molecules = "ethanol,malonaldehyde,uracil,aspirin",
     sizes: Annotated[str, typer.Option(help="Comma-separated numbers of DFT frames to train on.")] = (
         "50,100,200,450,950"
     ),

@@ -15,9 +15,12 @@ from mdrelax.cli.options import (
     Epochs,
     Jobs,
     Launcher,
+    Molecules,
     OnlyReport,
     Override,
     RanksOfRun,
+    ResultsFolder,
+    Rmd17Folder,
     Seeds,
     Slurm,
     Threads,
@@ -114,17 +117,10 @@ def nbody_md(
 
 @resumes
 def rmd17(
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder with rmd17_MOLECULE_train_01.npz and _test_01.npz; default: fetched trajectories."),
-    ] = None,
+    data: Rmd17Folder = None,
     out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/rmd17"),
-    results: Annotated[
-        Path | None, typer.Option(help="Folder of result files and tables; runs that have one there are not repeated.")
-    ] = None,
-    molecules: Annotated[str, typer.Option(help="Comma-separated: ethanol, malonaldehyde, uracil, aspirin.")] = (
-        "ethanol,malonaldehyde,uracil,aspirin"
-    ),
+    results: ResultsFolder = None,
+    molecules: Molecules = "ethanol,malonaldehyde,uracil,aspirin",
     arms: Arms = "standard,relaxed",
     seeds: Seeds = "0,1",
     override: Override = None,
