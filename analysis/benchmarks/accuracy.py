@@ -13,8 +13,6 @@ MOLECULE-MODEL-BUDGETh-SEED.json; runs with a file are skipped.
 
 import io
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from hashlib import sha256
@@ -39,7 +37,7 @@ from mdrelax.base.provenance import environment
 from mdrelax.base.sections import ConfigError
 from mdrelax.forces.metrics import Predictions, errors
 from mdrelax.potentials import POTENTIALS, preset
-from mdrelax.runs.jobs import PARENT, Job, run_side_by_side
+from mdrelax.runs.jobs import Job, run_side_by_side, start_process
 
 __all__ = ["MOST_OF_BUDGET", "PEERS", "QUICK", "AccuracyRun", "Inputs", "Sizes", "implementation", "is_peer", "planned",
            "read_results", "run_all", "timed"]  # fmt: skip
@@ -196,11 +194,7 @@ def run_all(
 
     def start(words: Sequence[str], place: Path) -> Job:
         worker = workers[places[place].model]
-        with (place / "run.log").open("ab") as log:
-            return subprocess.Popen(
-                words, cwd=worker.folder, env={**worker.environment, PARENT: str(os.getpid())},
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+        return start_process(words, place, environment=worker.environment, cwd=worker.folder)
 
     results.mkdir(parents=True, exist_ok=True)
     run_side_by_side(

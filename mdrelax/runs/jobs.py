@@ -15,14 +15,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from mdrelax.base.words import last_sentence
 
 __all__ = ["ELASTIC", "ONE_THREAD_EACH", "PARENT", "Job", "Processes", "Start", "cores", "end_with_parent",
-           "job_environment", "on_ranks", "run_side_by_side"]  # fmt: skip
+           "job_environment", "on_ranks", "run_side_by_side", "start_process"]  # fmt: skip
 
 POLL_SECONDS = 0.5
 LONGEST_SENTENCE = 2000  # bytes at the end of a run's output
@@ -55,12 +55,18 @@ class Processes:
 
     def __call__(self, command: Sequence[str], place: Path) -> "subprocess.Popen[bytes]":
         """Start a command; see ``Start``."""
-        place.mkdir(parents=True, exist_ok=True)
-        with (place / "run.log").open("ab") as file:
-            environment = {**job_environment(self.threads), PARENT: str(os.getpid())}
-            return subprocess.Popen(
-                on_ranks(command, self.ranks), stdout=file, stderr=subprocess.STDOUT, env=environment
-            )
+        return start_process(on_ranks(command, self.ranks), place, environment=job_environment(self.threads))
+
+
+def start_process(
+    command: Sequence[str], place: Path, *, environment: Mapping[str, str], cwd: Path | None = None
+) -> "subprocess.Popen[bytes]":
+    """Start a process that says everything in run.log of ``place``, and may end when this one is gone (``PARENT``)."""
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "run.log").open("ab") as log:
+        return subprocess.Popen(
+            command, cwd=cwd, env={**environment, PARENT: str(os.getpid())}, stdout=log, stderr=subprocess.STDOUT
+        )
 
 
 ONE_THREAD_EACH = Processes()
