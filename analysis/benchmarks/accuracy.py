@@ -11,7 +11,6 @@ MOLECULE-MODEL-BUDGETh-SEED.json; runs with a file are skipped.
 | mace, nequip, tensornet, painn | as in the speed benchmark | in ``peers.X_training``, with its source |
 """
 
-import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ from mdrelax.analysis.benchmarks.implementations import (
 )
 from mdrelax.analysis.studies.rmd17 import MOLECULES, data_keys
 from mdrelax.analysis.tables import read_json, read_optional
-from mdrelax.base.files import write_atomically
+from mdrelax.base.files import whole_file, write_atomically
 from mdrelax.base.names import nearest_name
 from mdrelax.base.provenance import environment
 from mdrelax.base.sections import ConfigError
@@ -287,10 +286,8 @@ def _arrays(frames: Sequence[Any]) -> dict[str, np.ndarray]:
 
 
 def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, buffer.getvalue())
+    with whole_file(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 # --- results ---

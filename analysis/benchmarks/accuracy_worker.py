@@ -11,7 +11,6 @@ from its checkpoint.
 """
 
 import contextlib
-import io
 import json
 import resource
 import sys
@@ -28,7 +27,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from mdrelax import potentials
 from mdrelax.analysis.benchmarks.peers.training import VALIDATION_SHARE, VALIDATIONS, Frames, read_molecule
 from mdrelax.analysis.tables import read_json
-from mdrelax.base.files import write_atomically
+from mdrelax.base.files import whole_file, write_atomically
 from mdrelax.base.provenance import software_versions
 from mdrelax.engines.ase import MDRelaxCalculator
 from mdrelax.runs.config import Config, load_config
@@ -115,9 +114,8 @@ def train(folder: Path) -> None:
         atoms = Atoms(molecule.numbers, positions, calculator=calculator)
         found.append((atoms.get_potential_energy(), atoms.get_forces()))
     energies, forces = zip(*found, strict=True)
-    buffer = io.BytesIO()
-    np.savez(buffer, energies=np.array(energies) + molecule.mean_energy, forces=np.array(forces))
-    write_atomically(folder / "predictions.npz", buffer.getvalue())
+    with whole_file(folder / "predictions.npz") as file:
+        np.savez(file, energies=np.array(energies) + molecule.mean_energy, forces=np.array(forces))
     document = {
         "cpu_seconds": seconds, "steps": outcome.fit.steps, "best_step": outcome.fit.best_step,
         "epochs": outcome.fit.steps * config.training.batch_size / n_train,

@@ -1,6 +1,5 @@
 """The run of a force field, from data to model file: the ``Experiment`` of potentials."""
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -14,7 +13,7 @@ from ase.data import chemical_symbols
 from torch_geometric.data import Data
 
 from mdrelax import datasets
-from mdrelax.base.files import locked_folder, write_atomically
+from mdrelax.base.files import locked_folder, whole_file
 from mdrelax.base.sections import ConfigError
 from mdrelax.compiled.training import CompiledTrainingStep
 from mdrelax.datasets.structure_files import spread
@@ -369,9 +368,8 @@ def _test_results(
             positions = torch.cat([frame.graph.positions for frame in frames.test]).numpy()
             results |= metrics.net_force_and_torque(predictions.forces_pred, positions, predictions.n_atoms)
         arrays = {name: array for name, array in predictions._asdict().items() if array is not None}
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
-        write_atomically(folder / "test_predictions.npz", buffer.getvalue())
+        with whole_file(folder / "test_predictions.npz") as file:
+            np.savez_compressed(file, **arrays)
     return results
 
 

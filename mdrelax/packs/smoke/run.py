@@ -8,7 +8,6 @@ at the end. The flows are only nearly symmetric: ``equiv`` alone claims a symmet
 the others the numbers are kept, as is the symmetry error that each network has learnt.
 """
 
-import io
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +19,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from mdrelax.base.files import write_atomically
+from mdrelax.base.files import whole_file
 from mdrelax.base.names import nearest_name
 from mdrelax.base.sections import ConfigError, Section
 from mdrelax.datasets.plume import Indices, PlumeSet, PlumeSplit, Sampling, read_windows
@@ -251,6 +250,5 @@ def _write_rollouts(path: Path, model: nn.Module, data: Windows) -> None:
     for name, rows in (("future", data.future), ("domain", data.domain)):
         inputs, truth = read_windows(data.plumes, rows[len(rows) // 2 : len(rows) // 2 + 1], data.split.n_in, n)
         arrays[f"{name}_truth"], arrays[f"{name}_prediction"] = truth[0], predict(model, inputs, n, bounded=False)[0]
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: array.float().numpy() for name, array in arrays.items()})  # type: ignore[arg-type]
-    write_atomically(path, buffer.getvalue())
+    with whole_file(path) as file:
+        np.savez_compressed(file, **{name: array.float().numpy() for name, array in arrays.items()})  # type: ignore[arg-type]

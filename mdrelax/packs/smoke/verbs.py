@@ -1,6 +1,5 @@
 """What `mdrelax train`, `predict`, `eval` and `audit` do with flows; see ``mdrelax.packs.registry``."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mdrelax.base.files import write_atomically
+from mdrelax.base.files import whole_file
 from mdrelax.datasets.plume import read_windows
 from mdrelax.datasets.plume_files import is_plumes, open_plumes
 from mdrelax.method.certificate import Certificate
@@ -44,9 +43,8 @@ def predict(model: Path, data: str, output: Path, *, number: int | None = None) 
     for name, velocity in _velocities(data, loaded).items():
         frames = torch.from_numpy(np.ascontiguousarray(velocity)).unsqueeze(0)
         arrays[name] = loaded.predict(frames, n_frames)[0].float().numpy()
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomically(output, buffer.getvalue())
+    with whole_file(output) as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return f"{len(arrays)} rollouts of {n_frames} frames written to {output}"
 
 
