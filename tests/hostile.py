@@ -3,7 +3,6 @@
 import json
 import zipfile
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ def changed(document: dict[str, Any], place: tuple[str, ...], value: Any) -> dic
     if value is DELETED:
         del inner[place[-1]]
     else:
-        inner[place[-1]] = deepcopy(value)  # a later change may be inside it
+        inner[place[-1]] = value
     return copy
 
 

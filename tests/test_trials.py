@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from command_line import ROOT, shell
-from trials import processes, versions
+from trials import mutated, processes, versions
 from trials.bad_words import VERBS, commands
 from trials.findings import Findings
 from trials.sameness import differences
@@ -68,6 +69,16 @@ def test_a_process_that_is_killed_before_its_first_word_has_said_nothing(
     process = processes.start(["info"], tmp_path, tmp_path / "said", cold=True)
     assert processes.ended(process, patience=60)
     assert (process.code, process.text(), process.last_line()) == (-signal.SIGKILL, "", "")
+
+
+def test_mutants_leave_the_values_that_they_are_drawn_from() -> None:
+    """A value put into a checkpoint was changed there by the next change, and at last contained itself."""
+    before = repr(mutated.VALUES_TOO)
+    for seed in range(200):
+        draw, state = random.Random(seed), {"a": {}, "b": []}
+        for _ in range(4):
+            mutated._other_entry(state, draw)
+    assert repr(mutated.VALUES_TOO) == before
 
 
 def test_an_interpreter_that_is_not_here_is_not_tried(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -353,7 +354,7 @@ def _other_entry(state: Any, draw: Draw, path: str = "") -> str:
     if draw.random() < 0.2:
         del state[key]
         return f"{place} deleted"
-    state[key] = value
+    state[key] = deepcopy(value)  # a second change may be inside it, in place
     return f"{place} = {value!r:.60}"
 
 
